@@ -1,0 +1,174 @@
+"""The one error tree. Knows nothing of HTTP; `rallychat.api.errors` maps each class to a status.
+
+RallyChatError
+├── InvalidRequest          the caller's input cannot be used; names the parameter
+│   ├── ContextOverflow     the prompt does not fit the model's window
+│   └── TemplateError       the chat template cannot render these messages
+├── NotFound                no such model, conversation, message or run
+├── Conflict                the thing exists but is not in a state that allows this
+├── Busy                    the queue is full; carries the seconds to wait
+├── SettingsError           a setting, catalog or model file is wrong; names file and key
+├── SourceError             weights could not be fetched
+│   ├── NoNetwork           the source cannot be reached
+│   ├── Gated               the source wants a token or an accepted licence
+│   ├── SourceMissing       the repository, file or distribution does not exist
+│   ├── ChecksumMismatch    what arrived is not what was promised
+│   └── DiskFull            not enough room for the weights
+├── StoreError              the conversation database cannot be used
+└── EngineError             an engine failed
+    ├── EngineUnavailable   the engine could not be started, or died too often
+    ├── EngineInterrupted   the engine died or hung during this answer
+    └── EngineRefused       the engine rejected the request
+"""
+
+from __future__ import annotations
+
+
+class RallyChatError(Exception):
+    """Base of all errors a caller may see.
+
+    Args:
+        message: one sentence naming the thing and the limit.
+        hint: the next step for the person reading it, or empty.
+    """
+
+    code = "internal_error"
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class InvalidRequest(RallyChatError):
+    """The caller's input cannot be used; `param` names the field, or is None."""
+
+    code = "invalid_request"
+
+    def __init__(self, message: str, *, param: str | None = None, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.param = param
+
+
+class ContextOverflow(InvalidRequest):
+    """The prompt needs `needed` tokens but the window holds `window`."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, *, needed: int, window: int, hint: str = "") -> None:
+        over = needed - window
+        super().__init__(
+            f"The prompt and its answer need {needed} tokens; the model's window is {window}: {over} too many.",
+            param="messages",
+            hint=hint or "shorten the conversation, lower max_tokens, or pick a model with a longer window",
+        )
+        self.needed = needed
+        self.window = window
+
+
+class TemplateError(InvalidRequest):
+    """The chat template refused or failed on these messages."""
+
+    code = "template_error"
+
+
+class NotFound(RallyChatError):
+    """There is no `kind` called `name`."""
+
+    code = "not_found"
+
+    def __init__(self, kind: str, name: str, *, hint: str = "") -> None:
+        super().__init__(f"There is no {kind} '{name}'.", hint=hint)
+        self.kind = kind
+        self.name = name
+
+
+class Conflict(RallyChatError):
+    """The thing exists, but its state does not allow this."""
+
+    code = "conflict"
+
+
+class Busy(RallyChatError):
+    """The queue is full; try again after `retry_after` seconds."""
+
+    code = "queue_full"
+
+    def __init__(self, message: str, *, retry_after: float, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
+
+
+class SettingsError(RallyChatError):
+    """A setting, catalog file or model description is wrong; the message names file and key."""
+
+    code = "settings_error"
+
+
+class SourceError(RallyChatError):
+    """Weights could not be fetched."""
+
+    code = "download_failed"
+
+
+class NoNetwork(SourceError):
+    """The source cannot be reached."""
+
+    code = "no_network"
+
+
+class Gated(SourceError):
+    """The source wants a token or an accepted licence."""
+
+    code = "gated_model"
+
+
+class SourceMissing(SourceError):
+    """The repository, file or distribution does not exist."""
+
+    code = "source_missing"
+
+
+class ChecksumMismatch(SourceError):
+    """What arrived is not what was promised."""
+
+    code = "checksum_mismatch"
+
+
+class DiskFull(SourceError):
+    """There is not enough room for the weights."""
+
+    code = "disk_full"
+
+
+class StoreError(RallyChatError):
+    """The conversation database cannot be used."""
+
+    code = "store_error"
+
+
+class EngineError(RallyChatError):
+    """An engine failed."""
+
+    code = "engine_error"
+
+
+class EngineUnavailable(EngineError):
+    """The engine could not be started, or died too often."""
+
+    code = "engine_unavailable"
+
+
+class EngineInterrupted(EngineError):
+    """The engine died or hung during this answer; what had arrived is kept."""
+
+    code = "engine_interrupted"
+
+
+class EngineRefused(EngineError):
+    """The engine rejected the request."""
+
+    code = "engine_refused"

@@ -1,0 +1,156 @@
+"""Messages, the events of a turn, and what a turn cost. Values only: nothing here does anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Role = Literal["system", "user", "assistant", "tool"]
+FinishReason = Literal["stop", "length", "cancelled", "interrupted", "error"]
+"""Why an answer ended: the model stopped, a token limit, a person, a dead engine or server, a failure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """What is said."""
+
+    text: str
+    kind: Literal["text"] = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """What a reasoning model thinks before it speaks; shown folded, not part of the answer."""
+
+    text: str
+    kind: Literal["reasoning"] = "reasoning"
+
+
+Part = Text | Reasoning
+"""One part of a message. Tool calls, tool results and images join this union when they are built."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message as a model sees it."""
+
+    role: Role
+    parts: tuple[Part, ...]
+
+    @classmethod
+    def of(cls, role: Role, text: str) -> Message:
+        """A message of one text part."""
+        return cls(role, (Text(text),))
+
+    @property
+    def text(self) -> str:
+        """All text parts joined, reasoning left out."""
+        return "".join(part.text for part in self.parts if isinstance(part, Text))
+
+    @property
+    def reasoning(self) -> str:
+        """All reasoning parts joined."""
+        return "".join(part.text for part in self.parts if isinstance(part, Reasoning))
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one answer. `cached_tokens` of the prompt were reused from the engine's KV cache."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Milliseconds of one answer, counted from when the request arrived."""
+
+    queued_ms: float = 0.0
+    first_token_ms: float = 0.0
+    total_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of the prompt: what it is, whose message it is, and its tokens."""
+
+    kind: Literal["system", "user", "assistant", "memory", "retrieved", "generation"]
+    message_id: str | None
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ContextReport:
+    """What went into a prompt and what did not, and why. Token counts are the model's own."""
+
+    strategy: str
+    window: int
+    budget: int
+    prompt_tokens: int
+    segments: tuple[Segment, ...] = ()
+    kept: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+    reused_tokens: int = 0
+    divergence: str = ""
+    """Why the prompt could not continue the previous one, or empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """Waiting for a slot; `position` 1 is next."""
+
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """The model is being fetched or loaded; `fraction` is 0..1 or None when unknown."""
+
+    model: str
+    stage: Literal["download", "load"]
+    fraction: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The prompt is on its way to the engine."""
+
+    report: ContextReport
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """More of the answer; never half a character."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningDelta:
+    """More of the reasoning."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The answer ended by itself, by a limit or by a person. The last event."""
+
+    reason: FinishReason
+    usage: Usage = field(default_factory=Usage)
+    timings: Timings = field(default_factory=Timings)
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The answer ended by a failure; what had arrived is stored. The last event."""
+
+    code: str
+    message: str
+    hint: str = ""
+    retry_after: float | None = None
+
+
+Event = Queued | Loading | Started | TextDelta | ReasoningDelta | Finished | Failed
+"""The closed set of events of a turn, in the order they may come."""
