@@ -1,0 +1,1 @@
+"""RallyChat: a chatbot service for open language models."""

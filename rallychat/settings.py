@@ -1,0 +1,112 @@
+"""What can be set, and where it comes from: defaults < rallychat.toml < RALLYCHAT_* < command line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import platformdirs
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from rallychat.errors import SettingsError
+
+CONFIG_NAME = "rallychat.toml"
+
+
+def default_data_dir() -> Path:
+    """The one folder everything lives under, by the platform's custom."""
+    return Path(platformdirs.user_data_dir("rallychat", appauthor=False))
+
+
+def config_file() -> Path | None:
+    """The configuration file in force: `RALLYCHAT_CONFIG`, else ./rallychat.toml, else the user's own."""
+    named = os.environ.get("RALLYCHAT_CONFIG")
+    if named:
+        if not Path(named).is_file():
+            raise SettingsError(f"RALLYCHAT_CONFIG names '{named}', which is not a file.")
+        return Path(named)
+    candidates = (
+        Path(CONFIG_NAME),
+        Path(platformdirs.user_config_dir("rallychat", appauthor=False)) / CONFIG_NAME,
+    )
+    return next((path for path in candidates if path.is_file()), None)
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Frozen; secrets print as stars."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="RALLYCHAT_", frozen=True, extra="forbid", env_ignore_empty=True, protected_namespaces=()
+    )
+
+    data_dir: Path = Field(default_factory=default_data_dir, description="Folder of weights, database and logs.")
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(7860, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    model: str = Field("smollm2-135m-instruct", description="Model used where none is asked for.")
+    api_only: bool = Field(False, description="Serve the API without the web page.")
+    open_browser: bool = Field(True, description="Open the page in the browser when ready.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
+
+    slots: int = Field(4, ge=1, le=256, description="Answers generated at the same time, per model.")
+    window: int | None = Field(
+        None, ge=256, description="Context window per slot in tokens; the model's own, at most 8192, if not given."
+    )
+    threads: int | None = Field(None, ge=1, description="CPU threads per engine; the physical cores if not given.")
+    max_loaded: int = Field(1, ge=1, description="Models kept loaded; the longest unused one is unloaded first.")
+    max_queue: int = Field(256, ge=0, description="Requests that may wait for a slot before new ones are refused.")
+    load_timeout: float = Field(600.0, gt=0, description="Seconds a model may take to load.")
+    stall_timeout: float = Field(120.0, gt=0, description="Seconds an engine may be silent before it counts as hung.")
+    max_body_bytes: int = Field(8 * 1024 * 1024, ge=1024, description="Largest request body the API accepts.")
+
+    hub_token: SecretStr | None = Field(None, description="Hugging Face token; HF_TOKEN is used if not given.")
+    offline: bool = Field(False, description="Never ask the network; use what is on disk.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Highest first: what the caller gives, the environment, the file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=config_file())
+
+    @classmethod
+    def load(cls, **given: Any) -> Settings:
+        """Settings from every source; `given` (None = not given) wins.
+
+        Raises:
+            SettingsError: a value is wrong or a name unknown; the message names it.
+        """
+        try:
+            return cls(**{name: value for name, value in given.items() if value is not None})
+        except ValidationError as exc:
+            first = exc.errors()[0]
+            name = ".".join(str(part) for part in first["loc"])
+            raise SettingsError(f"Setting '{name}': {first['msg']}.") from exc
+        except ValueError as exc:  # the TOML itself is broken
+            raise SettingsError(f"{config_file()} cannot be read: {exc}.") from exc
+
+    @property
+    def models_dir(self) -> Path:
+        """Where weights are kept."""
+        return self.data_dir / "models"
+
+    @property
+    def catalog_dir(self) -> Path:
+        """The user's own families/ and models/, laid over the shipped ones."""
+        return self.data_dir / "catalog"
+
+    @property
+    def database(self) -> Path:
+        """The SQLite file of conversations."""
+        return self.data_dir / "rallychat.db"
