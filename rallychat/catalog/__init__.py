@@ -1,0 +1,8 @@
+"""What is known of families and models, and how they are named."""
+
+from __future__ import annotations
+
+from rallychat.catalog.load import Catalog
+from rallychat.catalog.types import Family, Model, Sampling
+
+__all__ = ["Catalog", "Family", "Model", "Sampling"]

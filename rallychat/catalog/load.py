@@ -1,0 +1,168 @@
+"""Reads what is known of families and models: the shipped TOML files, then the user's own over them.
+
+A file's name is its id: `families/chatml.toml` is the family `chatml`. A user's file of the same name is laid
+over the shipped one key by key (`[weights]` is replaced whole), so one line is enough to change one fact.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from rallychat.catalog import references
+from rallychat.catalog.types import Family, Model
+from rallychat.errors import NotFound, SettingsError
+from rallychat.settings import Settings
+
+SHIPPED = Path(__file__).resolve().parent.parent / "data"
+_MERGED_TABLES = ("sampling", "options", "reasoning")
+
+Facts = TypeVar("Facts", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Every family and model that can be named. `models` keeps the order of a menu: small to large."""
+
+    models: Mapping[str, Model]
+    families: Mapping[str, Family]
+    models_dir: Path = field(default_factory=Path)
+    """Where weights are kept; facts of a hub file come from its header once it is there."""
+
+    @classmethod
+    def load(cls, settings: Settings) -> Catalog:
+        """The shipped facts with the user's own, from `settings.catalog_dir`, over them.
+
+        Raises:
+            SettingsError: a file is wrong; the message names the file and the key.
+        """
+        roots = (SHIPPED, settings.catalog_dir)
+        families = _read(Family, [root / "families" for root in roots])
+        models = _read(Model, [root / "models" for root in roots])
+        for model, origin in models.values():
+            if model.family not in families:
+                near = _near(model.family, families)
+                raise SettingsError(
+                    f"{origin}: key 'family' names '{model.family}', which is not a family.", hint=near
+                )
+        in_order = sorted((model for model, _ in models.values()), key=_menu_order)
+        return cls(
+            MappingProxyType({model.id: model for model in in_order}),
+            MappingProxyType({family.id: family for family, _ in families.values()}),
+            settings.models_dir,
+        )
+
+    def find(self, name: str) -> Model:
+        """The catalog's model of this id or, in any case, this id or name. Never a path or a hub file.
+
+        Raises:
+            NotFound: the hint has near matches.
+        """
+        if name in self.models:
+            return self.models[name]
+        folded = name.strip().casefold()
+        for model in self.models.values():
+            if folded in (model.id.casefold(), model.name.casefold()):
+                return model
+        raise NotFound("model", name, hint=_near(name, self._names()))
+
+    def resolve(self, name: str) -> Model:
+        """The model of this name: in the catalog, or a GGUF file or folder, or a file on the hub.
+
+        Accepts an id or name (any case); a path to a GGUF file or to a folder with one;
+        `hub:owner/repo/file.gguf` or `owner/repo:file.gguf`, each with `@revision` behind it if wanted.
+
+        Raises:
+            NotFound: nothing has this name; the hint has near matches.
+            InvalidRequest: a folder holds several GGUF files; the hint lists them.
+            SettingsError: the file is not a GGUF file.
+        """
+        try:
+            return self.find(name)
+        except NotFound:
+            model = references.resolve(name, models_dir=self.models_dir)
+            if model is None:
+                raise
+            return model
+
+    def family(self, model: Model) -> Family:
+        """The family `model` belongs to."""
+        try:
+            return self.families[model.family]
+        except KeyError:
+            raise NotFound("family", model.family, hint=_near(model.family, self.families)) from None
+
+    def including(self, model: Model) -> Catalog:
+        """The same catalog with `model` in it, so that it is listed and found by its id and name."""
+        return replace(self, models=MappingProxyType({**self.models, model.id: model}))
+
+    def _names(self) -> list[str]:
+        return [name for model in self.models.values() for name in (model.id, model.name)]
+
+
+def _menu_order(model: Model) -> tuple[bool, int, str]:
+    return model.hidden, model.weights.size or 0, model.id
+
+
+def _near(name: str, names: Iterable[str]) -> str:
+    folded = {known.casefold(): known for known in names}
+    near = [folded[match] for match in get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)]
+    return "did you mean " + " or ".join(f"'{match}'" for match in near) + "?" if near else ""
+
+
+def _read(kind: type[Facts], folders: Iterable[Path]) -> dict[str, tuple[Facts, Path]]:
+    """Every fact file of `folders`, later folders over earlier ones, with the file each came from."""
+    tables: dict[str, tuple[dict[str, Any], Path]] = {}
+    for folder in folders:
+        for path in sorted(folder.glob("*.toml")):
+            below, _ = tables.get(path.stem, ({}, path))
+            tables[path.stem] = (_laid_over(below, _table(path)), path)
+    return {name: (_checked(kind, table, path), path) for name, (table, path) in tables.items()}
+
+
+def _table(path: Path) -> dict[str, Any]:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise SettingsError(f"{path} cannot be read: {exc}.") from exc
+    named = table.setdefault("id", path.stem)
+    if named != path.stem:
+        raise SettingsError(
+            f"{path}: key 'id' is '{named}', but a file's name is its id.", hint=f"rename it to {named}.toml"
+        )
+    return table
+
+
+def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = {**below, **above}
+    for name in _MERGED_TABLES:
+        if isinstance(below.get(name), dict) and isinstance(above.get(name), dict):
+            merged[name] = {**below[name], **above[name]}
+    return merged
+
+
+def _checked(kind: type[Facts], table: dict[str, Any], path: Path) -> Facts:
+    try:
+        return kind.model_validate(table)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        # the discriminator ("hub", "wheel") stands in the location of a union's errors; it is no key of the file
+        keys = [
+            str(part) for i, part in enumerate(first["loc"]) if not (i == 1 and first["loc"][0] == "weights")
+        ]
+        key = ".".join(keys)
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(sorted(kind.model_fields)) if len(keys) == 1 else ""
+            raise SettingsError(
+                f"{path}: key '{key}' is not known.", hint=f"known keys: {known}" if known else ""
+            ) from exc
+        if first["type"] == "missing":
+            raise SettingsError(f"{path}: key '{key}' is missing.") from exc
+        raise SettingsError(f"{path}: key '{key}': {first['msg']}.") from exc

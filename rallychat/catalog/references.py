@@ -1,0 +1,118 @@
+"""Models that are named by where they are: a GGUF file, a folder with one, a file on the hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from rallychat.catalog.places import place
+from rallychat.catalog.types import FileWeights, HubWeights, Model
+from rallychat.errors import InvalidRequest, NotFound, SettingsError
+
+FAMILY = "shipped"
+"""Such a model's template can only come from its own header."""
+
+_OWNER_REPO = r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
+_FILE = r"(?P<file>(?:[\w.+-]+/)*[\w.+-]+\.gguf)(?:@(?P<revision>[\w./-]+))?"
+_HUB = (re.compile(rf"hub:{_OWNER_REPO}/{_FILE}"), re.compile(rf"(?:hub:)?{_OWNER_REPO}:{_FILE}"))
+_SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
+
+
+def resolve(name: str, *, models_dir: Path) -> Model | None:
+    """The model `name` points at, or None if it looks neither like a path nor like a hub file.
+
+    Raises:
+        NotFound: it looks like a path, and nothing is there.
+        InvalidRequest: a folder with several GGUF files.
+        SettingsError: a file that is not GGUF.
+    """
+    path = _existing(name)
+    if path is not None:
+        return local_model(path)
+    for pattern in _HUB:
+        if match := pattern.fullmatch(name):
+            return hub_model(
+                match["repo"], match["file"], revision=match["revision"] or "main", models_dir=models_dir
+            )
+    if name.lower().endswith(".gguf") or name.startswith(("/", "./", "../", "~")):
+        raise NotFound("model file", name, hint="the path must lead to a GGUF file or a folder with one")
+    return None
+
+
+def local_model(path: Path) -> Model:
+    """The model in a GGUF file, or in a folder with one; its facts come from the file's header."""
+    file = _only_gguf(path) if path.is_dir() else path
+    file = file.resolve()
+    header = _header(file)
+    return Model(
+        id=str(file),
+        weights=FileWeights(kind="file", path=str(file), size=file.stat().st_size),
+        description="A file on this machine.",
+        **_facts(header, file),
+    )
+
+
+def hub_model(repo: str, file: str, *, revision: str, models_dir: Path) -> Model:
+    """The model in a file on the hub; its facts come from the header once it is on this machine."""
+    weights = HubWeights(kind="hub", repo=repo, file=file, revision=revision)
+    suffix = "" if revision == "main" else f"@{revision}"
+    here = place(weights, models_dir)
+    facts = _facts(_header(here), here) if here.is_file() else {"name": Path(file).stem, "family": FAMILY}
+    return Model(
+        id=f"hub:{repo}/{file}{suffix}",
+        weights=weights,
+        description="A file on the Hugging Face hub.",
+        url=f"https://huggingface.co/{repo}",
+        **facts,
+    )
+
+
+def _existing(name: str) -> Path | None:
+    if not name or "\0" in name:
+        return None
+    try:
+        path = Path(name).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # too long a name, no home folder, a lone surrogate
+        return None
+
+
+def _only_gguf(folder: Path) -> Path:
+    found = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() == ".gguf")
+    models = [path for path in found if _is_first(path) and not path.name.lower().startswith("mmproj")]
+    if not models:
+        raise NotFound("GGUF file in the folder", str(folder))
+    if len(models) > 1:
+        listed = ", ".join(path.name for path in models)
+        raise InvalidRequest(
+            f"The folder {folder} holds {len(models)} GGUF files.",
+            param="model",
+            hint=f"name one of: {listed}",
+        )
+    return models[0]
+
+
+def _is_first(path: Path) -> bool:
+    """Of weights split into several files, the engine is given the first."""
+    split = _SPLIT.fullmatch(path.name)
+    return split is None or int(split[2]) == 1
+
+
+def _header(file: Path) -> Any:
+    from rallychat.catalog.gguf import read_header
+
+    try:
+        return read_header(file)
+    except OSError as exc:
+        raise SettingsError(f"{file} cannot be read: {exc.strerror or exc}.") from exc
+
+
+def _facts(header: Any, file: Path) -> dict[str, Any]:
+    return {
+        "name": header.name or file.stem,
+        "family": FAMILY,
+        "parameters": header.parameters or "",
+        "license": header.licence or "",
+        "window": max(header.window or 2048, 256),
+    }
