@@ -13,7 +13,8 @@ RallyChatError
 │   ├── Gated               the source wants a token or an accepted licence
 │   ├── SourceMissing       the repository, file or distribution does not exist
 │   ├── ChecksumMismatch    what arrived is not what was promised
-│   └── DiskFull            not enough room for the weights
+│   ├── DiskFull            not enough room for the weights
+│   └── SourceCancelled     a person called the download off
 ├── StoreError              the conversation database cannot be used
 └── EngineError             an engine failed
     ├── EngineUnavailable   the engine could not be started, or died too often
@@ -144,6 +145,12 @@ class DiskFull(SourceError):
     code = "disk_full"
 
 
+class SourceCancelled(SourceError):
+    """A person called the download off."""
+
+    code = "download_cancelled"
+
+
 class StoreError(RallyChatError):
     """The conversation database cannot be used."""
 
@@ -163,9 +170,13 @@ class EngineUnavailable(EngineError):
 
 
 class EngineInterrupted(EngineError):
-    """The engine died or hung during this answer; what had arrived is kept."""
+    """The engine died during this answer, or was silent for too long (`hung`); what had arrived is kept."""
 
     code = "engine_interrupted"
+
+    def __init__(self, message: str, *, hung: bool = False, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.hung = hung
 
 
 class EngineRefused(EngineError):

@@ -153,10 +153,9 @@ def _checked(kind: type[Facts], table: dict[str, Any], path: Path) -> Facts:
         return kind.model_validate(table)
     except ValidationError as exc:
         first = exc.errors()[0]
-        # the discriminator ("hub", "wheel") stands in the location of a union's errors; it is no key of the file
-        keys = [
-            str(part) for i, part in enumerate(first["loc"]) if not (i == 1 and first["loc"][0] == "weights")
-        ]
+        keys = [str(part) for part in first["loc"]]
+        if keys[0] == "weights":
+            del keys[1:2]  # pydantic puts the kind ("hub", "wheel") there; it is no key of the file
         key = ".".join(keys)
         if first["type"] == "extra_forbidden":
             known = ", ".join(sorted(kind.model_fields)) if len(keys) == 1 else ""

@@ -1,4 +1,4 @@
-"""Where weights are kept below the models folder. One place per set of weights, so two models may share one."""
+"""Where weights are kept below the models folder. One place per file, so two models may share it."""
 
 from __future__ import annotations
 

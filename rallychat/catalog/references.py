@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from rallychat.catalog.gguf import GGUF, read_gguf
 from rallychat.catalog.places import place
 from rallychat.catalog.types import FileWeights, HubWeights, Model
-from rallychat.errors import InvalidRequest, NotFound, SettingsError
+from rallychat.errors import InvalidRequest, NotFound
 
 FAMILY = "shipped"
 """Such a model's template can only come from its own header."""
@@ -44,7 +45,7 @@ def local_model(path: Path) -> Model:
     """The model in a GGUF file, or in a folder with one; its facts come from the file's header."""
     file = _only_gguf(path) if path.is_dir() else path
     file = file.resolve()
-    header = _header(file)
+    header = read_gguf(file)
     return Model(
         id=str(file),
         weights=FileWeights(kind="file", path=str(file), size=file.stat().st_size),
@@ -58,7 +59,7 @@ def hub_model(repo: str, file: str, *, revision: str, models_dir: Path) -> Model
     weights = HubWeights(kind="hub", repo=repo, file=file, revision=revision)
     suffix = "" if revision == "main" else f"@{revision}"
     here = place(weights, models_dir)
-    facts = _facts(_header(here), here) if here.is_file() else {"name": Path(file).stem, "family": FAMILY}
+    facts = _facts(read_gguf(here), here) if here.is_file() else {"name": Path(file).stem, "family": FAMILY}
     return Model(
         id=f"hub:{repo}/{file}{suffix}",
         weights=weights,
@@ -99,20 +100,18 @@ def _is_first(path: Path) -> bool:
     return split is None or int(split[2]) == 1
 
 
-def _header(file: Path) -> Any:
-    from rallychat.catalog.gguf import read_header
-
-    try:
-        return read_header(file)
-    except OSError as exc:
-        raise SettingsError(f"{file} cannot be read: {exc.strerror or exc}.") from exc
-
-
-def _facts(header: Any, file: Path) -> dict[str, Any]:
+def _facts(header: GGUF, file: Path) -> dict[str, Any]:
     return {
         "name": header.name or file.stem,
         "family": FAMILY,
-        "parameters": header.parameters or "",
-        "license": header.licence or "",
-        "window": max(header.window or 2048, 256),
+        "parameters": _as_written(header.parameters),
+        "license": header.license,
+        "window": max(header.context_length or 2048, 256),
     }
+
+
+def _as_written(parameters: int) -> str:
+    """A number of parameters as authors write it: 135M, 1.7B."""
+    if parameters >= 1e9:
+        return f"{parameters / 1e9:.1f}".removesuffix(".0") + "B"
+    return f"{parameters / 1e6:.0f}M" if parameters >= 1e6 else ""
