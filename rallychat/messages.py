@@ -72,6 +72,14 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """Text to tokenise; in `special` pieces control tokens are recognised, elsewhere they stay text."""
+
+    text: str
+    special: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Segment:
     """A stretch of the prompt: what it is, whose message it is, and its tokens."""
 

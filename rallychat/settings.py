@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +40,19 @@ def config_file() -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
+def is_loopback(host: str) -> bool:
+    """The name or address leads to this machine only. An empty host means every address, so it does not."""
+    name = host.strip("[]").rstrip(".").lower()
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        address = ip_address(name)
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return (mapped or address).is_loopback
+
+
 class Settings(BaseSettings):
     """Everything that can be set. Frozen; secrets print as stars."""
 
@@ -46,27 +60,46 @@ class Settings(BaseSettings):
         env_prefix="RALLYCHAT_", frozen=True, extra="forbid", env_ignore_empty=True, protected_namespaces=()
     )
 
-    data_dir: Path = Field(default_factory=default_data_dir, description="Folder of weights, database and logs.")
+    data_dir: Path = Field(
+        default_factory=default_data_dir, description="Folder of weights, database and logs."
+    )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(7860, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     model: str = Field("smollm2-135m-instruct", description="Model used where none is asked for.")
-    api_only: bool = Field(False, description="Serve the API without the web page.")
-    open_browser: bool = Field(True, description="Open the page in the browser when ready.")
+    api_only: bool = Field(default=False, description="Serve the API without the web page.")
+    open_browser: bool = Field(default=True, description="Open the page in the browser when ready.")
+    no_auth: bool = Field(False, description="Serve beyond this machine without login.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
 
     slots: int = Field(4, ge=1, le=256, description="Answers generated at the same time, per model.")
     window: int | None = Field(
-        None, ge=256, description="Context window per slot in tokens; the model's own, at most 8192, if not given."
+        default=None,
+        ge=256,
+        description="Context window per slot in tokens; the model's own, at most 8192, if not given.",
     )
-    threads: int | None = Field(None, ge=1, description="CPU threads per engine; the physical cores if not given.")
-    max_loaded: int = Field(1, ge=1, description="Models kept loaded; the longest unused one is unloaded first.")
-    max_queue: int = Field(256, ge=0, description="Requests that may wait for a slot before new ones are refused.")
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads per engine; the physical cores if not given."
+    )
+    max_loaded: int = Field(
+        1, ge=1, description="Models kept loaded; the longest unused one is unloaded first."
+    )
+    max_queue: int = Field(
+        256, ge=0, description="Requests that may wait for a slot before new ones are refused."
+    )
     load_timeout: float = Field(600.0, gt=0, description="Seconds a model may take to load.")
-    stall_timeout: float = Field(120.0, gt=0, description="Seconds an engine may be silent before it counts as hung.")
+    stall_timeout: float = Field(
+        120.0, gt=0, description="Seconds an engine may be silent before it counts as hung."
+    )
+    allowed_hosts: tuple[str, ...] = Field(
+        (),
+        description="Names, beside the local ones, this server may be reached by (behind a reverse proxy).",
+    )
     max_body_bytes: int = Field(8 * 1024 * 1024, ge=1024, description="Largest request body the API accepts.")
 
-    hub_token: SecretStr | None = Field(None, description="Hugging Face token; HF_TOKEN is used if not given.")
-    offline: bool = Field(False, description="Never ask the network; use what is on disk.")
+    hub_token: SecretStr | None = Field(
+        default=None, description="Hugging Face token; HF_TOKEN is used if not given."
+    )
+    offline: bool = Field(default=False, description="Never ask the network; use what is on disk.")
 
     @classmethod
     def settings_customise_sources(
@@ -95,6 +128,11 @@ class Settings(BaseSettings):
             raise SettingsError(f"Setting '{name}': {first['msg']}.") from exc
         except ValueError as exc:  # the TOML itself is broken
             raise SettingsError(f"{config_file()} cannot be read: {exc}.") from exc
+
+    @property
+    def beyond_loopback(self) -> bool:
+        """Other machines can reach the server."""
+        return not is_loopback(self.host)
 
     @property
     def models_dir(self) -> Path:

@@ -38,6 +38,10 @@ class Sampling:
         }
 
 
+ANY = Sampling()
+"""Nothing is asked for: every lower layer decides."""
+
+
 class _Facts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 

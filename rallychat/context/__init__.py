@@ -1,0 +1,1 @@
+"""Which turns go into the prompt, and as which tokens."""

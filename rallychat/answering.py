@@ -1,0 +1,155 @@
+"""One answer: from a planned prompt to events. Knows engine events and reasoning tags; stores nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+
+from rallychat.catalog import Family, Sampling
+from rallychat.engines.protocol import CompletionRequest, Done, Prefill, Tokens
+from rallychat.errors import EngineInterrupted
+from rallychat.messages import Failed, Finished, Part, Queued, Started, Timings, Usage
+from rallychat.parsing import AnswerParser
+from rallychat.planning import Plan
+from rallychat.pool import Engine, Priority
+from rallychat.runs import Emit
+
+FALLBACK = Sampling(temperature=0.7, top_p=0.95, top_k=0, min_p=0.05, repetition_penalty=1.0)
+"""What holds where neither the asker, nor the user's settings, nor model or family say anything."""
+
+
+@dataclass(slots=True)
+class Growth:
+    """An answer as it grows: what is stored of it at any moment.
+
+    `ids` are the generated tokens, None once they are not known exactly.
+    """
+
+    parser: AnswerParser
+    began: float = field(default_factory=time.monotonic)
+    plan: Plan | None = None
+    ids: list[int] | None = field(default_factory=list)
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    queued_ms: float = 0.0
+    first_token_ms: float = 0.0
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What has arrived."""
+        return self.parser.parts
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        return Usage(len(self.plan.ids) if self.plan else 0, self.completion_tokens, self.cached_tokens)
+
+    @property
+    def timings(self) -> Timings:
+        """Times so far."""
+        return Timings(self.queued_ms, self.first_token_ms, self.elapsed_ms())
+
+    def closed(self, end: Finished | Failed) -> Finished | Failed:
+        """The end of this answer, with what it cost."""
+        return Finished(end.reason, self.usage, self.timings) if isinstance(end, Finished) else end
+
+    def elapsed_ms(self) -> float:
+        """Milliseconds since the request arrived."""
+        return round((time.monotonic() - self.began) * 1000, 2)
+
+
+async def generate(
+    growth: Growth,
+    *,
+    engine: Engine,
+    plan: Callable[[], Awaitable[Plan]],
+    family: Family,
+    sampling: Sampling,
+    emit: Emit,
+    session: str = "",
+    priority: Priority = Priority.CHAT,
+) -> Finished:
+    """Makes the answer, telling `emit` each event but the last, which is returned.
+
+    An engine that dies before the first token is asked once more: nobody has seen anything yet.
+
+    Raises:
+        RallyChatError: as the queue, the planning and the engine do.
+    """
+    async with engine.using():
+        try:
+            return await _attempt(growth, engine, plan, family, sampling, emit, session, priority)
+        except EngineInterrupted as exc:
+            if exc.hung:
+                await engine.hung()
+            if growth.completion_tokens:
+                raise
+            await engine.ready()
+            return await _attempt(growth, engine, plan, family, sampling, emit, session, priority)
+
+
+async def _attempt(
+    growth: Growth,
+    engine: Engine,
+    make_plan: Callable[[], Awaitable[Plan]],
+    family: Family,
+    sampling: Sampling,
+    emit: Emit,
+    session: str,
+    priority: Priority,
+) -> Finished:
+    plan = growth.plan = await make_plan()
+    request = _request(plan, sampling, family, engine)
+    async with engine.slot(plan.ids, notify=lambda n: emit(Queued(n)), priority=priority) as slot:
+        growth.queued_ms = growth.elapsed_ms()
+        emit(Started(plan.report))
+        async with aclosing(engine.generate(request, slot, session=_opaque(session))) as events:
+            async for event in events:
+                match event:
+                    case Prefill():
+                        growth.cached_tokens = event.cached
+                    case Tokens():
+                        _grow(growth, event, emit)
+                    case Done():
+                        return _end(growth, event, emit)
+    raise EngineInterrupted("The engine ended the stream without a word.", hint="ask again")
+
+
+def _grow(growth: Growth, event: Tokens, emit: Emit) -> None:
+    if not growth.first_token_ms:
+        growth.first_token_ms = growth.elapsed_ms()
+    growth.completion_tokens += max(1, len(event.ids))
+    if event.text and not event.ids:
+        growth.ids = None
+    elif growth.ids is not None:
+        growth.ids.extend(event.ids)
+    for delta in growth.parser.feed(event.text):
+        emit(delta)
+
+
+def _end(growth: Growth, event: Done, emit: Emit) -> Finished:
+    for delta in growth.parser.finish():
+        emit(delta)
+    growth.completion_tokens, growth.cached_tokens = event.completion_tokens, event.cached_tokens
+    if growth.plan:
+        report = replace(growth.plan.report, reused_tokens=event.cached_tokens)
+        growth.plan = replace(growth.plan, report=report)
+    return Finished(event.reason, growth.usage, growth.timings)
+
+
+def _request(plan: Plan, sampling: Sampling, family: Family, engine: Engine) -> CompletionRequest:
+    asked = sampling.over(FALLBACK)
+    room = engine.info.window - len(plan.ids)
+    given = asked.as_dict() | {
+        "max_tokens": min(asked.max_tokens or room, room),
+        "stop": [*family.stop, *(asked.stop or ())],
+    }
+    return CompletionRequest(model=engine.spec.model, prompt=plan.ids, **given)
+
+
+def _opaque(session: str) -> str | None:
+    """A conversation's name that tells an engine nothing but that it is the same one."""
+    return hashlib.blake2b(session.encode(), digest_size=16).hexdigest() if session else None

@@ -1,0 +1,405 @@
+"""ChatService: the product without a face. Web, API and terminal call this; a turn reads like a recipe."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from functools import partial
+
+from rallychat import templates
+from rallychat.answering import Growth, generate
+from rallychat.cards import Inspection, ModelCard, card, inspection
+from rallychat.catalog import ANY, Catalog, Family, Model, Sampling
+from rallychat.errors import Conflict, EngineInterrupted, InvalidRequest, RallyChatError
+from rallychat.messages import Event, Failed, Finished, FinishReason, Message, TextDelta
+from rallychat.parsing import AnswerParser
+from rallychat.planning import Plan, plan_ids, plan_messages, plan_text, plan_turn, tokens_of
+from rallychat.pool import Engine, Pool
+from rallychat.prompts import Rendered
+from rallychat.runs import Emit, End, Run, Runs
+from rallychat.settings import Settings
+from rallychat.sources import Downloads, is_here, remove, weights_path
+from rallychat.store import Conversation, ConversationStore, StoredMessage, TokenSpan
+from rallychat.texts import checked, encodable, title_of
+from rallychat.unset import UNSET, Unset
+
+log = logging.getLogger(__name__)
+
+Planner = Callable[[Engine], Awaitable[Plan]]
+
+
+class ChatService:
+    """Conversations with open models. Made by `open`, which frees everything at its end."""
+
+    def __init__(self, settings: Settings, catalog: Catalog, store: ConversationStore) -> None:
+        self.settings = settings
+        self.catalog = catalog
+        self.store = store
+        self.downloads = Downloads(settings)
+        self.pool = Pool(settings, self.downloads)
+        self.runs = Runs(self._save)
+        self._growths: dict[str, Growth] = {}
+        self._background: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: Settings | None = None) -> AsyncIterator[ChatService]:
+        """The service, until the block ends: then running answers are stored as interrupted and engines freed.
+
+        Raises:
+            SettingsError, StoreError: the settings, the catalog or the database cannot be used.
+        """
+        settings = settings or Settings.load()
+        async with AsyncExitStack() as stack:
+            store = await stack.enter_async_context(ConversationStore.open(settings))
+            service = cls(settings, Catalog.load(settings), store)
+            stack.push_async_callback(service._close)
+            yield service
+
+    async def _close(self) -> None:
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await self.runs.aclose()
+        await self.pool.aclose()
+        await self.downloads.aclose()
+
+    # --- turns of a conversation --------------------------------------------------------------------------
+
+    async def turn(
+        self,
+        conversation_id: str,
+        text: str,
+        *,
+        parent_id: str | Unset | None = UNSET,
+        model: str | None = None,
+        sampling: Sampling = ANY,
+    ) -> Run:
+        """Says `text` in a conversation. The message is stored when this returns; the answer grows in the run.
+
+        Args:
+            parent_id: the message it follows; the conversation's newest if not given, None to start a new root.
+
+        Raises:
+            NotFound: no such conversation or model. Conflict: it is still answering. InvalidRequest: no text.
+        """
+        user = Message.of("user", checked(text))
+        conversation = await self._free(conversation_id)
+        parent = conversation.tip_id if parent_id is UNSET else parent_id
+        if not conversation.title:
+            await self.store.update(conversation_id, title=title_of(text))
+        return await self._answer(conversation, parent, user, model=model, sampling=sampling)
+
+    async def regenerate(self, message_id: str, *, model: str | None = None, sampling: Sampling = ANY) -> Run:
+        """Another answer beside `message_id` (an answer, or a user's message that has none)."""
+        row = await self.store.message(message_id)
+        conversation = await self._free(row.conversation_id)
+        parent = row.parent_id if row.role == "assistant" else row.id
+        if parent is None:
+            raise InvalidRequest(
+                "This answer follows no message, so it cannot be made again.", param="message_id"
+            )
+        return await self._answer(conversation, parent, None, model=model, sampling=sampling)
+
+    async def edit(
+        self, message_id: str, text: str, *, model: str | None = None, sampling: Sampling = ANY
+    ) -> Run:
+        """Says something else in place of a user's message. What was there stays as another branch."""
+        row = await self.store.message(message_id)
+        if row.role != "user":
+            raise InvalidRequest("Only your own messages can be edited.", param="message_id")
+        return await self.turn(
+            row.conversation_id, text, parent_id=row.parent_id, model=model, sampling=sampling
+        )
+
+    async def continue_answer(self, message_id: str, *, sampling: Sampling = ANY) -> Run:
+        """Goes on where an answer ended. A different model than the answer's own is not used."""
+        row = await self.store.message(message_id)
+        if row.role != "assistant":
+            raise InvalidRequest("Only answers can be continued.", param="message_id")
+        conversation = await self._free(row.conversation_id)
+        model = self.resolve(row.model or conversation.model)
+        await self.store.select(conversation.id, row.id)
+        answer = await self.store.resume(row.id)
+        return await self._run(conversation, answer, None, model, sampling)
+
+    async def stop(self, run_id: str) -> End:
+        """Stops one answer, within one step of its engine. What had arrived is kept."""
+        return await self.runs.get(run_id).stop()
+
+    async def _free(self, conversation_id: str) -> Conversation:
+        conversation = await self.store.get(conversation_id)
+        if self.runs.of_conversation(conversation_id) is not None:
+            raise Conflict("This conversation is still answering.", hint="stop it or wait for its end")
+        return conversation
+
+    async def _answer(
+        self,
+        conversation: Conversation,
+        parent_id: str | None,
+        user: Message | None,
+        *,
+        model: str | None,
+        sampling: Sampling,
+    ) -> Run:
+        chosen = self.resolve(model or conversation.model)
+        said, answer = await self.store.begin(
+            conversation.id, parent_id=parent_id, user=user, model=chosen.id
+        )
+        return await self._run(conversation, answer, said, chosen, sampling)
+
+    async def _run(
+        self,
+        conversation: Conversation,
+        answer: StoredMessage,
+        said: StoredMessage | None,
+        model: Model,
+        sampling: Sampling,
+    ) -> Run:
+        family = self.catalog.family(model)
+        chosen = self._sampling(model, sampling.over(conversation.sampling))
+        growth = Growth(AnswerParser(family.reasoning, resume=answer.parts))
+        self._growths[answer.id] = growth
+
+        async def plan(engine: Engine) -> Plan:
+            path = await self.store.path(conversation.id, tip=answer.id if answer.parts else answer.parent_id)
+            template = templates.of_engine(model, family, engine.info)
+            return await plan_turn(
+                path,
+                system=conversation.system or _default_system(model, family),
+                template=template,
+                facts=(model.id, template.source),
+                client=engine.client,
+                window=engine.info.window,
+                max_tokens=chosen.max_tokens,
+            )
+
+        return self.runs.start(
+            Run(
+                partial(self._produce, growth, model, chosen, plan, conversation.id),
+                partial(self._conclude, growth, answer),
+                conversation_id=conversation.id,
+                message_id=answer.id,
+                user_message_id=said.id if said else answer.parent_id,
+            )
+        )
+
+    async def _produce(
+        self, growth: Growth, model: Model, sampling: Sampling, plan: Planner, session: str, emit: Emit
+    ) -> Finished:
+        engine = await self.pool.open(model, emit)
+        return await generate(
+            growth,
+            engine=engine,
+            plan=lambda: plan(engine),
+            family=self.catalog.family(model),
+            sampling=sampling,
+            emit=emit,
+            session=session,
+        )
+
+    async def _conclude(self, growth: Growth, answer: StoredMessage, end: End) -> End:
+        """Stores how an answer ended, in one transaction, and the token log beside it."""
+        self._growths.pop(answer.id, None)
+        growth.parser.finish()
+        plan = growth.plan
+        if plan is not None and plan.spans:
+            await self.store.save_spans({key: span for key, span in plan.spans.items() if key != answer.id})
+        await self.store.finish(
+            answer.id,
+            parts=growth.parts,
+            reason=_reason(end),
+            error=str(RallyChatError(end.message, hint=end.hint)) if isinstance(end, Failed) else None,
+            usage=growth.usage,
+            timings=growth.timings,
+            report=plan.report if plan else None,
+            span=_span(growth, answer),
+        )
+        return growth.closed(end)
+
+    async def _save(self, runs: list[Run]) -> None:
+        growing = [(run.message_id, self._growths.get(run.message_id)) for run in runs]
+        await self.store.save(
+            [(row, g.parts, None) for row, g in growing if g is not None and g.completion_tokens]
+        )
+
+    # --- stateless ----------------------------------------------------------------------------------------
+
+    async def complete(
+        self, messages: Sequence[Message], *, model: str | None = None, sampling: Sampling = ANY
+    ) -> AsyncGenerator[Event, None]:
+        """Answers `messages` without storing anything. Closing the generator stops the answer.
+
+        The last event is `Finished` or `Failed`.
+        """
+        if not messages:
+            raise InvalidRequest("There are no messages.", param="messages")
+        for message in messages:
+            encodable(message.text)
+        chosen = self.resolve(model)
+        family = self.catalog.family(chosen)
+        merged = self._sampling(chosen, sampling)
+
+        async def plan(engine: Engine) -> Plan:
+            return await plan_messages(
+                _with_default_system(messages, _default_system(chosen, family)),
+                template=templates.of_engine(chosen, family, engine.info),
+                client=engine.client,
+                window=engine.info.window,
+                max_tokens=sampling.max_tokens,
+            )
+
+        growth = Growth(AnswerParser(family.reasoning))
+        async with aclosing(self._stateless(growth, chosen, merged, plan)) as events:
+            async for event in events:
+                yield event
+
+    async def complete_prompt(
+        self, prompt: str | Sequence[int], *, model: str | None = None, sampling: Sampling = ANY
+    ) -> AsyncGenerator[Event, None]:
+        """Continues a raw prompt, text or token ids, without a template. Closing it stops the answer."""
+        chosen = self.resolve(model)
+        if isinstance(prompt, str):
+            encodable(prompt)
+
+        async def plan(engine: Engine) -> Plan:
+            window, limit = engine.info.window, sampling.max_tokens
+            if isinstance(prompt, str):
+                return await plan_text(prompt, client=engine.client, window=window, max_tokens=limit)
+            return plan_ids(prompt, window=window, max_tokens=limit)
+
+        merged = sampling.over(Sampling(stop=())).over(self._sampling(chosen, Sampling()))
+        growth = Growth(AnswerParser(None))
+        async with aclosing(self._stateless(growth, chosen, merged, plan)) as events:
+            async for event in events:
+                yield event
+
+    async def _stateless(
+        self, growth: Growth, model: Model, sampling: Sampling, plan: Planner
+    ) -> AsyncGenerator[Event, None]:
+        async def conclude(end: End) -> End:
+            return growth.closed(end)
+
+        run = self.runs.start(Run(partial(self._produce, growth, model, sampling, plan, ""), conclude))
+        try:
+            async with aclosing(run.attach()) as events:
+                async for event in events:
+                    yield event
+        finally:
+            await run.stop()
+
+    async def ask(self, text: str, *, model: str | None = None, sampling: Sampling = ANY) -> str:
+        """One question, one answer, nothing stored.
+
+        Raises:
+            RallyChatError: the answer could not be made.
+        """
+        said: list[str] = []
+        async with aclosing(
+            self.complete([Message.of("user", text)], model=model, sampling=sampling)
+        ) as events:
+            async for event in events:
+                if isinstance(event, TextDelta):
+                    said.append(event.text)
+                elif isinstance(event, Failed):
+                    raise EngineInterrupted(event.message, hint=event.hint)
+        return "".join(said)
+
+    # --- prompts ------------------------------------------------------------------------------------------
+
+    async def render(self, messages: Sequence[Message], *, model: str | None = None) -> Rendered:
+        """The exact prompt the model would see; needs no engine, only the weights' header if that has the template."""
+        chosen = self.resolve(model)
+        family = self.catalog.family(chosen)
+        template = await templates.of_model(chosen, family, weights_path(chosen, self.settings), self.pool)
+        return template.render(_with_default_system(messages, _default_system(chosen, family)))
+
+    async def tokens(self, rendered: Rendered, *, model: str | None = None) -> list[int]:
+        """The token ids of a rendered prompt, as the engine gets them."""
+        engine = await self.pool.open(self.resolve(model))
+        return [token for chunk in await tokens_of(rendered, engine.client) for token in chunk]
+
+    async def inspect(self, conversation_id: str) -> Inspection:
+        """What the model saw for the newest answer of the current branch."""
+        conversation = await self.store.get(conversation_id)
+        path = await self.store.path(conversation_id)
+        model = self.resolve(
+            next((row.model for row in reversed(path) if row.model), None) or conversation.model
+        )
+        family = self.catalog.family(model)
+        template = await templates.of_model(model, family, weights_path(model, self.settings), self.pool)
+        return inspection(model, conversation.system or _default_system(model, family), path, template)
+
+    # --- models -------------------------------------------------------------------------------------------
+
+    def resolve(self, name: str | None) -> Model:
+        """The model called `name`, or the default.
+
+        Raises:
+            NotFound: none is called so; the hint names near ones.
+        """
+        return self.catalog.resolve(name or self.settings.model)
+
+    async def models(self) -> list[ModelCard]:
+        """Every model of the menu with its state."""
+        shown = [model for model in self.catalog.models.values() if not model.hidden]
+        return [card(model, self.settings, self.pool, self.downloads) for model in shown]
+
+    async def load(self, model_id: str) -> None:
+        """Fetches and loads a model, and waits until it can answer."""
+        await self.pool.open(self.resolve(model_id))
+
+    def prepare(self, model_id: str | None = None) -> None:
+        """Fetches and loads a model in the background; its card tells how it goes."""
+        task = asyncio.create_task(self._prepare(self.resolve(model_id)), name="prepare a model")
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _prepare(self, model: Model) -> None:
+        try:
+            await self.pool.open(model)
+        except RallyChatError as exc:
+            log.error("'%s' could not be made ready: %s", model.id, exc)
+
+    async def unload(self, model_id: str) -> None:
+        """Frees a model's engine and memory; its answers in progress are interrupted."""
+        await self.pool.unload(self.resolve(model_id).id)
+
+    async def remove(self, model_id: str) -> int:
+        """Deletes a model's weights from disk; returns the bytes freed. Files you brought yourself stay."""
+        model = self.resolve(model_id)
+        await self.pool.unload(model.id)
+        return remove(model, self.settings)
+
+    def is_here(self, model: Model) -> bool:
+        """The model's weights are on disk."""
+        return is_here(model, self.settings)
+
+    def _sampling(self, model: Model, asked: Sampling) -> Sampling:
+        family = self.catalog.family(model)
+        return asked.over(model.sampling.value()).over(family.sampling.value())
+
+
+def _default_system(model: Model, family: Family) -> str:
+    return model.system if model.system is not None else family.default_system
+
+
+def _with_default_system(messages: Sequence[Message], system: str) -> list[Message]:
+    has_one = not system or any(message.role == "system" for message in messages)
+    return list(messages) if has_one else [Message.of("system", system), *messages]
+
+
+def _reason(end: End) -> FinishReason:
+    if isinstance(end, Finished):
+        return end.reason
+    return "interrupted" if end.code == EngineInterrupted.code else "error"
+
+
+def _span(growth: Growth, answer: StoredMessage) -> TokenSpan | None:
+    """The answer's tokens, where they are known exactly."""
+    if growth.plan is None or not growth.ids or not growth.plan.key:
+        return None
+    before = (growth.plan.spans or {}).get(answer.id)
+    return TokenSpan(growth.plan.key, (*(before.ids if before else ()), *growth.ids))

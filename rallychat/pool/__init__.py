@@ -1,0 +1,6 @@
+"""Starts, watches and unloads engines; decides who gets a slot."""
+
+from rallychat.pool.engine import Engine as Engine
+from rallychat.pool.pool import Pool as Pool
+from rallychat.pool.slots import Priority as Priority
+from rallychat.pool.slots import Slot as Slot

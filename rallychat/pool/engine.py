@@ -1,0 +1,181 @@
+"""One model's engine, kept alive: starts its worker, restarts it when it dies, hands out its slots."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from typing import Literal
+
+from rallychat.engines.client import EngineClient
+from rallychat.engines.process import WorkerProcess
+from rallychat.engines.protocol import CompletionRequest, EngineEvent, EngineInfo, Tokens, WorkerSpec
+from rallychat.errors import EngineInterrupted, EngineUnavailable, RallyChatError
+from rallychat.pool.slots import Notify, Priority, Slot, SlotQueue
+from rallychat.settings import Settings
+
+log = logging.getLogger(__name__)
+
+BACK_OFF = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+"""Seconds before each restart in a row; the last one repeats."""
+GIVE_UP = 5
+"""Failed starts in a row after which those who wait are told."""
+HEALTHY = 60.0
+"""Seconds of life after which earlier deaths are forgotten."""
+
+State = Literal["loading", "loaded", "unavailable", "stopped"]
+
+
+class Engine:
+    """A supervised worker and its slots.
+
+    Args:
+        spec: what the worker runs.
+        settings: timeouts and the length of the queue.
+    """
+
+    def __init__(self, spec: WorkerSpec, settings: Settings) -> None:
+        self.spec = spec
+        self.state: State = "loading"
+        self.error: RallyChatError | None = None
+        self.restarts = 0
+        self.used_at = time.monotonic()
+        self.users = 0
+        self.queue = SlotQueue(spec.slots, limit=settings.max_queue)
+        self._settings = settings
+        self._process: WorkerProcess | None = None
+        self._changed = asyncio.Condition()
+        self._supervisor = asyncio.create_task(self._supervise(), name=f"supervise {spec.model}")
+
+    @property
+    def idle(self) -> bool:
+        """Nobody uses or waits for this engine."""
+        return self.queue.idle and not self.users
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the worker, or None while there is none."""
+        return self._process.pid if self._process and self.state == "loaded" else None
+
+    @property
+    def client(self) -> EngineClient:
+        """Speaks to the running worker."""
+        if self._process is None or self.state != "loaded":
+            raise EngineInterrupted(f"The engine of '{self.spec.model}' is restarting.", hint="ask again")
+        return self._process.client
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the running worker says of itself."""
+        if self._process is None:
+            raise EngineUnavailable(f"The engine of '{self.spec.model}' is not running.")
+        return self._process.info
+
+    async def ready(self) -> None:
+        """Waits until the worker answers.
+
+        Raises:
+            EngineUnavailable: it could not be started.
+        """
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.state != "loading")
+        if self.error is not None and self.state != "loaded":
+            raise self.error
+
+    @asynccontextmanager
+    async def using(self) -> AsyncIterator[None]:
+        """Keeps the engine from being unloaded."""
+        self.users += 1
+        try:
+            yield
+        finally:
+            self.users -= 1
+            self.used_at = time.monotonic()
+
+    @asynccontextmanager
+    async def slot(
+        self, ids: Sequence[int], *, notify: Notify, priority: Priority = Priority.CHAT
+    ) -> AsyncIterator[Slot]:
+        """A slot for a prompt of `ids`; see `SlotQueue.slot`."""
+        async with self.queue.slot(ids, notify=notify, priority=priority) as slot:
+            yield slot
+
+    async def generate(
+        self, request: CompletionRequest, slot: Slot, *, session: str | None = None
+    ) -> AsyncGenerator[EngineEvent, None]:
+        """The engine's events for `request` on `slot`; closing it cancels."""
+        slot.ids = request.prompt
+        answer: list[int] = []
+        where = slot.index if self.info.slot_affinity else None
+        try:
+            stream = self.client.generate(request.model_copy(update={"slot": where}), session=session)
+            async with aclosing(stream) as events:
+                async for event in events:
+                    if isinstance(event, Tokens):
+                        answer.extend(event.ids)
+                    yield event
+        finally:
+            slot.ids = [*request.prompt, *answer]
+
+    async def hung(self) -> None:
+        """The worker is silent: kill it, the supervisor starts another."""
+        if self._process is not None:
+            log.error("engine %s is silent for too long and is killed", self.spec.model)
+            await self._process.kill()
+
+    async def stop(self) -> None:
+        """Ends the worker; those who wait are told."""
+        self._supervisor.cancel()
+        await asyncio.gather(self._supervisor, return_exceptions=True)
+        if self._process is not None:
+            await self._process.stop()
+        await self._become(
+            "stopped", EngineUnavailable(f"'{self.spec.model}' was unloaded.", hint="ask again")
+        )
+
+    async def _supervise(self) -> None:
+        failures = 0
+        while True:
+            await asyncio.sleep(BACK_OFF[min(failures, len(BACK_OFF) - 1)])
+            started = time.monotonic()
+            process = WorkerProcess(
+                self.spec,
+                load_timeout=self._settings.load_timeout,
+                stall_timeout=self._settings.stall_timeout,
+            )
+            try:
+                await process.start()
+            except RallyChatError as exc:
+                failures += 1
+                await self._failed(exc, failures)
+                continue
+            self._process = process
+            await self._become("loaded")
+            try:
+                code = await process.exited()
+            finally:
+                self.queue.pause()
+            await process.stop()  # frees its socket and streams
+            failures = 0 if time.monotonic() - started > HEALTHY else failures + 1
+            self.restarts += 1
+            log.warning("engine %s died with code %s; restart %d", self.spec.model, code, self.restarts)
+            await self._become("loading")
+
+    async def _failed(self, error: RallyChatError, failures: int) -> None:
+        log.error("engine %s did not start (%d): %s", self.spec.model, failures, error)
+        if self.restarts == 0 or failures >= GIVE_UP:  # it never ran, or it does not come back
+            await self._become("unavailable", error)
+            await asyncio.Event().wait()  # the pool replaces this engine at the next request
+
+    async def _become(self, state: State, error: RallyChatError | None = None) -> None:
+        self.state, self.error = state, error
+        if state == "loaded":
+            self.queue.resume()
+        else:
+            self.queue.pause()
+        if error is not None:
+            self.queue.refuse(error)
+        async with self._changed:
+            self._changed.notify_all()

@@ -1,0 +1,125 @@
+"""Which models are loaded. Opens engines on demand, unloads the longest unused, frees everything at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from rallychat.catalog import Model
+from rallychat.engines.protocol import WorkerSpec
+from rallychat.messages import Loading
+from rallychat.pool.engine import Engine
+from rallychat.settings import Settings
+from rallychat.sources import Downloads, Progress, is_here
+
+log = logging.getLogger(__name__)
+
+DEFAULT_WINDOW = 8192
+"""Tokens per slot where neither the user nor a shorter model says otherwise: more costs memory."""
+
+Tell = Callable[[Loading], None]
+
+
+def worker_spec(model: Model, path: str, settings: Settings) -> WorkerSpec:
+    """What a worker is told to run."""
+    return WorkerSpec(
+        engine=model.engine,
+        model=model.id,
+        path=path,
+        slots=settings.slots,
+        window=min(settings.window or DEFAULT_WINDOW, model.window),
+        threads=settings.threads,
+        options=model.options or None,
+    )
+
+
+class Pool:
+    """The loaded engines.
+
+    Args:
+        settings: how many models stay loaded, and each engine's settings.
+        downloads: fetches weights that are not here.
+    """
+
+    def __init__(self, settings: Settings, downloads: Downloads) -> None:
+        self._settings = settings
+        self._downloads = downloads
+        self._engines: dict[str, Engine] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._room = asyncio.Lock()
+
+    def find(self, model_id: str) -> Engine | None:
+        """The engine of a model that is loaded or loading."""
+        engine = self._engines.get(model_id)
+        return None if engine is None or engine.state in ("stopped", "unavailable") else engine
+
+    def error(self, model_id: str) -> str:
+        """Why the model's engine could not be started, or empty."""
+        engine = self._engines.get(model_id)
+        return str(engine.error) if engine and engine.state == "unavailable" else ""
+
+    async def open(self, model: Model, tell: Tell = lambda _: None) -> Engine:
+        """The model's engine, ready. Fetches and loads what is missing; `tell` hears of both.
+
+        Raises:
+            SourceError: the weights could not be fetched.
+            EngineUnavailable: the engine could not be started.
+        """
+        engine = self.find(model.id)
+        if engine is None or engine.state != "loaded":
+            async with self._locks.setdefault(model.id, asyncio.Lock()):
+                engine = self.find(model.id) or await self._start(model, tell)
+                if engine.state != "loaded":
+                    tell(Loading(model.id, "load"))
+                await engine.ready()
+        engine.used_at = time.monotonic()
+        return engine
+
+    async def _start(self, model: Model, tell: Tell) -> Engine:
+        if not is_here(model, self._settings):
+            tell(Loading(model.id, "download", 0.0))
+            async for progress in self._downloads.watch(model):
+                tell(Loading(model.id, "download", _fraction(progress)))
+        path = await self._downloads.ensure(model)
+        async with self._room:
+            await self._make_room(model.id)
+            engine = Engine(worker_spec(model, str(path), self._settings), self._settings)
+            self._engines[model.id] = engine
+        return engine
+
+    async def _make_room(self, coming: str) -> None:
+        """Unloads what was longest unused until one more fits; waits for engines in use."""
+        gone = self._engines.pop(coming, None)
+        if gone is not None:
+            await gone.stop()
+        while True:
+            loaded = [e for e in self._engines.values() if e.state in ("loading", "loaded")]
+            if len(loaded) < self._settings.max_loaded:
+                return
+            idle = [engine for engine in loaded if engine.idle]
+            if idle:
+                await self._unload(min(idle, key=lambda engine: engine.used_at))
+            else:
+                await asyncio.sleep(0.05)
+
+    async def unload(self, model_id: str) -> None:
+        """Ends the model's engine; answers in progress are interrupted."""
+        engine = self._engines.get(model_id)
+        if engine is not None:
+            await self._unload(engine)
+
+    async def _unload(self, engine: Engine) -> None:
+        self._engines.pop(engine.spec.model, None)
+        await engine.stop()
+        log.info("unloaded %s", engine.spec.model)
+
+    async def aclose(self) -> None:
+        """Ends every engine."""
+        engines, self._engines = list(self._engines.values()), {}
+        await asyncio.gather(*(engine.stop() for engine in engines))
+
+
+def _fraction(progress: Progress) -> float | None:
+    return progress.done / progress.total if progress.total else None

@@ -1,0 +1,75 @@
+"""Which chat template a model uses: the one shipped with its weights, or its family's."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import lru_cache
+from pathlib import Path
+
+from rallychat.catalog import Family, Model
+from rallychat.catalog.gguf import read_header
+from rallychat.engines.protocol import EngineInfo
+from rallychat.errors import NotFound, TemplateError
+from rallychat.pool import Pool
+from rallychat.prompts import PromptTemplate
+
+
+def of_engine(model: Model, family: Family, info: EngineInfo) -> PromptTemplate:
+    """The template for a loaded model.
+
+    Raises:
+        TemplateError: neither weights nor family have one.
+    """
+    return _choose(
+        model.id,
+        family,
+        info.chat_template or "",
+        bos_token=info.bos_token,
+        eos_token=info.eos_token,
+        control_tokens=info.control_tokens,
+    )
+
+
+async def of_model(model: Model, family: Family, path: Path, pool: Pool) -> PromptTemplate:
+    """The template for a model that may not be loaded: from the weights' header, else from its engine."""
+    engine = pool.find(model.id)
+    if engine is not None and engine.state == "loaded":
+        return of_engine(model, family, engine.info)
+    if model.engine != "llamacpp":
+        return of_engine(model, family, (await pool.open(model)).info)
+    if not await asyncio.to_thread(path.is_file):
+        if family.template and not family.prefer_shipped:
+            return _choose(model.id, family, "", bos_token="", eos_token="", control_tokens=())
+        raise NotFound("weights file", str(path), hint=f"fetch it with: rallychat models download {model.id}")
+    header = await asyncio.to_thread(read_header, path)
+    return _choose(
+        model.id,
+        family,
+        header.chat_template or "",
+        bos_token=header.bos_token,
+        eos_token=header.eos_token,
+        control_tokens=header.control_tokens,
+    )
+
+
+def _choose(
+    model_id: str,
+    family: Family,
+    shipped: str,
+    *,
+    bos_token: str,
+    eos_token: str,
+    control_tokens: tuple[str, ...],
+) -> PromptTemplate:
+    source = shipped if shipped and (family.prefer_shipped or not family.template) else family.template
+    if not source:
+        raise TemplateError(
+            f"'{model_id}' ships no chat template, and its family '{family.id}' has none.",
+            hint="name a family for it in the catalog",
+        )
+    return _template(source, family.bos_token or bos_token, family.eos_token or eos_token, control_tokens)
+
+
+@lru_cache(maxsize=64)
+def _template(source: str, bos_token: str, eos_token: str, control_tokens: tuple[str, ...]) -> PromptTemplate:
+    return PromptTemplate(source, bos_token=bos_token, eos_token=eos_token, control_tokens=control_tokens)
