@@ -1,0 +1,8 @@
+"""What is remembered: conversations, their messages as a tree, preferences. See docs/storage.md."""
+
+from __future__ import annotations
+
+from rallychat.store.store import ConversationStore
+from rallychat.store.types import Conversation, StoredMessage, TokenSpan
+
+__all__ = ["Conversation", "ConversationStore", "StoredMessage", "TokenSpan"]

@@ -1,0 +1,80 @@
+"""Which live process writes which running answer: a locked file per process under `data_dir/run/`.
+
+The operating system frees a dead process's lock, however it died. Whoever looks at locks does so under one
+`store.lock`, so that nobody takes a process that is just starting for a dead one. Locks reach across the
+processes of one machine, not across machines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from rallychat.errors import StoreError
+from rallychat.store.ids import new_id
+
+
+@contextmanager
+def starting(folder: Path, *, timeout: float) -> Generator[None]:
+    """Keeps other processes from starting or sweeping meanwhile."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _lock(folder / "store.lock").acquire(timeout=timeout):
+            yield
+    except Timeout as exc:
+        raise StoreError(
+            f"Another RallyChat has been starting in {folder} for over {timeout:.0f} s.",
+            hint="stop it and try again",
+        ) from exc
+    except OSError as exc:
+        raise StoreError(f"{folder} cannot be used: {exc.strerror}.", hint="check who owns it") from exc
+
+
+class Owner:
+    """This process's claim on the answers it writes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.id = new_id("owner")
+        self.folder = folder
+        self._lock = _lock(self._file(self.id))
+
+    def take(self) -> None:
+        """Takes this process's lock. Call under `starting`."""
+        self._lock.acquire(timeout=0)
+
+    def release(self) -> None:
+        """Frees the lock; answers still running count as interrupted from now on."""
+        # Removed while still locked: whoever finds the file afterwards finds it free.
+        self._file(self.id).unlink(missing_ok=True)
+        self._lock.release()
+
+    def is_live(self, owner: str) -> bool:
+        """Whether the process behind `owner` still runs. Call under `starting`."""
+        if owner == self.id:
+            return True
+        path = self._file(owner)
+        if not path.exists():
+            return False
+        lock = _lock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        path.unlink(missing_ok=True)
+        lock.release()
+        return False
+
+    def sweep(self) -> None:
+        """Removes the files dead processes left. Call under `starting`."""
+        for path in self.folder.glob("owner_*.lock"):
+            self.is_live(path.stem)
+
+    def _file(self, owner: str) -> Path:
+        return self.folder / f"{owner}.lock"
+
+
+def _lock(path: Path) -> FileLock:
+    return FileLock(path, thread_local=False)  # taken in one thread, released in another

@@ -1,0 +1,111 @@
+"""The statements `store.py` is made of. Each runs on a connection that the caller opened."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, and_, case, func, null, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from rallychat.errors import Conflict, NotFound
+from rallychat.store.codec import is_id
+from rallychat.store.tables import LOCAL_USER, conversations, messages, preferences
+
+_WITHOUT_REPORT = [column for column in messages.c if column is not messages.c.report]
+
+
+async def conversation_row(db: AsyncConnection, conversation_id: str) -> dict[str, Any]:
+    """The row, or NotFound."""
+    if is_id(conversation_id):
+        found = await db.execute(select(conversations).where(conversations.c.id == conversation_id))
+        if (row := found.mappings().one_or_none()) is not None:
+            return dict(row)
+    raise NotFound("conversation", conversation_id)
+
+
+async def message_row(
+    db: AsyncConnection, message_id: str, *, conversation_id: str | None = None
+) -> dict[str, Any]:
+    """The row, or NotFound; also where it is not of `conversation_id`, if that is given."""
+    if is_id(message_id):
+        found = await db.execute(select(messages).where(messages.c.id == message_id))
+        row = found.mappings().one_or_none()
+        if row is not None and conversation_id in (None, row["conversation_id"]):
+            return dict(row)
+    raise NotFound("message", message_id)
+
+
+def refuse_running(row: dict[str, Any]) -> None:
+    """Conflict if the message is still being written."""
+    if row["status"] == "running":
+        raise Conflict(f"Message '{row['id']}' is still being written.", hint="stop it or wait for its end")
+
+
+async def set_tip(db: AsyncConnection, conversation_id: str, tip: str, *, at: datetime | None = None) -> None:
+    """Makes `tip` the end of the branch in view; `at` also moves the conversation up the list."""
+    moved = {} if at is None else {"updated_at": at}
+    this = conversations.c.id == conversation_id
+    await db.execute(update(conversations).where(this).values(tip_id=tip, **moved))
+
+
+def path_query(conversation_id: str, tip: str) -> Select[Any]:
+    """The messages from the root to `tip`, with the report of `tip` alone. One query however long it is."""
+    parent = messages.alias("parent")
+    start = and_(messages.c.id == tip, messages.c.conversation_id == conversation_id)
+    walk = select(messages.c.id, messages.c.parent_id).where(start).cte("walk", recursive=True)
+    step = select(parent.c.id, parent.c.parent_id).join(walk, parent.c.id == walk.c.parent_id)
+    walk = walk.union_all(step)
+    report = case((messages.c.id == tip, messages.c.report), else_=null()).label("report")
+    # A child's id is greater than its parent's.
+    return select(*_WITHOUT_REPORT, report).join(walk, messages.c.id == walk.c.id).order_by(messages.c.id)
+
+
+def newest_leaf_query(message_id: str) -> Select[Any]:
+    """The newest leaf at or below a message: a child's id is greater than its parent's, so the greatest."""
+    below = select(messages.c.id).where(messages.c.id == message_id).cte("below", recursive=True)
+    below = below.union_all(select(messages.c.id).join(below, messages.c.parent_id == below.c.id))
+    return select(func.max(below.c.id))
+
+
+def siblings_query(row: dict[str, Any]) -> Select[Any]:
+    """The ids that stand where `row` stands in the tree, in its role, oldest first."""
+    parent: str | None = row["parent_id"]
+    same_parent = messages.c.parent_id.is_(None) if parent is None else messages.c.parent_id == parent
+    same_place = and_(messages.c.conversation_id == row["conversation_id"], same_parent)
+    return select(messages.c.id).where(same_place, messages.c.role == row["role"]).order_by(messages.c.id)
+
+
+def newest_query(conversation_id: str) -> Select[Any]:
+    """The greatest message id of a conversation, or None."""
+    return select(func.max(messages.c.id)).where(messages.c.conversation_id == conversation_id)
+
+
+def recent_query(*, after: dict[str, Any] | None) -> Select[Any]:
+    """Conversations, the last active first; those after the row `after`, if given."""
+    id_, time = conversations.c.id, conversations.c.updated_at
+    wanted = select(conversations).where(conversations.c.user_id == LOCAL_USER)
+    if after is not None:
+        same_time = and_(time == after["updated_at"], id_ < after["id"])
+        wanted = wanted.where(or_(time < after["updated_at"], same_time))
+    return wanted.order_by(time.desc(), id_.desc())
+
+
+async def owners_of_running(db: AsyncConnection) -> list[str]:
+    """The processes that answers wait for."""
+    owner = messages.c.owner
+    found = await db.scalars(select(owner).where(owner.is_not(None)).distinct())
+    return [name for name in found if name is not None]
+
+
+async def interrupt(db: AsyncConnection, owners: Collection[str], *, error: str) -> int:
+    """Ends the running answers of `owners`, keeping all that was saved; returns how many."""
+    ended = {"status": "complete", "finish_reason": "interrupted", "error": error, "owner": None}
+    done = await db.execute(update(messages).where(messages.c.owner.in_(owners)).values(**ended))
+    return done.rowcount
+
+
+def is_preference(name: str) -> ColumnElement[bool]:
+    """The row of one preference."""
+    return and_(preferences.c.user_id == LOCAL_USER, preferences.c.name == name)

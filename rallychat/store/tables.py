@@ -1,0 +1,100 @@
+"""The tables, in portable SQLAlchemy. A change here needs a migration; a test compares the two."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    Column,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+)
+
+LOCAL_USER = "local"
+"""Whose everything is until there are logins."""
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware datetime, kept as UTC. SQLite has no zones, so what comes back naive is UTC."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: D102
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: D102
+        if value is None:
+            return None
+        read: datetime = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        return read
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+conversations = Table(
+    "conversations",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("user_id", String(64), nullable=False, server_default=LOCAL_USER),
+    Column("title", Text, nullable=False),
+    Column("system", Text, nullable=False),
+    Column("model", Text),
+    Column("sampling", JSON, nullable=False),
+    # No foreign key: the two tables would point at each other. `ConversationStore` alone writes it.
+    Column("tip_id", String(40)),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Index("ix_conversations_recent", "user_id", "updated_at", "id"),
+)
+
+messages = Table(
+    "messages",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("conversation_id", String(40), ForeignKey("conversations.id"), nullable=False),
+    # No ON DELETE CASCADE: SQLite follows it recursively and gives up at 1,000 levels, which a long
+    # conversation has. One DELETE of all messages of a conversation satisfies the constraint as well.
+    Column("parent_id", String(40), ForeignKey("messages.id")),
+    Column("role", String(16), nullable=False),
+    Column("model", Text),
+    Column("status", String(16), nullable=False),
+    Column("owner", String(40)),
+    Column("finish_reason", String(16)),
+    Column("error", Text),
+    Column("usage", JSON(none_as_null=True)),
+    Column("timings", JSON(none_as_null=True)),
+    Column("created_at", UtcDateTime, nullable=False),
+    # The long ones last: SQLite reads a row up to the last column asked for.
+    Column("parts", JSON, nullable=False),
+    Column("span_key", Text),
+    Column("span_ids", LargeBinary),
+    Column("report", JSON(none_as_null=True)),
+    Index("ix_messages_conversation", "conversation_id", "id"),
+    Index("ix_messages_parent", "parent_id"),
+    Index("ix_messages_owner", "owner"),
+)
+
+preferences = Table(
+    "preferences",
+    metadata,
+    Column("user_id", String(64), primary_key=True, server_default=LOCAL_USER),
+    Column("name", String(100), primary_key=True),
+    Column("value", Text, nullable=False),
+)

@@ -1,0 +1,68 @@
+"""What the store gives back: frozen values, never rows. Times are aware and in UTC."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from rallychat.catalog.types import Sampling
+from rallychat.messages import ContextReport, FinishReason, Message, Part, Role, Timings, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSpan:
+    """The token ids one message added to its conversation's token log.
+
+    `key` names the log (model, template, …): ids are only worth reusing under the key they were made with.
+    """
+
+    key: str
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A tree of messages; `tip_id` is the end of the branch a person sees, None while there is no message."""
+
+    id: str
+    title: str
+    system: str
+    model: str | None
+    sampling: Sampling
+    tip_id: str | None
+    created_at: datetime
+    updated_at: datetime
+    """When a message was last begun or ended; renaming does not move a conversation up the list."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMessage:
+    """One node of the tree. An answer is `running` from `begin` or `resume` until `finish`."""
+
+    id: str
+    conversation_id: str
+    parent_id: str | None
+    role: Role
+    parts: tuple[Part, ...]
+    model: str | None
+    """The model that answered; None for a person's message."""
+    status: Literal["complete", "running"]
+    finish_reason: FinishReason | None
+    error: str | None
+    usage: Usage | None
+    timings: Timings | None
+    report: ContextReport | None
+    """Reports grow with the conversation, so `path` gives only that of its last message."""
+    span: TokenSpan | None
+    created_at: datetime
+
+    @property
+    def message(self) -> Message:
+        """The message as a model sees it."""
+        return Message(self.role, self.parts)
+
+    @property
+    def text(self) -> str:
+        """What is said, reasoning left out."""
+        return self.message.text
