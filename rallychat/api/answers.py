@@ -1,0 +1,151 @@
+"""What is answered, as OpenAPI describes it. Routes write the bytes themselves; tests hold both together."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class PromptTokensDetails(_Answer):
+    """Where the prompt's tokens came from."""
+
+    cached_tokens: int
+    """Reused from the engine's cache, not evaluated again."""
+
+
+class UsageOut(_Answer):
+    """What an answer cost, in tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class AssistantOut(_Answer):
+    """The answer; `reasoning_content` only where the model thought aloud."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None = None
+    reasoning_content: str | None = None
+
+
+class ChatChoice(_Answer):
+    """The one choice."""
+
+    index: Literal[0]
+    message: AssistantOut
+    logprobs: None
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatCompletion(_Answer):
+    """Answer of `POST /v1/chat/completions`."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: UsageOut
+
+
+class TextChoice(_Answer):
+    """The one choice."""
+
+    index: Literal[0]
+    text: str
+    logprobs: None
+    finish_reason: Literal["stop", "length"]
+
+
+class Completion(_Answer):
+    """Answer of `POST /v1/completions`."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: UsageOut
+
+
+class ModelFacts(_Answer):
+    """Our own words about a model; sizes in bytes, the window in tokens."""
+
+    name: str
+    state: Literal["absent", "downloading", "ready", "loading", "loaded", "unavailable"]
+    note: str
+    parameters: str
+    quantization: str
+    license: str
+    description: str
+    url: str
+    window: int
+    size: int | None
+    memory: int | None
+
+
+class ModelOut(_Answer):
+    """One model."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    rallychat: ModelFacts
+
+
+class ModelList(_Answer):
+    """Answer of `GET /v1/models`."""
+
+    object: Literal["list"]
+    data: list[ModelOut]
+
+
+class ErrorOut(_Answer):
+    """What went wrong."""
+
+    message: str
+    type: Literal[
+        "invalid_request_error",
+        "authentication_error",
+        "permission_error",
+        "rate_limit_error",
+        "server_error",
+    ]
+    param: str | None
+    code: str
+
+
+class ErrorBody(_Answer):
+    """Every error, in OpenAI's shape."""
+
+    error: ErrorOut
+
+
+class Health(_Answer):
+    """The process answers."""
+
+    status: Literal["ok"]
+
+
+class Check(_Answer):
+    """One thing readiness depends on; `detail` says why not."""
+
+    ok: bool
+    detail: str
+
+
+class Readiness(_Answer):
+    """Answer of `GET /readyz`."""
+
+    status: Literal["ready", "not_ready"]
+    store: Check
+    model: Check

@@ -1,0 +1,51 @@
+"""POST /v1/chat/completions: a stateless chat, as OpenAI defines it."""
+
+from __future__ import annotations
+
+import orjson
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from rallychat.api.answers import ChatCompletion
+from rallychat.api.chunks import ChatAnswer
+from rallychat.api.delivery import CLIENT_GONE, EventStream, whole
+from rallychat.api.routing import EVENT_STREAM, JsonRoute, problems
+from rallychat.api.schemas import ChatCompletionRequest
+from rallychat.api.serving import model_named, service_of
+from rallychat.errors import InvalidRequest
+
+router = APIRouter(route_class=JsonRoute)
+
+
+@router.post(
+    "/v1/chat/completions",
+    response_model=None,
+    responses={
+        200: {
+            "model": ChatCompletion,
+            "content": EVENT_STREAM,
+            "description": "The whole answer, or a stream.",
+        },
+        **problems(400, 403, 404, 409, 413, 415, 429, 500, 503),
+    },
+    tags=["completions"],
+)
+async def create_chat_completion(request: Request, asked: ChatCompletionRequest) -> Response:
+    """Answers a chat. Nothing is stored; hanging up stops the generation."""
+    if asked.messages[-1].role == "assistant":
+        raise InvalidRequest(
+            "The last message is the assistant's, and an answer cannot be continued here.",
+            param="messages",
+            hint="end with a user message, or continue the text with /v1/completions",
+        )
+    service = service_of(request)
+    model = model_named(service, asked.model)
+    messages = [message.message() for message in asked.messages]
+    events = service.complete(messages, model=model.id, sampling=asked.sampling())
+    answer = ChatAnswer(model.id, usage=asked.usage_wanted)
+    if asked.stream:
+        return EventStream(events, answer)
+    gathered = await whole(request.receive, events)
+    if gathered is None:
+        return Response(status_code=CLIENT_GONE)
+    return Response(orjson.dumps(answer.whole(gathered)), media_type="application/json")

@@ -1,0 +1,134 @@
+"""The bytes of a stream and of a whole answer. One chunk costs one string's JSON and two concatenations."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import orjson
+
+from rallychat.messages import Finished, ReasoningDelta, TextDelta, Usage
+
+DONE = b"data: [DONE]\n\n"
+
+
+class Chunks(Protocol):
+    """How one route writes its stream."""
+
+    def opening(self) -> bytes:
+        """What comes before the first delta."""
+
+    def delta(self, event: TextDelta | ReasoningDelta) -> bytes:
+        """More of the answer."""
+
+    def closing(self, finished: Finished) -> bytes:
+        """Why it ended, what it cost if asked for, and the end mark."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer, for those who do not stream."""
+
+    text: str
+    reasoning: str
+    finished: Finished
+
+
+def usage_of(usage: Usage) -> dict[str, Any]:
+    """OpenAI's usage object."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def _reason(finished: Finished) -> str:
+    """OpenAI knows no word for an answer that was called off; whoever called it off is not reading it."""
+    return "length" if finished.reason == "length" else "stop"
+
+
+class ChatAnswer:
+    """Writes `chat.completion` objects and their chunks; all of one answer share id, time and model."""
+
+    def __init__(self, model: str, *, usage: bool = False) -> None:
+        self._facts = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+        self._usage = usage
+        head = orjson.dumps({"object": "chat.completion.chunk", **self._facts})[:-1]
+        self._head = b"data: " + head + b',"choices":[{"index":0,"delta":{'
+        end = b',"usage":null}\n\n' if usage else b"}\n\n"
+        self._tail = b'},"logprobs":null,"finish_reason":null}]' + end
+        self._text = self._head + b'"content":'
+        self._reasoning = self._head + b'"reasoning_content":'
+        self._last = b'},"logprobs":null,"finish_reason":"%s"}]' + end
+        self._cost = b"data: " + head + b',"choices":[],"usage":%s}\n\n'
+
+    def opening(self) -> bytes:
+        """The role, before any text."""
+        return self._head + b'"role":"assistant","content":""' + self._tail
+
+    def delta(self, event: TextDelta | ReasoningDelta) -> bytes:
+        """More of the answer, or of the reasoning before it."""
+        head = self._text if type(event) is TextDelta else self._reasoning
+        return head + orjson.dumps(event.text) + self._tail
+
+    def closing(self, finished: Finished) -> bytes:
+        """The finish reason, the usage if asked for, and the end mark."""
+        last = self._head + self._last % _reason(finished).encode()
+        cost = self._cost % orjson.dumps(usage_of(finished.usage)) if self._usage else b""
+        return last + cost + DONE
+
+    def whole(self, answer: Answer) -> Mapping[str, Any]:
+        """The answer as one object."""
+        message = {"role": "assistant", "content": answer.text, "refusal": None}
+        if answer.reasoning:
+            message["reasoning_content"] = answer.reasoning
+        reason = _reason(answer.finished)
+        return {
+            "object": "chat.completion",
+            **self._facts,
+            "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": reason}],
+            "usage": usage_of(answer.finished.usage),
+        }
+
+
+class TextAnswer:
+    """Writes `text_completion` objects and their chunks, which OpenAI gives the same name."""
+
+    def __init__(self, model: str, *, usage: bool = False) -> None:
+        self._facts = {"id": f"cmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+        self._usage = usage
+        head = b"data: " + orjson.dumps({"object": "text_completion", **self._facts})[:-1]
+        end = b',"usage":null}\n\n' if usage else b"}\n\n"
+        self._text = head + b',"choices":[{"index":0,"text":'
+        self._tail = b',"logprobs":null,"finish_reason":null}]' + end
+        self._last = self._text + b'"","logprobs":null,"finish_reason":"%s"}]' + end
+        self._cost = head + b',"choices":[],"usage":%s}\n\n'
+
+    def opening(self) -> bytes:
+        """Nothing: text completions have no role."""
+        return b""
+
+    def delta(self, event: TextDelta | ReasoningDelta) -> bytes:
+        """More of the text; in a raw completion reasoning is text like any other."""
+        return self._text + orjson.dumps(event.text) + self._tail
+
+    def closing(self, finished: Finished) -> bytes:
+        """The finish reason, the usage if asked for, and the end mark."""
+        last = self._last % _reason(finished).encode()
+        cost = self._cost % orjson.dumps(usage_of(finished.usage)) if self._usage else b""
+        return last + cost + DONE
+
+    def whole(self, answer: Answer) -> Mapping[str, Any]:
+        """The answer as one object."""
+        text, reason = answer.reasoning + answer.text, _reason(answer.finished)
+        return {
+            "object": "text_completion",
+            **self._facts,
+            "choices": [{"index": 0, "text": text, "logprobs": None, "finish_reason": reason}],
+            "usage": usage_of(answer.finished.usage),
+        }

@@ -1,0 +1,39 @@
+"""POST /v1/completions: the model continues a text or token ids, without a chat template."""
+
+from __future__ import annotations
+
+import orjson
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from rallychat.api.answers import Completion
+from rallychat.api.chunks import TextAnswer
+from rallychat.api.delivery import CLIENT_GONE, EventStream, whole
+from rallychat.api.routing import EVENT_STREAM, JsonRoute, problems
+from rallychat.api.schemas import CompletionRequest
+from rallychat.api.serving import model_named, service_of
+
+router = APIRouter(route_class=JsonRoute)
+
+
+@router.post(
+    "/v1/completions",
+    response_model=None,
+    responses={
+        200: {"model": Completion, "content": EVENT_STREAM, "description": "The text, whole or streamed."},
+        **problems(400, 403, 404, 409, 413, 415, 429, 500, 503),
+    },
+    tags=["completions"],
+)
+async def create_completion(request: Request, asked: CompletionRequest) -> Response:
+    """Continues a prompt. Nothing is stored; hanging up stops the generation."""
+    service = service_of(request)
+    model = model_named(service, asked.model)
+    events = service.complete_prompt(asked.text_or_ids(), model=model.id, sampling=asked.sampling())
+    answer = TextAnswer(model.id, usage=asked.usage_wanted)
+    if asked.stream:
+        return EventStream(events, answer)
+    gathered = await whole(request.receive, events)
+    if gathered is None:
+        return Response(status_code=CLIENT_GONE)
+    return Response(orjson.dumps(answer.whole(gathered)), media_type="application/json")

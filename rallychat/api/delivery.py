@@ -1,0 +1,191 @@
+"""Brings a turn's events to a client, as a stream or whole, and calls the turn off when the client is gone.
+
+A stream's headers wait for the first token (or its refusal), so that whatever goes wrong before it is a real
+status. Should the first token take longer than `KEEPALIVE` (a queue, a download, a long prompt), the stream
+starts with comments that say what it waits for; from then on an error is an event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import orjson
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from rallychat.api.chunks import Answer, Chunks
+from rallychat.api.errors import INTERNAL, Problem, Refusal, problem_of, problem_of_failed
+from rallychat.api.request_context import log_failure
+from rallychat.errors import RallyChatError
+from rallychat.messages import Event, Failed, Finished, Loading, Queued, ReasoningDelta, TextDelta
+
+KEEPALIVE = 10.0
+"""Seconds of silence after which a comment is sent: well below the 60 s of common proxies."""
+
+CLIENT_GONE = 499
+"""nginx's status for a client that hung up; nobody receives it, the log shows it."""
+
+
+async def whole(receive: Receive, events: AsyncGenerator[Event]) -> Answer | None:
+    """The whole answer; None if the client hung up first, in which case the turn is called off.
+
+    Raises:
+        Refusal: the turn failed.
+    """
+    gone = asyncio.create_task(_hangup(receive))
+    gathering = asyncio.create_task(_gathered(events))
+    try:
+        await asyncio.wait({gone, gathering}, return_when=asyncio.FIRST_COMPLETED)
+        return await gathering if gathering.done() else None
+    finally:
+        await _called_off(gathering)
+        await _called_off(gone)
+
+
+async def _gathered(events: AsyncGenerator[Event]) -> Answer:
+    text: list[str] = []
+    reasoning: list[str] = []
+    async with aclosing(events):
+        async for event in events:
+            match event:
+                case TextDelta():
+                    text.append(event.text)
+                case ReasoningDelta():
+                    reasoning.append(event.text)
+                case Finished():
+                    return Answer("".join(text), "".join(reasoning), event)
+                case Failed():
+                    raise Refusal(problem_of_failed(event))
+                case _:
+                    pass
+    raise AssertionError("a turn ends with Finished or Failed")
+
+
+class EventStream(Response):
+    """A turn as server-sent events."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, events: AsyncGenerator[Event], chunks: Chunks, *, keepalive: float = KEEPALIVE
+    ) -> None:
+        self.status_code = 200
+        self.background = None
+        # nginx would otherwise hold chunks back until its buffer is full
+        self.init_headers({"cache-control": "no-store", "x-accel-buffering": "no"})
+        self._events = events
+        self._chunks = chunks
+        self._keepalive = keepalive
+        self._begun = False
+        self._quiet = True
+        self._waiting_for = "waiting"
+        self._beginning = asyncio.Lock()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Streams until the turn ends or the client is gone.
+
+        Raises:
+            Refusal, RallyChatError: before anything was sent; the app answers with a status.
+        """
+        gone = asyncio.create_task(_hangup(receive))
+        pump = asyncio.create_task(self._pump(send))
+        try:
+            while not pump.done() and not gone.done():
+                done, _ = await asyncio.wait(
+                    {gone, pump}, timeout=self._keepalive, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done:
+                    await self._keep_alive(send)
+            if pump.done():
+                await pump
+        finally:
+            await _called_off(pump)
+            await _called_off(gone)
+
+    async def _pump(self, send: Send) -> None:
+        try:
+            async with aclosing(self._events) as events:
+                await self._relay(events, send)
+        except Exception as exc:
+            if not self._begun:
+                raise
+            await self._fail(_problem(exc), send)
+
+    async def _relay(self, events: AsyncGenerator[Event], send: Send) -> None:
+        """The hot path: once per token."""
+        delta = self._chunks.delta
+        opening = self._chunks.opening()
+        async for event in events:
+            if type(event) is TextDelta or type(event) is ReasoningDelta:
+                data = opening + delta(event)
+            elif type(event) is Finished:
+                data = opening + self._chunks.closing(event)
+            elif type(event) is Failed:
+                raise Refusal(problem_of_failed(event))
+            else:
+                self._waiting_for = _described(event)
+                continue
+            if not self._begun:
+                await self._begin(send)
+            opening = b""
+            self._quiet = False
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+            if type(event) is Finished:
+                break
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _begin(self, send: Send) -> None:
+        async with self._beginning:
+            if not self._begun:
+                self._begun = True
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+
+    async def _keep_alive(self, send: Send) -> None:
+        if self._quiet:
+            await self._begin(send)
+            comment = f": {self._waiting_for}\n\n".encode()
+            await send({"type": "http.response.body", "body": comment, "more_body": True})
+        self._quiet = True
+
+    async def _fail(self, problem: Problem, send: Send) -> None:
+        """An error after the stream began. No end mark follows: the answer is not complete."""
+        data = b"data: " + orjson.dumps(problem.body()) + b"\n\n"
+        await send({"type": "http.response.body", "body": data, "more_body": False})
+
+
+def _problem(exc: Exception) -> Problem:
+    match exc:
+        case Refusal():
+            return exc.problem
+        case RallyChatError():
+            return problem_of(exc)
+        case _:
+            log_failure(exc)
+            return Problem(500, INTERNAL, RallyChatError.code)
+
+
+def _described(event: Event) -> str:
+    match event:
+        case Queued(position):
+            return f"queued, position {position}"
+        case Loading(_, stage, fraction):
+            return stage if fraction is None else f"{stage} {fraction:.0%}"
+        case _:
+            return "waiting"
+
+
+async def _hangup(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _called_off(task: asyncio.Task[Any]) -> None:
+    """Ends a task and waits for its cleanup; its outcome was read before, or matters to nobody."""
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,61 @@
+"""GET /v1/models and /v1/models/{id}: what can be named as `model`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from rallychat.api.answers import ModelList, ModelOut
+from rallychat.api.routing import JsonRoute, problems
+from rallychat.api.serving import model_named, service_of, started_at
+from rallychat.cards import ModelCard, card
+
+router = APIRouter(route_class=JsonRoute, tags=["models"])
+
+
+@router.get(
+    "/v1/models", response_model=None, responses={200: {"model": ModelList}, **problems(403, 500, 503)}
+)
+async def list_models(request: Request) -> Response:
+    """Every model of the catalog that is not hidden, and its state."""
+    since = started_at(request)
+    cards = await service_of(request).models()
+    return _json({"object": "list", "data": [_described(each, since) for each in cards]})
+
+
+@router.get(
+    "/v1/models/{model_id:path}",
+    response_model=None,
+    responses={200: {"model": ModelOut}, **problems(403, 404, 500, 503)},
+)
+async def get_model(request: Request, model_id: str) -> Response:
+    """One model, hidden ones included."""
+    service = service_of(request)
+    model = model_named(service, model_id)
+    found = card(model, service.settings, service.pool, service.downloads)
+    return _json(_described(found, started_at(request)))
+
+
+def _described(shown: ModelCard, since: int) -> dict[str, Any]:
+    model = shown.model
+    facts = {
+        "name": model.name,
+        "state": shown.state,
+        "note": shown.note,
+        "parameters": model.parameters,
+        "quantization": model.quantization,
+        "license": model.license,
+        "description": model.description,
+        "url": model.url,
+        "window": model.window,
+        "size": model.weights.size,
+        "memory": shown.memory,
+    }
+    return {"id": model.id, "object": "model", "created": since, "owned_by": "rallychat", "rallychat": facts}
+
+
+def _json(value: Any) -> Response:
+    return Response(orjson.dumps(value), media_type="application/json")
