@@ -249,7 +249,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             raise SecurityError(f"operator {operator} is not available in chat templates")
         if operator == "*" and not (isinstance(left, int | float) and isinstance(right, int | float)):
             sized, times = (left, right) if isinstance(right, int) else (right, left)
-            if not isinstance(times, int) or times * len(sized) > MAX_LOOP:
+            if not isinstance(times, int) or times * len(sized or "") > MAX_LOOP:
                 raise SecurityError("a repetition is too long")
         return super().call_binop(context, operator, left, right)
 

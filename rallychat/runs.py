@@ -9,9 +9,9 @@ import asyncio
 import itertools
 import logging
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from rallychat.errors import Busy, NotFound, RallyChatError
 from rallychat.messages import Event, Failed, Finished, Queued, ReasoningDelta, Started, TextDelta
@@ -19,7 +19,7 @@ from rallychat.messages import Event, Failed, Finished, Queued, ReasoningDelta, 
 log = logging.getLogger(__name__)
 
 Emit = Callable[[Event], None]
-Produce = Callable[[Emit], Awaitable[Finished]]
+Produce = Callable[[Emit], Coroutine[Any, Any, Finished]]
 """Makes the answer, telling each event but the last, which it returns."""
 End = Finished | Failed
 Conclude = Callable[[End], Awaitable[End]]
@@ -55,7 +55,9 @@ class Run:
         self._events: list[Event] = []
         self._viewers: set[asyncio.Event] = set()
         self._stopped_as: Literal["cancelled", "interrupted"] = "interrupted"
-        self._task = asyncio.create_task(self._pump(produce, conclude), name=self.id)
+        # Only the making is ever cancelled: what stores the end always runs to its own end.
+        self._making = asyncio.create_task(produce(self._emit))
+        self._task = asyncio.create_task(self._finish(conclude), name=self.id)
 
     @property
     def done(self) -> bool:
@@ -95,26 +97,30 @@ class Run:
 
     async def wait(self) -> End:
         """How the answer ended."""
-        await asyncio.gather(self._task, return_exceptions=True)
+        await asyncio.shield(self._task)
         assert self.end is not None
         return self.end
 
     async def stop(self, reason: Literal["cancelled", "interrupted"] = "cancelled") -> End:
         """Ends the answer where it is; what had arrived is kept. Returns how it ended."""
-        if not self.done and not self._task.cancelling():
+        if not self._making.done() and not self._making.cancelling():
             self._stopped_as = reason
-            self._task.cancel()
-        return await asyncio.shield(self.wait())
+            self._making.cancel()
+        return await self.wait()
+
+    def on_end(self, call: Callable[[Run], None]) -> None:
+        """Calls `call` with the run once it is done."""
+        self._task.add_done_callback(lambda _: call(self))
 
     def _emit(self, event: Event) -> None:
         self._events.append(event)
         for wake in self._viewers:
             wake.set()
 
-    async def _pump(self, produce: Produce, conclude: Conclude) -> None:
+    async def _finish(self, conclude: Conclude) -> None:
         end: End
         try:
-            end = await produce(self._emit)
+            end = await self._making
         except asyncio.CancelledError:
             end = Finished(self._stopped_as)
         except RallyChatError as exc:
@@ -123,7 +129,7 @@ class Run:
             log.exception("the answer %s failed", self.message_id or self.id)
             end = Failed("internal_error", "Something went wrong inside the server.", "see the server's log")
         try:
-            end = await asyncio.shield(asyncio.ensure_future(conclude(end)))
+            end = await conclude(end)
         except RallyChatError as exc:
             log.error("the answer %s could not be stored: %s", self.message_id or self.id, exc)
             end = failure(exc)
@@ -183,7 +189,7 @@ class Runs:
         """Keeps the run until it ended, and a while after."""
         self._runs[run.id] = run
         self._growing[run.id] = run
-        run._task.add_done_callback(lambda _: self._ended(run))
+        run.on_end(self._ended)
         if run.message_id and (self._saver is None or self._saver.done()):
             self._saver = asyncio.create_task(self._save_while_growing(), name="save growing answers")
         return run

@@ -68,7 +68,7 @@ class Settings(BaseSettings):
     model: str = Field("smollm2-135m-instruct", description="Model used where none is asked for.")
     api_only: bool = Field(default=False, description="Serve the API without the web page.")
     open_browser: bool = Field(default=True, description="Open the page in the browser when ready.")
-    no_auth: bool = Field(False, description="Serve beyond this machine without login.")
+    no_auth: bool = Field(default=False, description="Serve beyond this machine without login.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
 
     slots: int = Field(4, ge=1, le=256, description="Answers generated at the same time, per model.")

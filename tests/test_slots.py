@@ -1,0 +1,191 @@
+"""Who gets which slot: order, affinity, refusal, and nothing leaked by those who leave."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rallychat.errors import Busy, EngineUnavailable
+from rallychat.pool.slots import Priority, Slot, SlotQueue, common_prefix
+
+
+def ignore(_: int) -> None:
+    """Nobody listens."""
+
+
+async def settle() -> None:
+    """Lets every task that can run do so."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+class Visitor:
+    """Takes a slot and keeps it until told to leave."""
+
+    def __init__(self, queue: SlotQueue, ids: list[int] | None = None, priority: Priority = Priority.CHAT) -> None:
+        self.positions: list[int] = []
+        self.slot: Slot | None = None
+        self._leave = asyncio.Event()
+        self.task = asyncio.create_task(self._visit(queue, ids or [], priority))
+
+    async def _visit(self, queue: SlotQueue, ids: list[int], priority: Priority) -> None:
+        async with queue.slot(ids, notify=self.positions.append, priority=priority) as slot:
+            self.slot = slot
+            slot.ids = ids
+            await self._leave.wait()
+
+    async def leave(self) -> None:
+        self._leave.set()
+        await self.task
+
+
+def ready(slots: int, *, limit: int = 100) -> SlotQueue:
+    queue = SlotQueue(slots, limit=limit)
+    queue.resume()
+    return queue
+
+
+@given(st.lists(st.integers(0, 2), max_size=30), st.lists(st.integers(0, 2), max_size=30))
+def test_the_common_prefix_is_the_longest_one(a: list[int], b: list[int]) -> None:
+    size = common_prefix(a, b)
+    assert a[:size] == b[:size]
+    assert size == min(len(a), len(b)) or a[size] != b[size]
+
+
+async def test_those_who_wait_are_served_in_order_and_told_their_position() -> None:
+    queue = ready(1)
+    first, second, third = Visitor(queue), Visitor(queue), Visitor(queue)
+    await settle()
+    assert (first.slot is not None, second.positions, third.positions) == (True, [1], [2])
+    await first.leave()
+    await settle()
+    assert (second.slot is not None, third.slot, third.positions) == (True, None, [2, 1])
+    await second.leave()
+    await third.leave()
+    assert queue.idle
+
+
+async def test_a_person_goes_before_background_work_that_came_earlier() -> None:
+    queue = ready(1)
+    holder, background = Visitor(queue), Visitor(queue, priority=Priority.BACKGROUND)
+    await settle()
+    person = Visitor(queue)
+    await settle()
+    assert (person.positions, background.positions) == ([1], [1, 2])
+    await holder.leave()
+    await person.leave()
+    await background.leave()
+
+
+async def test_a_conversation_returns_to_the_slot_that_holds_its_prompt() -> None:
+    queue = ready(3)
+    visitors = [Visitor(queue, [n] * 10) for n in range(3)]
+    await settle()
+    homes = [visitor.slot and visitor.slot.index for visitor in visitors]
+    for visitor in visitors:
+        await visitor.leave()
+    for n in (2, 0, 1):
+        again = Visitor(queue, [n] * 12)
+        await settle()
+        assert again.slot is not None
+        assert again.slot.index == homes[n]
+        await again.leave()
+
+
+async def test_a_new_conversation_takes_an_empty_slot_before_another_s_cache() -> None:
+    queue = ready(2)
+    first = Visitor(queue, [1] * 10)
+    await settle()
+    await first.leave()
+    second = Visitor(queue, [2] * 10)
+    await settle()
+    assert first.slot is not None
+    assert second.slot is not None
+    assert second.slot.index != first.slot.index
+    await second.leave()
+
+
+async def test_a_full_queue_refuses_with_the_seconds_to_wait() -> None:
+    queue = ready(1, limit=1)
+    holder, waiting = Visitor(queue), Visitor(queue)
+    await settle()
+    with pytest.raises(Busy) as refused:
+        async with queue.slot([], notify=ignore):
+            pass
+    assert refused.value.retry_after >= 1
+    await holder.leave()
+    await waiting.leave()
+
+
+async def test_no_queue_at_all_still_serves_whoever_finds_a_free_slot() -> None:
+    queue = ready(1, limit=0)
+    visitor = Visitor(queue)
+    await settle()
+    assert visitor.slot is not None
+    await visitor.leave()
+
+
+async def test_who_gives_up_while_waiting_leaves_nothing_behind() -> None:
+    queue = ready(1)
+    holder, quitter, last = Visitor(queue), Visitor(queue), Visitor(queue)
+    await settle()
+    quitter.task.cancel()
+    await settle()
+    assert (queue.waiting, last.positions) == (1, [2, 1])
+    await holder.leave()
+    await last.leave()
+    assert queue.idle
+
+
+async def test_who_gives_up_in_the_very_step_of_being_granted_gives_the_slot_back() -> None:
+    queue = ready(1)
+    holder, quitter = Visitor(queue), Visitor(queue)
+    await settle()
+    holder._leave.set()
+    await asyncio.sleep(0)
+    quitter.task.cancel()
+    await settle()
+    assert queue.idle
+
+
+async def test_nobody_is_served_while_the_engine_is_away_and_caches_are_forgotten_when_it_returns() -> None:
+    queue = ready(1)
+    holder = Visitor(queue, [1, 2, 3])
+    await settle()
+    queue.pause()
+    waiting = Visitor(queue)
+    await holder.leave()
+    await settle()
+    assert waiting.slot is None
+    queue.resume()
+    await settle()
+    assert waiting.slot is not None
+    await waiting.leave()
+
+
+async def test_when_the_engine_does_not_come_back_those_who_wait_are_told() -> None:
+    queue = SlotQueue(1, limit=5)
+    waiting = Visitor(queue)
+    await settle()
+    queue.refuse(EngineUnavailable("gone"))
+    with pytest.raises(EngineUnavailable, match="gone"):
+        await waiting.task
+    assert queue.idle
+
+
+async def test_many_visitors_of_whom_half_give_up_never_exceed_the_slots() -> None:
+    queue = ready(3)
+    async with AsyncExitStack() as stack:
+        visitors = [Visitor(queue, [n]) for n in range(60)]
+        await settle()
+        for visitor in visitors[::2]:
+            visitor.task.cancel()
+            await settle()
+            assert queue.busy <= 3
+        for visitor in visitors[1::2]:
+            stack.push_async_callback(visitor.leave)
+    assert queue.idle
