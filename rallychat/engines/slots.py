@@ -1,0 +1,61 @@
+"""Which answers run where: a worker never gives its engine more than it has slots, because what waits inside an
+engine cannot be cancelled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rallychat.errors import Busy, InvalidRequest
+
+
+@dataclass(slots=True)
+class Slot:
+    """One slot of an engine, and the tokens its cache was last seen to hold."""
+
+    index: int
+    held: list[int] = field(default_factory=list)
+    busy: bool = False
+
+
+def shared_prefix(one: list[int], other: list[int]) -> int:
+    """How many tokens two sequences begin with in common."""
+    shortest = min(len(one), len(other))
+    if one[:shortest] == other[:shortest]:
+        return shortest
+    return next(at for at in range(shortest) if one[at] != other[at])
+
+
+class Slots:
+    """The slots of one engine."""
+
+    def __init__(self, count: int) -> None:
+        self._slots = [Slot(index) for index in range(count)]
+
+    @property
+    def free(self) -> int:
+        """Slots that are not answering."""
+        return sum(not slot.busy for slot in self._slots)
+
+    def take(self, prompt: list[int], wanted: int | None) -> Slot:
+        """The wanted slot, or the free one whose cache shares the longest prefix with the prompt.
+
+        Raises:
+            InvalidRequest: there is no such slot.
+            Busy: it, or every slot, is answering.
+        """
+        if wanted is not None and not 0 <= wanted < len(self._slots):
+            raise InvalidRequest(f"There is no slot {wanted}; there are {len(self._slots)}.", param="slot")
+        candidates = self._slots if wanted is None else [self._slots[wanted]]
+        free = [slot for slot in candidates if not slot.busy]
+        if not free:
+            what = "All slots are" if wanted is None else f"Slot {wanted} is"
+            raise Busy(f"{what} answering.", retry_after=1.0)
+        # Among equals the one that holds least: another conversation's cache is worth keeping.
+        best = max(free, key=lambda slot: (shared_prefix(slot.held, prompt), -len(slot.held)))
+        best.busy = True
+        return best
+
+    def release(self, slot: Slot, held: list[int]) -> None:
+        """Give a slot back; `held` is what its cache now holds."""
+        slot.held = held
+        slot.busy = False
