@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
@@ -99,10 +98,10 @@ async def owners_of_running(db: AsyncConnection) -> list[str]:
     return [name for name in found if name is not None]
 
 
-async def interrupt(db: AsyncConnection, owners: Collection[str], *, error: str) -> int:
-    """Ends the running answers of `owners`, keeping all that was saved; returns how many."""
+async def interrupt(db: AsyncConnection, which: ColumnElement[bool], *, error: str) -> int:
+    """Ends those running answers, keeping all that was saved of them; returns how many."""
     ended = {"status": "complete", "finish_reason": "interrupted", "error": error, "owner": None}
-    done = await db.execute(update(messages).where(messages.c.owner.in_(owners)).values(**ended))
+    done = await db.execute(update(messages).where(which, messages.c.status == "running").values(**ended))
     return done.rowcount
 
 

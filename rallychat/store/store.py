@@ -27,6 +27,7 @@ from rallychat.store.migrate import migrate
 from rallychat.store.owners import Owner, starting
 from rallychat.store.tables import LOCAL_USER, conversations, messages, preferences
 from rallychat.store.types import Conversation, StoredMessage, TokenSpan
+from rallychat.store.whole import to_the_end, whole
 from rallychat.unset import UNSET, Unset
 
 _INTERRUPTED = "The server stopped before this answer was finished."
@@ -63,7 +64,7 @@ class ConversationStore:
         owner = Owner(settings.data_dir / "run")
         database = Database(settings.database, busy_timeout=busy_timeout)
         try:
-            await asyncio.to_thread(_claim, owner, settings.database, busy_timeout)
+            await to_the_end(asyncio.to_thread(_claim, owner, settings.database, busy_timeout))
             store = cls(database, owner)
             await store.interrupt_orphans()
             yield store
@@ -71,6 +72,7 @@ class ConversationStore:
             await database.aclose()
             owner.release()
 
+    @whole
     async def interrupt_orphans(self) -> int:
         """Marks running answers of dead processes as interrupted, as `open` does; returns how many."""
         async with self._database.read() as db:
@@ -79,8 +81,9 @@ class ConversationStore:
         if not gone:
             return 0
         async with self._database.write() as db:
-            return await queries.interrupt(db, gone, error=_INTERRUPTED)
+            return await queries.interrupt(db, messages.c.owner.in_(gone), error=_INTERRUPTED)
 
+    @whole
     async def create(
         self,
         *,
@@ -97,11 +100,13 @@ class ConversationStore:
             await db.execute(insert(conversations).values(**row, user_id=LOCAL_USER))
         return codec.conversation_from(row)
 
+    @whole
     async def get(self, conversation_id: str) -> Conversation:
         """One conversation."""
         async with self._database.read() as db:
             return codec.conversation_from(await queries.conversation_row(db, conversation_id))
 
+    @whole
     async def update(
         self,
         conversation_id: str,
@@ -120,6 +125,7 @@ class ConversationStore:
                 await db.execute(update(conversations).where(this).values(**given))
         return codec.conversation_from(row | given)
 
+    @whole
     async def delete(self, conversation_id: str) -> None:
         """Deletes a conversation and the messages of every branch. Later saves of its answers are ignored."""
         async with self._database.write() as db:
@@ -127,11 +133,13 @@ class ConversationStore:
             await db.execute(delete(messages).where(messages.c.conversation_id == conversation_id))
             await db.execute(delete(conversations).where(conversations.c.id == conversation_id))
 
+    @whole
     async def message(self, message_id: str) -> StoredMessage:
         """One message, with its report."""
         async with self._database.read() as db:
             return codec.message_from(await queries.message_row(db, message_id))
 
+    @whole
     async def path(self, conversation_id: str, *, tip: str | None = None) -> builtins.list[StoredMessage]:
         """The branch that ends at `tip` (the conversation's own tip if not given), oldest first.
 
@@ -150,12 +158,14 @@ class ConversationStore:
             raise NotFound("message", end)
         return [codec.message_from(row) for row in rows]
 
+    @whole
     async def siblings(self, message_id: str) -> builtins.list[str]:
         """The ids of all children of the same parent in the same role, oldest first, itself among them."""
         async with self._database.read() as db:
             row = await queries.message_row(db, message_id)
             return [*await db.scalars(queries.siblings_query(row))]
 
+    @whole
     async def select(self, conversation_id: str, message_id: str) -> str:
         """Brings the branch through `message_id` into view; returns the new tip, the newest leaf below it."""
         async with self._database.write() as db:
@@ -170,16 +180,23 @@ class ConversationStore:
     ) -> tuple[StoredMessage | None, StoredMessage]:
         """Stores a person's message (if given) under `parent_id` and a running, empty answer under that.
 
-        One transaction, on the disk when this returns; the answer becomes the tip.
+        One transaction, on the disk when this returns; the answer becomes the tip. Cancelled meanwhile, the
+        question is stored or not, and the answer is not left running.
 
         Raises:
             NotFound: no such conversation, or no such parent in it.
             Conflict: the parent is itself still being written.
         """
+        begun = self._begin(conversation_id, parent_id, user, codec.checked(model, param="model"))
+        return await to_the_end(begun, abandoned=lambda pair: self._abandon(pair[1].id))
+
+    async def _begin(
+        self, conversation_id: str, parent_id: str | None, user: Message | None, model: str
+    ) -> tuple[StoredMessage | None, StoredMessage]:
         now = datetime.now(UTC)
         common = _NO_COLUMNS | {"conversation_id": conversation_id, "created_at": now}
-        answer = common | {"role": "assistant", "parts": [], "status": "running", "owner": self._owner.id}
-        answer["model"] = codec.checked(model, param="model")
+        answer = common | {"role": "assistant", "model": model, "parts": []}
+        answer |= {"status": "running", "owner": self._owner.id}
         asked: dict[str, Any] = {}
         if user is not None:
             asked = common | {
@@ -210,6 +227,9 @@ class ConversationStore:
         """
         if (await self.message(message_id)).status == "running":
             await self.interrupt_orphans()  # perhaps its process has died since `open`
+        return await to_the_end(self._resume(message_id), abandoned=lambda row: self._abandon(row.id))
+
+    async def _resume(self, message_id: str) -> StoredMessage:
         running = {"status": "running", "finish_reason": None, "error": None}
         this, children = messages.c.id == message_id, messages.c.parent_id == message_id
         async with self._database.write() as db:
@@ -223,6 +243,13 @@ class ConversationStore:
             await queries.set_tip(db, row["conversation_id"], message_id, at=datetime.now(UTC))
         return codec.message_from(row | running)
 
+    async def _abandon(self, message_id: str) -> None:
+        """Ends a running answer that nobody will write."""
+        async with self._database.write() as db:
+            this = messages.c.id == message_id
+            await queries.interrupt(db, this, error="This answer was given up before it began.")
+
+    @whole
     async def save(self, partials: Sequence[tuple[str, tuple[Part, ...], TokenSpan | None]]) -> None:
         """Stores growing answers, (id, all parts so far, span so far) each, in one transaction.
 
@@ -238,6 +265,7 @@ class ConversationStore:
                 grown = {"parts": codec.parts_mended(parts), **codec.span_columns(span)}
                 await db.execute(update(messages).where(mine).values(**grown))
 
+    @whole
     async def finish(
         self,
         message_id: str,
@@ -277,6 +305,7 @@ class ConversationStore:
             await db.execute(update(conversations).where(active).values(updated_at=datetime.now(UTC)))
         return codec.message_from(row | ended)
 
+    @whole
     async def save_spans(self, spans: Mapping[str, TokenSpan]) -> None:
         """Stores what each message (by id) added to the token log; unknown ids are ignored."""
         if not spans:
@@ -286,12 +315,14 @@ class ConversationStore:
                 this = messages.c.id == message_id
                 await db.execute(update(messages).where(this).values(**codec.span_columns(span)))
 
+    @whole
     async def get_preference(self, name: str) -> str | None:
         """What was last set under `name`, or None."""
         this = queries.is_preference(codec.checked(name, param="name"))
         async with self._database.read() as db:
             return (await db.scalars(select(preferences.c.value).where(this))).one_or_none()
 
+    @whole
     async def set_preference(self, name: str, value: str | None) -> None:
         """Keeps `value` under `name`; None forgets it."""
         this = queries.is_preference(codec.checked(name, param="name"))
@@ -301,6 +332,7 @@ class ConversationStore:
                 row = {"user_id": LOCAL_USER, "name": name, "value": codec.checked(value, param="value")}
                 await db.execute(insert(preferences).values(**row))
 
+    @whole
     async def list(self, *, limit: int = 50, before: str | None = None) -> builtins.list[Conversation]:
         """At most `limit` conversations, the last active first; `before` (an id) goes on after that one.
 
