@@ -74,14 +74,7 @@ def card(model: Model, settings: Settings, pool: Pool, downloads: Downloads) -> 
         state = "unavailable"
     else:
         state = "ready" if is_here(model, settings) else "absent"
-    return ModelCard(model, state, progress, needed_memory(model), note)
-
-
-def needed_memory(model: Model) -> int | None:
-    """Bytes a model needs to run: what its catalog file says, else its weights and a third more."""
-    if model.memory is not None:
-        return model.memory
-    return int(model.weights.size * 1.33) + 128 * 2**20 if model.weights.size else None
+    return ModelCard(model, state, progress, model.needed_memory, note)
 
 
 def inspection(

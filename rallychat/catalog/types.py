@@ -160,3 +160,10 @@ class Model(_Facts):
     """Not in the menu; can still be named."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Passed to the engine as they are."""
+
+    @property
+    def needed_memory(self) -> int | None:
+        """Bytes it needs to run: what its file says, else its weights and a third more; None if unknown."""
+        if self.memory is not None:
+            return self.memory
+        return int(self.weights.size * 1.33) + 128 * 2**20 if self.weights.size else None
