@@ -1,0 +1,250 @@
+"""`rallychat chat`: a conversation in the terminal, over the service in this process.
+
+Knows how an answer is shown and stopped; what /commands do is in slash.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import aclosing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from rallychat.chat import ChatService
+from rallychat.cli.options import complain
+from rallychat.cli.stream import MarkdownStream
+from rallychat.errors import NotFound, RallyChatError
+from rallychat.messages import (
+    Event,
+    Failed,
+    Finished,
+    Loading,
+    Message,
+    Queued,
+    ReasoningDelta,
+    Started,
+    TextDelta,
+)
+from rallychat.runs import Run
+from rallychat.settings import Settings
+from rallychat.store import Conversation
+
+if TYPE_CHECKING:
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.key_binding import KeyBindings
+
+ENDINGS = {
+    "length": "The answer reached its length limit; /continue goes on.",
+    "cancelled": "Stopped; /continue goes on, /regenerate starts over.",
+    "interrupted": "Interrupted; /continue goes on, /regenerate starts over.",
+}
+
+
+async def chat(settings: Settings, *, system: str | None = None, resume: str | None = None) -> int:
+    """Chat until Ctrl-D; with standard input that is no terminal, answer it once. Returns the exit code."""
+    if not sys.stdin.isatty():
+        async with ChatService.open(settings) as service:
+            return await answer_once(service, sys.stdin.read(), system=system)
+    async with ChatService.open(settings) as service:
+        conversation = await find(service, resume) if resume else None
+        talk = Talk(service, Console(), conversation, system=system or "")
+        await talk.run()
+    return 0
+
+
+async def answer_once(service: ChatService, prompt: str, *, system: str | None = None) -> int:
+    """Print the plain answer to `prompt` as it comes; nothing is stored."""
+    messages = [Message.of("system", system)] if system else []
+    messages.append(Message.of("user", prompt.strip()))
+    if not prompt.strip():
+        complain("There is nothing to answer: standard input is empty.", "echo 'Hello' | rallychat chat")
+        return 2
+    async with aclosing(service.complete(messages)) as events:
+        async for event in events:
+            if isinstance(event, TextDelta):
+                sys.stdout.write(event.text)
+                sys.stdout.flush()
+            elif isinstance(event, Failed):
+                complain(event.message, event.hint)
+                return 1
+    sys.stdout.write("\n")
+    return 0
+
+
+async def find(service: ChatService, name: str) -> Conversation:
+    """The conversation of this id, or the newest for "last".
+
+    Raises:
+        NotFound: there is none.
+    """
+    if name != "last":
+        return await service.store.get(name)
+    newest = await service.store.list(limit=1)
+    if not newest:
+        raise NotFound("conversation", "last", hint="there are none yet; leave --open out")
+    return newest[0]
+
+
+class Talk:
+    """A person at a terminal and their current conversation, which is stored with its first message."""
+
+    def __init__(
+        self,
+        service: ChatService,
+        console: Console,
+        conversation: Conversation | None = None,
+        *,
+        system: str = "",
+        session: PromptSession[str] | None = None,
+    ) -> None:
+        self.service = service
+        self.console = console
+        self.conversation = conversation
+        self.system = system
+        self.model: str | None = None
+        self.listed: list[Conversation] = []
+        self._session = session
+
+    async def run(self) -> None:
+        """Read, answer, repeat, until the person leaves."""
+        from rallychat.cli import slash
+
+        model = self.service.resolve(self.conversation.model if self.conversation else None)
+        self.console.print(
+            f"[bold]RallyChat[/] with {escape(model.name)}. [dim]/help lists the commands, "
+            "Ctrl-C stops an answer, Ctrl-D leaves.[/]"
+        )
+        if self.conversation is None:
+            self.service.prepare(None)
+        else:
+            await slash.show_path(self)
+        while (said := await self.ask()) is not None:
+            try:
+                if said.startswith("/") and not said.startswith("//"):
+                    if not await slash.obey(self, said):
+                        return
+                elif said.strip():
+                    await self.say(said.removeprefix("/") if said.startswith("//") else said)
+            except RallyChatError as exc:
+                complain(exc.message, exc.hint)
+
+    async def ask(self, text: str = "", *, label: str = "> ") -> str | None:
+        """What the person types next; None when they leave. `text` is there to be edited."""
+        if self._session is None:
+            self._session = prompt_session(self.service.settings)
+        while True:
+            try:
+                return await self._session.prompt_async(label, default=text)
+            except KeyboardInterrupt:
+                self.console.print("[dim]Ctrl-D leaves.[/]")
+            except EOFError:
+                return None
+
+    async def say(self, text: str) -> None:
+        """Send a message and show its answer."""
+        current = await self.stored()
+        await self.show(self.service.turn(current.id, text, model=self.model))
+
+    async def stored(self) -> Conversation:
+        """The current conversation, created now if this is its first message."""
+        if self.conversation is None:
+            self.conversation = await self.service.store.create(system=self.system, model=self.model)
+        return self.conversation
+
+    async def show(self, starting: Coroutine[Any, Any, Run]) -> None:
+        """Show an answer as it grows; Ctrl-C stops the answer, not the program."""
+        run = await starting
+        stopping: list[asyncio.Task[Any]] = []
+
+        def stop() -> None:
+            if not stopping:
+                stopping.append(asyncio.create_task(self.service.stop(run.id)))
+
+        with on_interrupt(stop), MarkdownStream(self.console) as stream:
+            async with aclosing(run.attach()) as events:
+                end = await show_events(events, stream)
+        await asyncio.gather(*stopping)
+        self._say_ending(end)
+        self.conversation = await self.service.store.get(run.conversation_id)
+
+    def _say_ending(self, end: Finished | Failed | None) -> None:
+        if isinstance(end, Failed):
+            complain(end.message, end.hint)
+        elif end is not None and end.reason in ENDINGS:
+            self.console.print(ENDINGS[end.reason], style="dim")
+        self.console.print()
+
+
+async def show_events(events: AsyncIterator[Event], stream: MarkdownStream) -> Finished | Failed | None:
+    """Draw each event; return the last one."""
+    async for event in events:
+        match event:
+            case TextDelta(text):
+                stream.add(text)
+            case ReasoningDelta(text):
+                stream.think(text)
+            case Queued(position):
+                stream.status(f"Waiting, number {position} in the queue ...")
+            case Loading(model, stage, fraction):
+                verb = "Downloading" if stage == "download" else "Loading"
+                stream.status(f"{verb} {model} ..." + (f" {fraction:.0%}" if fraction is not None else ""))
+            case Started():
+                stream.status("Reading the prompt ...")
+            case Finished() | Failed():
+                return event
+    return None
+
+
+@contextmanager
+def on_interrupt(act: Callable[[], None]) -> Iterator[None]:
+    """Call `act` in the event loop on Ctrl-C, instead of ending the program."""
+    loop = asyncio.get_running_loop()
+    before = signal.signal(signal.SIGINT, lambda *_: loop.call_soon_threadsafe(act))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def prompt_session(settings: Settings) -> PromptSession[str]:
+    """The input line: its history is kept in the data folder; commands complete with Tab."""
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
+    from prompt_toolkit.completion import WordCompleter
+    from prompt_toolkit.history import FileHistory
+
+    from rallychat.cli.slash import COMMANDS
+
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    return PromptSession(
+        history=FileHistory(str(settings.data_dir / "chat_history")),
+        auto_suggest=AutoSuggestFromHistory(),
+        completer=WordCompleter([f"/{name}" for name in COMMANDS], sentence=True),
+        complete_while_typing=False,
+        multiline=True,
+        key_bindings=key_bindings(),
+        prompt_continuation=". ",
+    )
+
+
+def key_bindings() -> KeyBindings:
+    """Enter sends; Alt-Enter or Ctrl-J begins a new line. What is pasted keeps its lines."""
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+    bindings = KeyBindings()
+
+    @bindings.add("enter")
+    def send(event: KeyPressEvent) -> None:
+        event.current_buffer.validate_and_handle()
+
+    @bindings.add("escape", "enter")
+    @bindings.add("c-j")
+    def new_line(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    return bindings

@@ -1,0 +1,281 @@
+"""The tree of commands and their options. What a command does lives in the module of its name."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rallychat import __version__
+from rallychat.cli.options import (
+    DataDir,
+    Json,
+    ModelName,
+    Offline,
+    Slots,
+    Threads,
+    Window,
+    complain,
+    settings_from,
+)
+from rallychat.errors import RallyChatError
+
+if TYPE_CHECKING:
+    from rallychat.settings import Settings
+
+app = typer.Typer(
+    name="rallychat",
+    help="A chatbot service for open language models. Without a command: serve and open the page.",
+    no_args_is_help=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+models_app = typer.Typer(help="The models that can be chosen, and their weights.", no_args_is_help=True)
+bench_app = typer.Typer(
+    help="Measurements, each against the raw engine or the naive way.", no_args_is_help=True
+)
+app.add_typer(models_app, name="models")
+app.add_typer(bench_app, name="bench")
+
+
+def main() -> None:
+    """Run the command line; errors are one sentence on stderr, tracebacks only with --debug."""
+    try:
+        app(prog_name="rallychat")
+    except RallyChatError as exc:
+        if debugging():
+            raise
+        complain(exc.message, exc.hint)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as exc:  # a mistake of ours: said in one sentence, in full with --debug
+        if debugging():
+            raise
+        complain(
+            f"RallyChat failed: {type(exc).__name__}: {exc}", "run `rallychat --debug ...` for the details"
+        )
+        sys.exit(1)
+
+
+def debugging() -> bool:
+    """Were tracebacks asked for?"""
+    return os.environ.get("RALLYCHAT_DEBUG", "") not in ("", "0")
+
+
+def run(work: Coroutine[Any, Any, int | None]) -> None:
+    """Run `work` in a fresh event loop, uvloop where there is one, and end with its exit code."""
+    if sys.platform == "win32":
+        factory = None
+    else:
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        code = runner.run(work)
+    if code:
+        raise typer.Exit(code)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and log everything.")] = False,
+) -> None:
+    """Serve and open the page, unless a command is given."""
+    if debug:
+        os.environ["RALLYCHAT_DEBUG"] = "1"
+        os.environ.setdefault("RALLYCHAT_LOG_LEVEL", "debug")
+    if context.invoked_subcommand is None:
+        _serve(settings_from())
+
+
+def _serve(settings: Settings) -> None:
+    from rallychat.cli.serve import serve as start_serving
+
+    run(start_serving(settings))
+
+
+@app.command()
+def serve(
+    model: ModelName = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on (127.0.0.1).")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port to listen on (7860); 0 takes a free one.")
+    ] = None,
+    data_dir: DataDir = None,
+    api_only: Annotated[bool, typer.Option("--api-only", help="Serve the API without the web page.")] = False,
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="Do not open the page in the browser.")
+    ] = False,
+    slots: Slots = None,
+    window: Window = None,
+    threads: Threads = None,
+    no_auth: Annotated[
+        bool, typer.Option("--no-auth", help="Allow everyone who reaches the address, without login.")
+    ] = False,
+    log_level: Annotated[
+        str | None, typer.Option(help="What is logged: debug, info, warning or error (info).")
+    ] = None,
+    offline: Offline = False,
+) -> None:
+    """Serve the page and the API until Ctrl-C."""
+    _serve(
+        settings_from(
+            model=model,
+            host=host,
+            port=port,
+            data_dir=data_dir,
+            api_only=api_only or None,
+            open_browser=False if no_browser else None,
+            slots=slots,
+            window=window,
+            threads=threads,
+            no_auth=no_auth or None,
+            log_level=log_level,
+            offline=offline or None,
+        )
+    )
+
+
+@app.command()
+def chat(
+    model: ModelName = None,
+    data_dir: DataDir = None,
+    system: Annotated[str | None, typer.Option(help="System prompt of the new conversation.")] = None,
+    resume: Annotated[
+        str | None, typer.Option("--open", help="Go on with a conversation: its id, or `last`.")
+    ] = None,
+    window: Window = None,
+    threads: Threads = None,
+    offline: Offline = False,
+) -> None:
+    """Chat in the terminal. With input piped in: answer it once, in plain text."""
+    from rallychat.cli.chat import chat as start_chat
+
+    settings = settings_from(
+        model=model, data_dir=data_dir, window=window, threads=threads, offline=offline or None
+    )
+    run(start_chat(settings, system=system, resume=resume))
+
+
+@models_app.command("list")
+def models_list(
+    data_dir: DataDir = None,
+    everything: Annotated[bool, typer.Option("--all", help="Also models that are not in the menu.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the models, smallest first."""
+    from rallychat.cli.models import list_models
+
+    list_models(settings_from(data_dir=data_dir), everything=everything, as_json=as_json)
+
+
+@models_app.command("show")
+def models_show(
+    model: Annotated[str, typer.Argument(help="Id, name, GGUF file, or owner/repo:file.gguf.")],
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Show what is known of one model."""
+    from rallychat.cli.models import show_model
+
+    show_model(settings_from(data_dir=data_dir), model, as_json=as_json)
+
+
+@models_app.command("download")
+def models_download(
+    model: Annotated[str, typer.Argument(help="Id, name, or owner/repo:file.gguf.")],
+    data_dir: DataDir = None,
+) -> None:
+    """Fetch a model's weights; an interrupted download goes on where it stopped."""
+    from rallychat.cli.models import download_model
+
+    download_model(settings_from(data_dir=data_dir), model)
+
+
+@models_app.command("remove")
+def models_remove(
+    model: Annotated[str, typer.Argument(help="Id or name.")],
+    data_dir: DataDir = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete a model's weights from this machine."""
+    from rallychat.cli.models import remove_model
+
+    remove_model(settings_from(data_dir=data_dir), model, sure=yes)
+
+
+@app.command()
+def render(
+    model: Annotated[str, typer.Argument(help="Id, name, GGUF file, or owner/repo:file.gguf.")],
+    file: Annotated[str, typer.Argument(metavar="FILE.json", help="The messages; - reads standard input.")],
+    tokens: Annotated[bool, typer.Option("--tokens", help="Print the token ids, as JSON.")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Print the exact prompt the model would see, and nothing else.
+
+    FILE.json is {"system": optional, "messages": [{"role": "user", "content": "Hello"}, ...]}.
+    """
+    from rallychat.cli.render import render as print_prompt
+
+    run(print_prompt(settings_from(data_dir=data_dir), model, file, tokens=tokens))
+
+
+@app.command()
+def doctor(
+    data_dir: DataDir = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to look at (7860).")] = None,
+    offline: Offline = False,
+    as_json: Json = False,
+) -> None:
+    """Look at what is installed, what fits this machine, and what to do about what is missing."""
+    from rallychat.cli.doctor import doctor as examine
+
+    run(examine(settings_from(data_dir=data_dir, port=port, offline=offline or None), as_json=as_json))
+
+
+@bench_app.command("serve")
+def bench_serve(
+    model: ModelName = None,
+    users: Annotated[str, typer.Option(help="Users at the same time, in order.")] = "1,4,8,16",
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, help="Times each row is measured, interleaved.")] = 3,
+    slots: Slots = None,
+    threads: Threads = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Tokens per second and time to first token, against the raw engine in the same run."""
+    from rallychat.cli.bench import bench_serve as measure
+
+    settings = settings_from(model=model, data_dir=data_dir, slots=slots, threads=threads)
+    run(measure(settings, users=users, new_tokens=new_tokens, rounds=rounds, as_json=as_json))
+
+
+@bench_app.command("page")
+def bench_page(data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Server CPU for each streamed update of the page, in a short and in a long chat."""
+    from rallychat.cli.bench import bench_page as measure
+
+    run(measure(settings_from(data_dir=data_dir), as_json=as_json))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)

@@ -1,0 +1,59 @@
+"""A download as a bar in the terminal: share, size, speed and time left."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from rallychat import sources
+from rallychat.catalog import Model
+from rallychat.settings import Settings
+
+if TYPE_CHECKING:
+    from rallychat.sources import Downloads
+
+STAGES = {"download": "Downloading", "unpack": "Unpacking", "verify": "Verifying"}
+
+
+def bar(console: Console) -> Progress:
+    """The bar itself; on something that is no terminal it prints nothing until it ends."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+async def fetch_with_bar(downloads: Downloads, model: Model, settings: Settings, console: Console) -> None:
+    """Fetch `model` if it is not here, joining a download that already runs.
+
+    Raises:
+        SourceError: it could not be fetched.
+    """
+    if sources.is_here(model, settings):
+        return
+    if not console.is_terminal:
+        console.print(f"Downloading {model.name} ...")
+    with bar(console) as progress:
+        task = progress.add_task(f"Downloading {model.name}", total=None)
+        async for at in downloads.watch(model):
+            progress.update(
+                task,
+                completed=at.done,
+                total=at.total,
+                description=f"{STAGES.get(at.stage, at.stage)} {model.name}",
+            )

@@ -1,0 +1,222 @@
+"""`rallychat serve`: opens the service, makes the first model ready, serves page and API until Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import webbrowser
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from rallychat.cli.options import complain
+from rallychat.errors import RallyChatError, SettingsError
+from rallychat.settings import Settings
+
+if TYPE_CHECKING:
+    import uvicorn
+    from fastapi import FastAPI
+
+    from rallychat.chat import ChatService
+
+FAREWELL_SECONDS = 3
+"""How long open connections may take to end after Ctrl-C; answers are stored whether they do or not."""
+
+
+async def serve(settings: Settings, *, console: Console | None = None) -> int:
+    """Serve until SIGINT or SIGTERM; return the exit code.
+
+    Raises:
+        SettingsError: the address is refused or taken.
+    """
+    console = console or Console(stderr=True)
+    refuse_strangers(settings)
+    configure_logging(settings)
+    listener = listen(settings)
+    if listener is None:
+        return show_running(settings, console)
+    url = url_of(settings, listener)
+    from rallychat.chat import ChatService
+
+    with listener:
+        async with ChatService.open(settings) as service:
+            ready = asyncio.create_task(make_ready(service, console))
+            await asyncio.sleep(0)  # lets the worker start before the imports below take a core
+            app = await asyncio.to_thread(build, service, settings)
+            server = build_server(app, settings, lambda: greet(url, settings, console))
+            await server.serve(sockets=[listener])
+            ready.cancel()
+            console.print("Stopping: running answers are stored.", style="dim")
+    return 0
+
+
+def build(service: ChatService, settings: Settings) -> FastAPI:
+    """The application: the API, and the page beside it unless it is not wanted."""
+    from rallychat.api import create_app
+
+    app = create_app(service, settings)
+    if settings.api_only:
+        return app
+    from rallychat import ui
+
+    return ui.mount(app, service)
+
+
+async def make_ready(service: ChatService, console: Console) -> None:
+    """Fetch and load the first model, with a progress bar. A failure is said here; the server stays up."""
+    from rallychat.cli.progress import fetch_with_bar
+
+    try:
+        model = service.resolve(None)
+        await fetch_with_bar(service.downloads, model, service.settings, console)
+        await service.load(service.settings.model)
+    except RallyChatError as exc:
+        complain(exc.message, exc.hint)
+    else:
+        console.print(f"{model.name} is ready.")
+
+
+# --- the address --------------------------------------------------------------------------------------------
+
+
+def refuse_strangers(settings: Settings) -> None:
+    """Refuse to listen beyond this machine without login, unless that was asked for.
+
+    Raises:
+        SettingsError: with the two ways out.
+    """
+    if settings.no_auth or not settings.beyond_loopback:
+        return
+    raise SettingsError(
+        f"Listening on {settings.host} would let everyone who reaches it use RallyChat without login.",
+        hint="stay on 127.0.0.1, or say --no-auth if the network itself keeps strangers out",
+    )
+
+
+def listen(settings: Settings) -> socket.socket | None:
+    """A listening socket; None where RallyChat itself already answers at this address.
+
+    Raises:
+        SettingsError: the address is taken by something else, or is not this machine's.
+    """
+    try:
+        family, kind, proto, _, where = socket.getaddrinfo(
+            settings.host.strip("[]") or None, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, proto)
+    except OSError as exc:
+        raise SettingsError(f"The address {settings.host} cannot be used: {exc.strerror or exc}.") from exc
+    try:
+        if os.name != "nt":  # on Windows this option would let two servers share the port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(where)
+        listener.listen(1024)
+    except OSError as exc:
+        listener.close()
+        if already_running(settings):
+            return None
+        raise SettingsError(
+            f"Port {settings.port} on {settings.host} cannot be used: {exc.strerror or exc}.",
+            hint="stop what uses it, or choose another: rallychat serve --port 0 takes a free one",
+        ) from exc
+    listener.setblocking(False)  # noqa: FBT003
+    return listener
+
+
+def url_of(settings: Settings, listener: socket.socket | None = None) -> str:
+    """The URL a browser on this machine opens."""
+    host = settings.host.strip("[]")
+    port = listener.getsockname()[1] if listener else settings.port
+    if host in ("", "0.0.0.0", "::"):  # noqa: S104 - every address of this machine; a browser needs one of them
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
+def already_running(settings: Settings) -> bool:
+    """Does a RallyChat answer at this address?"""
+    import httpx
+
+    try:
+        answer = httpx.get(f"{url_of(settings)}openapi.json", timeout=5, trust_env=False)
+        return bool(answer.json()["info"]["title"] == "RallyChat")
+    except (httpx.HTTPError, ValueError, LookupError, TypeError):
+        return False
+
+
+def show_running(settings: Settings, console: Console) -> int:
+    """RallyChat runs here already: say so and open its page."""
+    url = url_of(settings)
+    console.print(f"RallyChat is already running at [bold]{url}[/]")
+    console.print("For a second one choose another port: rallychat serve --port 0", style="dim")
+    if settings.open_browser and not settings.api_only:
+        open_page(url)
+    return 0
+
+
+def greet(url: str, settings: Settings, console: Console) -> None:
+    """Say where the page is, and open it."""
+    what = "API" if settings.api_only else "page"
+    console.print(f"RallyChat's {what} is at [bold]{url}[/] [dim](Ctrl-C stops)[/]")
+    if settings.open_browser and not settings.api_only:
+        open_page(url)
+
+
+def open_page(url: str) -> None:
+    """Open the page where there is a screen; a browser inside the terminal would take it over."""
+    screen = (
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or os.environ.get("WSL_DISTRO_NAME")
+    )
+    if sys.platform in ("win32", "darwin") or screen:
+        webbrowser.open(url)
+
+
+# --- the server ---------------------------------------------------------------------------------------------
+
+
+def build_server(app: FastAPI, settings: Settings, started: Callable[[], None]) -> uvicorn.Server:
+    """A uvicorn server that calls `started` once it answers, and leaves the end of the process to us."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets=sockets)
+            if self.started:
+                started()
+
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            # uvicorn's own raises the signal again when it is done, before the service has stored its answers
+            before = {number: signal.signal(number, self.handle_exit) for number in STOPPING}
+            try:
+                yield
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+    return Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=FAREWELL_SECONDS,
+            server_header=False,
+        )
+    )
+
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+def configure_logging(settings: Settings) -> None:
+    """Our own log on stderr at the level asked for; the libraries' only from warnings on."""
+    logging.basicConfig(
+        level=logging.DEBUG if settings.log_level == "debug" else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    logging.getLogger("rallychat").setLevel(settings.log_level.upper())
