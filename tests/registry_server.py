@@ -48,7 +48,7 @@ class RegistryServer:
         self.downloads = 0
         self.half_sent = threading.Event()
         self._released = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"registry": self}))
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
 
@@ -88,56 +88,52 @@ class RegistryServer:
             ),
         )
 
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        registry = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                if registry.status != 200:
-                    self.send_error(registry.status)
-                elif self.path == f"/simple/{DISTRIBUTION}/":
-                    self._page()
-                elif self.path.startswith(f"/files/{WHEEL}"):
-                    self._wheel()
-                else:
-                    self.send_error(404)
+class _Handler(BaseHTTPRequestHandler):
+    registry: RegistryServer
 
-            def log_message(self, *_: object) -> None: ...
+    def do_GET(self) -> None:
+        if self.registry.status != 200:
+            self.send_error(self.registry.status)
+        elif self.path == f"/simple/{DISTRIBUTION}/":
+            self._page()
+        elif self.path.startswith(f"/files/{WHEEL}"):
+            self._wheel()
+        else:
+            self.send_error(404)
 
-            def _page(self) -> None:
-                digest = registry.promised_hash
-                fragment = f"#sha256={digest}" if digest else ""
-                page = (
-                    f'<!DOCTYPE html><html><body><a href="/files/{WHEEL}{fragment}">{WHEEL}</a></body></html>'
-                )
-                self.send_response(200)
-                self.send_header("Content-Type", "text/html")
-                self.send_header("Content-Length", str(len(page)))
-                self.end_headers()
-                self.wfile.write(page.encode())
+    def log_message(self, *_: object) -> None: ...
 
-            def _wheel(self) -> None:
-                registry.downloads += 1
-                half = len(registry.wheel) // 2
-                self.send_response(200)
-                self.send_header("Content-Type", "application/octet-stream")
-                self.send_header("Content-Length", str(len(registry.wheel)))
-                self.end_headers()
-                self.wfile.write(registry.wheel[:half])
-                self.wfile.flush()
-                registry.half_sent.set()
-                if registry.cuts > 0:
-                    registry.cuts -= 1
-                    self.close_connection = True
-                    return
-                if registry.held:
-                    registry._released.wait()
-                self.wfile.write(registry.wheel[half:])
+    def _page(self) -> None:
+        digest = self.registry.promised_hash
+        fragment = f"#sha256={digest}" if digest else ""
+        page = f'<!DOCTYPE html><html><body><a href="/files/{WHEEL}{fragment}">{WHEEL}</a></body></html>'
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page.encode())
 
-            def handle(self) -> None:
-                try:
-                    super().handle()
-                except ConnectionError:
-                    self.close_connection = True  # the client was killed or called off
+    def _wheel(self) -> None:
+        self.registry.downloads += 1
+        half = len(self.registry.wheel) // 2
+        self.send_response(200)
+        self.send_header("Content-Type", "application/octet-stream")
+        self.send_header("Content-Length", str(len(self.registry.wheel)))
+        self.end_headers()
+        self.wfile.write(self.registry.wheel[:half])
+        self.wfile.flush()
+        self.registry.half_sent.set()
+        if self.registry.cuts > 0:
+            self.registry.cuts -= 1
+            self.close_connection = True
+            return
+        if self.registry.held:
+            self.registry._released.wait()
+        self.wfile.write(self.registry.wheel[half:])
 
-        return Handler
+    def handle(self) -> None:
+        try:
+            super().handle()
+        except ConnectionError:
+            self.close_connection = True  # the client was killed or called off

@@ -32,10 +32,15 @@ class _Download:
         self.task: asyncio.Task[Path]
         self._changed = asyncio.Event()
         self._loop = loop
+        self._newest = self.progress
+        self._told = False
 
     def report(self, progress: Progress) -> None:
-        """Called in the fetching thread."""
-        self._loop.call_soon_threadsafe(self._show, progress)
+        """Called in the fetching thread, as often as it likes: the loop is told of the newest only."""
+        self._newest = progress
+        if not self._told:
+            self._told = True
+            self._loop.call_soon_threadsafe(self._show)
 
     async def change(self) -> None:
         """Returns at the next news, or when the download has ended."""
@@ -46,8 +51,9 @@ class _Download:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def _show(self, progress: Progress) -> None:
-        self.progress = progress
+    def _show(self) -> None:
+        self._told = False
+        self.progress = self._newest
         self.wake()
 
 
