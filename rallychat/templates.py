@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from rallychat.catalog import Family, Model
-from rallychat.catalog.gguf import read_header
+from rallychat.catalog.gguf import read_gguf
 from rallychat.engines.protocol import EngineInfo
 from rallychat.errors import NotFound, TemplateError
 from rallychat.pool import Pool
@@ -41,7 +41,7 @@ async def of_model(model: Model, family: Family, path: Path, pool: Pool) -> Prom
         if family.template and not family.prefer_shipped:
             return _choose(model.id, family, "", bos_token="", eos_token="", control_tokens=())
         raise NotFound("weights file", str(path), hint=f"fetch it with: rallychat models download {model.id}")
-    header = await asyncio.to_thread(read_header, path)
+    header = await asyncio.to_thread(read_gguf, path)
     return _choose(
         model.id,
         family,

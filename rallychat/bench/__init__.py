@@ -1,0 +1,1 @@
+"""The measurements this project lives by, each one command: `rallychat bench …`."""

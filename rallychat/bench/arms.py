@@ -1,0 +1,174 @@
+"""What a benchmark compares: arms that answer the same prompts, each in processes of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx
+import orjson
+
+from rallychat.engines.protocol import WorkerSpec
+from rallychat.errors import EngineUnavailable
+
+POLL = 0.05
+"""Seconds between two looks at a server that is starting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """All users answered once: tokens in all, seconds in all, seconds to each user's first token."""
+
+    tokens: int
+    seconds: float
+    first: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The same prompt as messages for the service and as ids for an engine."""
+
+    messages: list[dict[str, str]]
+    ids: list[int]
+
+
+class Arm(Protocol):
+    """One way to answer."""
+
+    name: str
+
+    async def answer(self, prompts: Sequence[Prompt], max_tokens: int) -> Round:
+        """Each prompt is one user's; all ask at the same time."""
+        ...
+
+
+class Service:
+    """RallyChat as its clients see it: the HTTP API, streamed."""
+
+    name = "rallychat"
+
+    def __init__(self, client: httpx.AsyncClient, model: str) -> None:
+        self._client = client
+        self._model = model
+
+    async def answer(self, prompts: Sequence[Prompt], max_tokens: int) -> Round:
+        """See `Arm`."""
+        began = time.monotonic()
+        done = await asyncio.gather(*(self._one(prompt, max_tokens) for prompt in prompts))
+        return Round(sum(t for t, _ in done), time.monotonic() - began, tuple(f for _, f in done))
+
+    async def _one(self, prompt: Prompt, max_tokens: int) -> tuple[int, float]:
+        body = {
+            "model": self._model,
+            "messages": prompt.messages,
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "repetition_penalty": 1.0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        began = time.monotonic()
+        first = 0.0
+        tokens = 0
+        async with self._client.stream("POST", "/v1/chat/completions", json=body) as response:
+            if response.status_code != httpx.codes.OK:
+                raise EngineUnavailable(
+                    f"The service answered {response.status_code}: {await response.aread()!r}"
+                )
+            async for line in response.aiter_lines():
+                if not first and '"content":"' in line and '"content":""' not in line:
+                    first = time.monotonic() - began
+                if '"usage":{' in line:
+                    tokens = orjson.loads(line.removeprefix("data: "))["usage"]["completion_tokens"]
+        return tokens, first
+
+
+class Child:
+    """A process that answers JSON lines (`rallychat.bench.raw`, `rallychat.bench.threads`)."""
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
+        self.name = name
+        self._process = process
+
+    async def answer(self, prompts: Sequence[Prompt], max_tokens: int) -> Round:
+        """See `Arm`."""
+        job = {"prompts": [prompt.ids for prompt in prompts], "max_tokens": max_tokens}
+        report = await ask(self._process, job)
+        return Round(report["tokens"], report["seconds"], tuple(report["first"]))
+
+
+async def ask(process: asyncio.subprocess.Process, line: dict[str, Any]) -> dict[str, Any]:
+    """One JSON line there, one back."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps(line).encode() + b"\n")
+    await process.stdin.drain()
+    answer = await process.stdout.readline()
+    if not answer:
+        raise EngineUnavailable("A benchmark's comparison process ended; its error stands above.")
+    found: dict[str, Any] = json.loads(answer)
+    return found
+
+
+@asynccontextmanager
+async def child(name: str, module: str, spec: WorkerSpec) -> AsyncIterator[Child]:
+    """A comparison process with its weights loaded, until the block ends."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", module, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        await ask(process, asdict(spec))
+        yield Child(name, process)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+@asynccontextmanager
+async def service(model: str, arguments: Sequence[str], *, data_dir: Path) -> AsyncIterator[Service]:
+    """A RallyChat server of its own with the model loaded, until the block ends."""
+    command = [sys.executable, "-m", "rallychat", "serve", model, "--api-only", "--no-browser", "--port", "0"]
+    log = data_dir / "server.log"
+    with log.open("wb") as out:
+        process = await asyncio.create_subprocess_exec(
+            *command, "--data-dir", str(data_dir), *arguments, stdout=out, stderr=out
+        )
+        try:
+            async with httpx.AsyncClient(base_url=await _address(process, log), timeout=600) as client:
+                await _ready(client)
+                yield Service(client, model)
+        finally:
+            if process.returncode is None:
+                process.terminate()
+            await process.wait()
+
+
+async def _address(process: asyncio.subprocess.Process, log: Path) -> str:
+    """The address the server printed."""
+    while True:
+        said = await asyncio.to_thread(log.read_text)
+        for word in said.split():
+            if word.startswith("http://127.0.0.1:"):
+                return word.rstrip("/.")
+        if process.returncode is not None:
+            raise EngineUnavailable(f"The server did not start: {said[-500:]}")
+        await asyncio.sleep(POLL)
+
+
+async def _ready(client: httpx.AsyncClient) -> None:
+    while (await client.get("/readyz")).status_code != httpx.codes.OK:  # noqa: ASYNC110 - another process
+        await asyncio.sleep(POLL)
+
+
+def has_torch() -> bool:
+    """The 2023 way can be compared with: torch, transformers and the GGUF reader are installed."""
+    return all(find_spec(name) is not None for name in ("torch", "transformers", "gguf"))
