@@ -37,7 +37,8 @@ from rallychat.sources.progress import Delivery
 
 PATIENCE = (0.0, 0.5, 1.0, 2.0, 4.0)
 """Seconds before each new try of a connection that broke; the count starts anew when bytes arrive."""
-_TIMEOUT = 30.0
+TIMEOUT = 30.0
+"""Seconds of silence after which a connection counts as broken."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _STUMBLES = {408, 429, 500, 502, 503, 504}
 """What a server answers that may answer better in a moment."""
@@ -181,7 +182,7 @@ def _receive(remote: _Remote, part: _Part, delivery: Delivery) -> None:
 def _stream(remote: _Remote, part: _Part, delivery: Delivery) -> None:
     headers = {**remote.headers, "Range": f"bytes={part.size}-"} if part.size else remote.headers
     with get_session().stream(
-        "GET", remote.url, headers=headers, timeout=_TIMEOUT, follow_redirects=True
+        "GET", remote.url, headers=headers, timeout=TIMEOUT, follow_redirects=True
     ) as response:
         if response.status_code in _STUMBLES:
             raise _Broken(f"the hub answered {response.status_code}")
