@@ -75,3 +75,11 @@ async def client(app: FastAPI, **given: Any) -> AsyncIterator[httpx.AsyncClient]
 def chat(text: str = "Hi", **more: Any) -> dict[str, Any]:
     """The smallest chat request."""
     return {"messages": [{"role": "user", "content": text}], **more}
+
+
+@asynccontextmanager
+async def echoing(folder: Path, **given: Any) -> AsyncIterator[tuple[httpx.AsyncClient, ChatService]]:
+    """The real service with the echo engine behind the real app."""
+    async with ChatService.open(settings(folder, **given)) as service:
+        async with client(create_app(service, service.settings), timeout=60) as http:
+            yield http, service

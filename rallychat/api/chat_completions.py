@@ -11,7 +11,7 @@ from rallychat.api.chunks import ChatAnswer
 from rallychat.api.delivery import CLIENT_GONE, EventStream, whole
 from rallychat.api.routing import EVENT_STREAM, JsonRoute, problems
 from rallychat.api.schemas import ChatCompletionRequest
-from rallychat.api.serving import model_named, service_of
+from rallychat.api.serving import model_to_use, service_of
 from rallychat.errors import InvalidRequest
 
 router = APIRouter(route_class=JsonRoute)
@@ -39,13 +39,13 @@ async def create_chat_completion(request: Request, asked: ChatCompletionRequest)
             hint="end with a user message, or continue the text with /v1/completions",
         )
     service = service_of(request)
-    model = model_named(service, asked.model)
+    model = model_to_use(service, asked.model)
     messages = [message.message() for message in asked.messages]
     events = service.complete(messages, model=model.id, sampling=asked.sampling())
     answer = ChatAnswer(model.id, usage=asked.usage_wanted)
     if asked.stream:
         return EventStream(events, answer)
-    gathered = await whole(request.receive, events)
+    gathered = await whole(request.receive, events, prompt=answer.prompt)
     if gathered is None:
         return Response(status_code=CLIENT_GONE)
     return Response(orjson.dumps(answer.whole(gathered)), media_type="application/json")

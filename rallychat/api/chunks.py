@@ -18,6 +18,9 @@ DONE = b"data: [DONE]\n\n"
 class Chunks(Protocol):
     """How one route writes its stream."""
 
+    prompt: str
+    """The field that holds the prompt."""
+
     def opening(self) -> bytes:
         """What comes before the first delta."""
 
@@ -48,12 +51,18 @@ def usage_of(usage: Usage) -> dict[str, Any]:
 
 
 def _reason(finished: Finished) -> str:
-    """OpenAI knows no word for an answer that was called off; whoever called it off is not reading it."""
-    return "length" if finished.reason == "length" else "stop"
+    assert finished.reason in ("stop", "length"), "an answer that is not complete is an error"
+    return finished.reason
+
+
+def _cost(head: bytes, finished: Finished) -> bytes:
+    return head + orjson.dumps(usage_of(finished.usage)) + b"}\n\n"
 
 
 class ChatAnswer:
     """Writes `chat.completion` objects and their chunks; all of one answer share id, time and model."""
+
+    prompt = "messages"
 
     def __init__(self, model: str, *, usage: bool = False) -> None:
         self._facts = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
@@ -64,8 +73,8 @@ class ChatAnswer:
         self._tail = b'},"logprobs":null,"finish_reason":null}]' + end
         self._text = self._head + b'"content":'
         self._reasoning = self._head + b'"reasoning_content":'
-        self._last = b'},"logprobs":null,"finish_reason":"%s"}]' + end
-        self._cost = b"data: " + head + b',"choices":[],"usage":%s}\n\n'
+        self._end = end
+        self._cost = b"data: " + head + b',"choices":[],"usage":'
 
     def opening(self) -> bytes:
         """The role, before any text."""
@@ -78,9 +87,9 @@ class ChatAnswer:
 
     def closing(self, finished: Finished) -> bytes:
         """The finish reason, the usage if asked for, and the end mark."""
-        last = self._head + self._last % _reason(finished).encode()
-        cost = self._cost % orjson.dumps(usage_of(finished.usage)) if self._usage else b""
-        return last + cost + DONE
+        reason = orjson.dumps(_reason(finished))
+        last = self._head + b'},"logprobs":null,"finish_reason":' + reason + b"}]" + self._end
+        return last + (_cost(self._cost, finished) if self._usage else b"") + DONE
 
     def whole(self, answer: Answer) -> Mapping[str, Any]:
         """The answer as one object."""
@@ -99,6 +108,8 @@ class ChatAnswer:
 class TextAnswer:
     """Writes `text_completion` objects and their chunks, which OpenAI gives the same name."""
 
+    prompt = "prompt"
+
     def __init__(self, model: str, *, usage: bool = False) -> None:
         self._facts = {"id": f"cmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
         self._usage = usage
@@ -106,8 +117,8 @@ class TextAnswer:
         end = b',"usage":null}\n\n' if usage else b"}\n\n"
         self._text = head + b',"choices":[{"index":0,"text":'
         self._tail = b',"logprobs":null,"finish_reason":null}]' + end
-        self._last = self._text + b'"","logprobs":null,"finish_reason":"%s"}]' + end
-        self._cost = head + b',"choices":[],"usage":%s}\n\n'
+        self._end = end
+        self._cost = head + b',"choices":[],"usage":'
 
     def opening(self) -> bytes:
         """Nothing: text completions have no role."""
@@ -119,9 +130,9 @@ class TextAnswer:
 
     def closing(self, finished: Finished) -> bytes:
         """The finish reason, the usage if asked for, and the end mark."""
-        last = self._last % _reason(finished).encode()
-        cost = self._cost % orjson.dumps(usage_of(finished.usage)) if self._usage else b""
-        return last + cost + DONE
+        reason = orjson.dumps(_reason(finished))
+        last = self._text + b'"","logprobs":null,"finish_reason":' + reason + b"}]" + self._end
+        return last + (_cost(self._cost, finished) if self._usage else b"") + DONE
 
     def whole(self, answer: Answer) -> Mapping[str, Any]:
         """The answer as one object."""

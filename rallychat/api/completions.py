@@ -11,7 +11,7 @@ from rallychat.api.chunks import TextAnswer
 from rallychat.api.delivery import CLIENT_GONE, EventStream, whole
 from rallychat.api.routing import EVENT_STREAM, JsonRoute, problems
 from rallychat.api.schemas import CompletionRequest
-from rallychat.api.serving import model_named, service_of
+from rallychat.api.serving import model_to_use, service_of
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -28,12 +28,12 @@ router = APIRouter(route_class=JsonRoute)
 async def create_completion(request: Request, asked: CompletionRequest) -> Response:
     """Continues a prompt. Nothing is stored; hanging up stops the generation."""
     service = service_of(request)
-    model = model_named(service, asked.model)
+    model = model_to_use(service, asked.model)
     events = service.complete_prompt(asked.text_or_ids(), model=model.id, sampling=asked.sampling())
     answer = TextAnswer(model.id, usage=asked.usage_wanted)
     if asked.stream:
         return EventStream(events, answer)
-    gathered = await whole(request.receive, events)
+    gathered = await whole(request.receive, events, prompt=answer.prompt)
     if gathered is None:
         return Response(status_code=CLIENT_GONE)
     return Response(orjson.dumps(answer.whole(gathered)), media_type="application/json")

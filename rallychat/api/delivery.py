@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from rallychat.api.chunks import Answer, Chunks
-from rallychat.api.errors import INTERNAL, Problem, Refusal, problem_of, problem_of_failed
+from rallychat.api.errors import CUT_OFF, INTERNAL, Problem, Refusal, problem_of, problem_of_end
 from rallychat.api.request_context import log_failure
 from rallychat.errors import RallyChatError
 from rallychat.messages import Event, Failed, Finished, Loading, Queued, ReasoningDelta, TextDelta
@@ -29,14 +29,14 @@ CLIENT_GONE = 499
 """nginx's status for a client that hung up; nobody receives it, the log shows it."""
 
 
-async def whole(receive: Receive, events: AsyncGenerator[Event]) -> Answer | None:
+async def whole(receive: Receive, events: AsyncGenerator[Event], *, prompt: str) -> Answer | None:
     """The whole answer; None if the client hung up first, in which case the turn is called off.
 
     Raises:
         Refusal: the turn failed.
     """
     gone = asyncio.create_task(_hangup(receive))
-    gathering = asyncio.create_task(_gathered(events))
+    gathering = asyncio.create_task(_gathered(events, prompt))
     try:
         await asyncio.wait({gone, gathering}, return_when=asyncio.FIRST_COMPLETED)
         return await gathering if gathering.done() else None
@@ -45,7 +45,7 @@ async def whole(receive: Receive, events: AsyncGenerator[Event]) -> Answer | Non
         await _called_off(gone)
 
 
-async def _gathered(events: AsyncGenerator[Event]) -> Answer:
+async def _gathered(events: AsyncGenerator[Event], prompt: str) -> Answer:
     text: list[str] = []
     reasoning: list[str] = []
     async with aclosing(events):
@@ -55,10 +55,8 @@ async def _gathered(events: AsyncGenerator[Event]) -> Answer:
                     text.append(event.text)
                 case ReasoningDelta():
                     reasoning.append(event.text)
-                case Finished():
-                    return Answer("".join(text), "".join(reasoning), event)
-                case Failed():
-                    raise Refusal(problem_of_failed(event))
+                case Finished() | Failed():
+                    return Answer("".join(text), "".join(reasoning), _complete(event, prompt))
                 case _:
                     pass
     raise AssertionError("a turn ends with Finished or Failed")
@@ -121,10 +119,8 @@ class EventStream(Response):
         async for event in events:
             if type(event) is TextDelta or type(event) is ReasoningDelta:
                 data = opening + delta(event)
-            elif type(event) is Finished:
-                data = opening + self._chunks.closing(event)
-            elif type(event) is Failed:
-                raise Refusal(problem_of_failed(event))
+            elif type(event) is Finished or type(event) is Failed:
+                data = opening + self._chunks.closing(_complete(event, self._chunks.prompt))
             else:
                 self._waiting_for = _described(event)
                 continue
@@ -154,6 +150,13 @@ class EventStream(Response):
         """An error after the stream began. No end mark follows: the answer is not complete."""
         data = b"data: " + orjson.dumps(problem.body()) + b"\n\n"
         await send({"type": "http.response.body", "body": data, "more_body": False})
+
+
+def _complete(end: Finished | Failed, prompt: str) -> Finished:
+    problem = problem_of_end(end, prompt=prompt)
+    if problem is not None or isinstance(end, Failed):
+        raise Refusal(problem or CUT_OFF)
+    return end
 
 
 def _problem(exc: Exception) -> Problem:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from rallychat import errors
 from rallychat.api.validation import first_problem
-from rallychat.messages import Failed
+from rallychat.messages import Failed, Finished
 
 STATUS: Mapping[type[errors.RallyChatError], int] = {
     errors.RallyChatError: 500,
@@ -91,6 +91,9 @@ class Problem:
         )
 
 
+CUT_OFF = Problem(503, "The answer was cut off: the model or the server is stopping.", "interrupted", None, 1)
+
+
 class Refusal(Exception):
     """A problem found before anything was sent; answered with its status."""
 
@@ -112,13 +115,23 @@ def problem_of(exc: errors.RallyChatError) -> Problem:
     return Problem(status, _clipped(str(exc)), exc.code, param, retry_after)
 
 
-def problem_of_failed(failed: Failed) -> Problem:
-    """What a client sees of a turn that failed."""
+def problem_of_end(end: Failed | Finished, *, prompt: str) -> Problem | None:
+    """What a client sees of a turn that failed; None if its answer is complete.
+
+    Args:
+        prompt: the field that is too long when the window overflows.
+    """
+    if isinstance(end, Finished):
+        return None if end.reason in ("stop", "length") else CUT_OFF
+    return _problem_of_failed(end, prompt)
+
+
+def _problem_of_failed(failed: Failed, prompt: str) -> Problem:
     status = _STATUS_OF_CODE.get(failed.code, 500)
     if failed.code not in _STATUS_OF_CODE or failed.code == errors.RallyChatError.code:
         return Problem(500, INTERNAL, errors.RallyChatError.code)
     message = f"{failed.message} ({failed.hint})" if failed.hint else failed.message
-    param = "messages" if failed.code == errors.ContextOverflow.code else None
+    param = prompt if failed.code == errors.ContextOverflow.code else None
     retry_after = failed.retry_after if failed.retry_after is not None else RETRY_AFTER.get(failed.code)
     return Problem(status, _clipped(message), failed.code, param, retry_after)
 

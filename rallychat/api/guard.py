@@ -24,7 +24,7 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
         self._any_host = settings.beyond_loopback
-        self._names = frozenset(name.lower() for name in (settings.host, *settings.allowed_hosts))
+        self._added = frozenset(name.lower() for name in settings.allowed_hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes on what may pass."""
@@ -54,14 +54,14 @@ class Guard:
         return None
 
     def _known(self, name: str) -> bool:
-        return is_loopback(name) or name in self._names
+        return is_loopback(name) or name in self._added
 
     def _same(self, origin: str, host: str) -> bool:
         """`origin` is the page's own "scheme://host:port", or "null" for a page that hides it."""
         scheme, _, authority = origin.partition("://")
         default = {"http": ":80", "https": ":443"}.get(scheme, "")
         same = bool(default) and authority.removesuffix(default) == host.removesuffix(default)
-        return same or _name(authority) in self._names
+        return same or _name(authority) in self._added
 
 
 class BodyLimit:

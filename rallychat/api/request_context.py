@@ -102,4 +102,4 @@ async def _internal_error(send: Send) -> None:
 
 def _shown(path: str) -> str:
     """A path fit for one line of a log."""
-    return path[:200].encode("ascii", "backslashreplace").decode().replace("\n", "\\n").replace("\r", "\\r")
+    return path[:200].encode("unicode_escape").decode("ascii")

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, cast
 
 from fastapi import Request
 
+from rallychat.errors import Conflict
+
 if TYPE_CHECKING:
     from rallychat.catalog import Model
     from rallychat.chat import ChatService
@@ -32,3 +34,18 @@ def model_named(service: ChatService, name: str | None) -> Model:
     if name is None or name == service.settings.model:
         return service.resolve(None)
     return service.catalog.find(name)
+
+
+def model_to_use(service: ChatService, name: str | None) -> Model:
+    """`model_named`, if its weights are here or coming. Only the default model is fetched by asking for it.
+
+    Raises:
+        NotFound, Conflict: there is no such model, or somebody must download it first.
+    """
+    model, default = model_named(service, name), service.resolve(None)
+    if model.id == default.id or service.is_here(model) or service.downloads.progress(model.id) is not None:
+        return model
+    raise Conflict(
+        f"The model '{model.id}' is not on this machine yet.",
+        hint=f"download it on the page, or with: rallychat models download {model.id}",
+    )

@@ -52,6 +52,12 @@ def first_problem(errors: Sequence[Mapping[str, Any]]) -> tuple[str, str, str | 
         return f"'{loc[0]}' is not supported: {only}.", "unsupported_parameter", str(loc[0])
     if kind == "union_tag_invalid" and loc[0] == "messages":
         return _role(error, f"{name}.role")
+    if kind == "too_long" and loc[0] == "prompt":
+        return (
+            "'prompt' must be one prompt; several in one request are not supported.",
+            "unsupported_value",
+            name,
+        )
     if kind == "literal_error" and loc[-1] == "type" and isinstance(part := error["input"], str):
         return f"'{name}': '{_clipped(part)}' parts are not supported, only text.", "unsupported_value", name
     return f"'{name}' {_said(error)}.", "invalid_value", name
