@@ -118,16 +118,19 @@ def figures_json(figures: Usage | Timings | None) -> dict[str, Any] | None:
 
 def conversation_from(row: Mapping[str, Any]) -> Conversation:
     """A row of `conversations`."""
-    return Conversation(
-        id=row["id"],
-        title=row["title"],
-        system=row["system"],
-        model=row["model"],
-        sampling=_sampling(row["sampling"]),
-        tip_id=row["tip_id"],
-        created_at=row["created_at"],
-        updated_at=row["updated_at"],
-    )
+    try:
+        return Conversation(
+            id=row["id"],
+            title=row["title"],
+            system=row["system"],
+            model=row["model"],
+            sampling=_sampling(row["sampling"]),
+            tip_id=row["tip_id"],
+            created_at=row["created_at"],
+            updated_at=row["updated_at"],
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as exc:
+        raise StoreError(f"Conversation '{row['id']}' in the database is damaged: {exc!r}.") from exc
 
 
 def message_from(row: Mapping[str, Any]) -> StoredMessage:
@@ -149,7 +152,7 @@ def message_from(row: Mapping[str, Any]) -> StoredMessage:
             span=_span(row["span_key"], row["span_ids"]),
             created_at=row["created_at"],
         )
-    except (KeyError, TypeError, ValueError) as exc:
+    except (AttributeError, KeyError, TypeError, ValueError) as exc:
         raise StoreError(f"Message '{row['id']}' in the database is damaged: {exc!r}.") from exc
 
 

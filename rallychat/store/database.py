@@ -56,8 +56,14 @@ def translated(path: Path) -> Generator[None]:
         known = next((kind for kind in _SENTENCES if f"{name}_".startswith(f"{kind}_")), None)
         if known is None:
             raise StoreError(f"The conversation database {path} failed: {cause}.") from exc
-        sentence, hint = _SENTENCES[known]
-        raise StoreError(sentence.format(path=path), hint=hint) from exc
+        raise _store_error(known, path) from exc
+    except (ValueError, TypeError) as exc:  # a time that is none, text that is not UTF-8
+        raise _store_error("SQLITE_CORRUPT", path) from exc
+
+
+def _store_error(kind: str, path: Path) -> StoreError:
+    sentence, hint = _SENTENCES[kind]
+    return StoreError(sentence.format(path=path), hint=hint)
 
 
 def prepare_file(path: Path) -> None:

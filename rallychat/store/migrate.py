@@ -22,7 +22,7 @@ def migrate(path: Path, *, busy_timeout: float) -> None:
         StoreError: the file is no database of ours, was made by a later version, or cannot be written.
     """
     with translated(path):
-        if _revision(path) == HEAD:
+        if _revision(path, busy_timeout) == HEAD:
             return
         engine = create_engine(f"sqlite:///{path}", poolclass=NullPool)
         # Altering a table means rebuilding it, and dropping the old one breaks the rows that point to it.
@@ -56,9 +56,9 @@ def upgrade(connection: Connection, path: Path, *, to: str = "head") -> None:
         raise StoreError(f"{path} could not be updated: a row of '{broken[0]}' points nowhere.")
 
 
-def _revision(path: Path) -> str | None:
+def _revision(path: Path, busy_timeout: float) -> str | None:
     """The schema's revision, or None where there is none. Plain sqlite3: this is on every start's path."""
-    connection = sqlite3.connect(path)
+    connection = sqlite3.connect(path, timeout=busy_timeout)
     try:
         row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
     except sqlite3.OperationalError as exc:
