@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from rallychat.catalog import references
+from rallychat.catalog.places import place
 from rallychat.catalog.types import Family, Model
 from rallychat.errors import NotFound, SettingsError
 from rallychat.settings import Settings
@@ -38,7 +39,9 @@ class Catalog:
 
     @classmethod
     def load(cls, settings: Settings) -> Catalog:
-        """The shipped facts with the user's own, from `settings.catalog_dir`, over them.
+        """The shipped facts, with the user's own from `settings.catalog_dir` over them.
+
+        Weights in the models folder that no file describes are models too; their header says what they are.
 
         Raises:
             SettingsError: a file is wrong; the message names the file and the key.
@@ -52,7 +55,10 @@ class Catalog:
                 raise SettingsError(
                     f"{origin}: key 'family' names '{model.family}', which is not a family.", hint=near
                 )
-        in_order = sorted((model for model, _ in models.values()), key=_menu_order)
+        described = [model for model, _ in models.values()]
+        places = {place(model.weights, settings.models_dir) for model in described}
+        brought = references.found(settings.models_dir, known=places)
+        in_order = sorted((*described, *brought), key=_menu_order)
         return cls(
             MappingProxyType({model.id: model for model in in_order}),
             MappingProxyType({family.id: family for family, _ in families.values()}),

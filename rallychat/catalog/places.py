@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
+from urllib.parse import quote, unquote
+
+from pydantic import ValidationError
 
 from rallychat.catalog.types import FileWeights, HubWeights, NoWeights, Weights, WheelWeights
 
@@ -14,9 +17,24 @@ def place(weights: Weights, models_dir: Path) -> Path:
             folder = f"{weights.distribution}-{weights.version}"
             return models_dir / "registry" / folder / PurePosixPath(weights.member).name
         case HubWeights():
-            revision = [] if weights.revision == "main" else [f"@{weights.revision.replace('/', '--')}"]
+            revision = [] if weights.revision == "main" else [f"@{quote(weights.revision, safe='')}"]
             return models_dir.joinpath("hub", *weights.repo.split("/"), *revision, *weights.file.split("/"))
         case FileWeights():
             return Path(weights.path).expanduser()
         case NoWeights():
             return models_dir / "none"
+
+
+def on_hub(path: Path, models_dir: Path) -> HubWeights | None:
+    """The hub file that `place` puts at `path`, or None if it puts none there."""
+    try:
+        top, owner, repo, *rest = path.relative_to(models_dir).parts
+    except ValueError:
+        return None
+    revision = unquote(rest.pop(0)[1:]) if rest and rest[0].startswith("@") else "main"
+    if top != "hub" or not rest:
+        return None
+    try:
+        return HubWeights(kind="hub", repo=f"{owner}/{repo}", file="/".join(rest), revision=revision)
+    except ValidationError:  # something else that lies there
+        return None

