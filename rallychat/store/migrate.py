@@ -13,6 +13,7 @@ from rallychat.store.database import configure, translated
 
 HEAD = "0001"
 """The newest revision under migrations/versions; a test compares the two."""
+FOLDER = Path(__file__).parent / "migrations"
 
 
 def migrate(path: Path, *, busy_timeout: float) -> None:
@@ -31,21 +32,21 @@ def migrate(path: Path, *, busy_timeout: float) -> None:
             upgrade(connection, path)
 
 
-def upgrade(connection: Connection, path: Path, *, to: str = "head") -> None:
+def upgrade(connection: Connection, path: Path) -> None:
     """Runs migrations on an open transaction."""
     from alembic import command
     from alembic.config import Config
     from alembic.util import CommandError
 
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.set_main_option("script_location", str(FOLDER).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
     tables = inspect(connection).get_table_names()
     if tables and "alembic_version" not in tables:
         raise StoreError(f"{path} holds something other than RallyChat's conversations.", hint="move it away")
     try:
-        command.upgrade(config, to)
+        command.upgrade(config, HEAD)
     except CommandError as exc:
         raise StoreError(
             f"{path} was made by a later version of RallyChat.",
