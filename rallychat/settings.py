@@ -69,7 +69,7 @@ class Settings(BaseSettings):
     api_only: bool = Field(default=False, description="Serve the API without the web page.")
     open_browser: bool = Field(default=True, description="Open the page in the browser when ready.")
     no_auth: bool = Field(default=False, description="Serve beyond this machine without login.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("warning", description="What is logged.")
 
     slots: int = Field(4, ge=1, le=256, description="Answers generated at the same time, per model.")
     window: int | None = Field(
