@@ -1,0 +1,108 @@
+"""Routes of the page for conversations: list, open, settings, delete, and what the model saw."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from fastapi.responses import HTMLResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from rallychat.catalog.types import SamplingFacts
+from rallychat.chat import ChatService
+from rallychat.store import Conversation
+from rallychat.ui import context_view, fragments, transcript
+from rallychat.ui.door import PageRoute
+from rallychat.ui.views import UNTITLED, by_day, utc_now
+
+_LISTED = 40
+
+
+class Changes(BaseModel):
+    """What may be changed of a conversation; what is left out stays."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    title: str = Field(default="", max_length=200)
+    system: str = Field(default="", max_length=200_000)
+    model: str | None = None
+    sampling: SamplingFacts = SamplingFacts()
+
+
+def router(service: ChatService) -> APIRouter:
+    """The routes."""
+    routes = APIRouter(route_class=PageRoute)
+    store = service.store
+
+    @routes.get("/conversations")
+    async def listed(
+        utc_offset: Annotated[int, Query(ge=-840, le=840)] = 0, before: str | None = None
+    ) -> HTMLResponse:
+        found = await store.list(limit=_LISTED + 1, before=before)
+        shown = found[:_LISTED]
+        running = frozenset(item.id for item in shown if service.runs.of_conversation(item.id))
+        days = by_day(shown, running=running, utc_offset=utc_offset, now=utc_now())
+        older = shown[-1].id if len(found) > _LISTED else None
+        return HTMLResponse(fragments.conversations(days, older=older, more=before is not None))
+
+    @routes.get("/conversations/{conversation_id}")
+    async def opened(conversation_id: str) -> dict[str, Any]:
+        """Everything to show it: facts, newest messages, the answer that is growing."""
+        conversation = await store.get(conversation_id)
+        part = await transcript.newest(service, conversation_id, before=None)
+        return {**_facts(service, conversation), **await _page(part)}
+
+    @routes.get("/conversations/{conversation_id}/state")
+    async def state(conversation_id: str) -> dict[str, Any]:
+        """Little, asked often: has something happened that this tab does not know?"""
+        return _facts(service, await store.get(conversation_id))
+
+    @routes.get("/conversations/{conversation_id}/messages")
+    async def messages(conversation_id: str, before: str) -> dict[str, Any]:
+        return await _page(await transcript.newest(service, conversation_id, before=before))
+
+    @routes.get("/conversations/{conversation_id}/context")
+    async def context(conversation_id: str) -> HTMLResponse:
+        path = await store.path(conversation_id)
+        if not path:
+            return HTMLResponse(fragments.context(None))
+        view = context_view.view_of(await service.inspect(conversation_id), path)
+        return HTMLResponse(await asyncio.to_thread(fragments.context, view))
+
+    @routes.patch("/conversations/{conversation_id}")
+    async def change(conversation_id: str, changes: Changes) -> dict[str, Any]:
+        given: dict[str, Any] = {name: getattr(changes, name) for name in changes.model_fields_set}
+        if "sampling" in given:
+            given["sampling"] = changes.sampling.value()
+        if given.get("model") is not None:
+            given["model"] = service.resolve(changes.model).id
+        return _facts(service, await store.update(conversation_id, **given))
+
+    @routes.delete("/conversations/{conversation_id}")
+    async def delete(conversation_id: str) -> dict[str, Any]:
+        run = service.runs.of_conversation(conversation_id)
+        if run is not None:
+            await service.stop(run.id)
+        await store.delete(conversation_id)
+        return {"deleted": conversation_id}
+
+    return routes
+
+
+async def _page(part: transcript.Part) -> dict[str, Any]:
+    """Rendering many messages for the first time takes a while, so the event loop is left free."""
+    return {"html": await asyncio.to_thread(fragments.messages, part.views), "older": part.older}
+
+
+def _facts(service: ChatService, conversation: Conversation) -> dict[str, Any]:
+    run = service.runs.of_conversation(conversation.id)
+    return {
+        "id": conversation.id,
+        "title": conversation.title or UNTITLED,
+        "system": conversation.system,
+        "model": conversation.model,
+        "sampling": conversation.sampling.as_dict(),
+        "tip": conversation.tip_id,
+        "run": run.id if run else None,
+    }

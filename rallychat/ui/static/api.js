@@ -1,0 +1,58 @@
+// @ts-check
+/** Requests to our own server. Every failure is one sentence a person can read. */
+
+export class ApiError extends Error {
+  /** @param {string} message @param {number} status */
+  constructor(message, status) {
+    super(message);
+    this.status = status;
+  }
+}
+
+/** @param {string} path */
+export const get = (path) => ask("GET", path);
+/** @param {string} path @param {object} [body] */
+export const post = (path, body = {}) => ask("POST", path, body);
+/** @param {string} path @param {object} body */
+export const patch = (path, body) => ask("PATCH", path, body);
+/** @param {string} path */
+export const remove = (path) => ask("DELETE", path, {});
+
+/** @param {string} path @returns {Promise<string>} */
+export async function html(path) {
+  const response = await answered("GET", path);
+  return response.text();
+}
+
+/** @param {string} method @param {string} path @param {object} [body] @returns {Promise<any>} */
+async function ask(method, path, body) {
+  const response = await answered(method, path, body);
+  return response.json();
+}
+
+/** @param {string} method @param {string} path @param {object} [body] */
+async function answered(method, path, body) {
+  let response;
+  try {
+    response = await fetch(`/ui${path}`, {
+      method,
+      headers: body ? { "content-type": "application/json" } : {},
+      body: body ? JSON.stringify(body) : undefined,
+    });
+  } catch {
+    throw new ApiError("The server does not answer. Is RallyChat still running?", 0);
+  }
+  if (response.ok) return response;
+  throw new ApiError(await sentence(response), response.status);
+}
+
+/** @param {Response} response */
+async function sentence(response) {
+  try {
+    const { error } = await response.json();
+    const hint = error.hint ? ` ${error.hint[0].toUpperCase()}${error.hint.slice(1)}.` : "";
+    return `${error.message}${hint}`;
+  } catch {
+    return `The server answered ${response.status}.`;
+  }
+}

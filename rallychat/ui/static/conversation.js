@@ -1,0 +1,101 @@
+// @ts-check
+/** Opens conversations, keeps the address, follows what other tabs and people do. */
+import { ApiError, get } from "./api.js";
+import { toast } from "./dom.js";
+import * as live from "./live.js";
+import { blank, chat, emit, learn, onOtherTab, tellTabs } from "./state.js";
+import * as transcript from "./transcript.js";
+
+const POLL = 4000;
+let opening = 0;
+
+/** @param {string} id @param {{address?: "push" | "keep"}} [options] */
+export async function open(id, { address = "push" } = {}) {
+  const turn = ++opening;
+  let facts;
+  try {
+    facts = await get(`/conversations/${encodeURIComponent(id)}`);
+  } catch (error) {
+    if (turn !== opening) return;
+    toast(/** @type {Error} */ (error).message, { kind: "error" });
+    if (error instanceof ApiError && error.status === 404) begin({ address: "push" });
+    return;
+  }
+  if (turn !== opening) return;
+  if (address === "push") history.pushState(null, "", `/?c=${encodeURIComponent(id)}`);
+  live.detach();
+  learn(facts);
+  transcript.show(facts.html, facts.older);
+  if (chat.run) live.attach(chat.run);
+  emit("opened");
+}
+
+/** A new conversation; it is stored with its first message. @param {{address?: "push" | "keep"}} [options] */
+export function begin({ address = "push" } = {}) {
+  opening++;
+  if (address === "push" && location.search) history.pushState(null, "", "/");
+  live.detach();
+  learn(blank());
+  transcript.show("", null);
+  emit("opened");
+}
+
+/**
+ * Shows what a change answered: new messages, and the run that now grows.
+ * @param {{conversation: string, after: string | null, html: string, run: string | null}} change
+ */
+export async function changed(change) {
+  if (chat.id === null) {
+    chat.id = change.conversation;
+    history.replaceState(null, "", `/?c=${encodeURIComponent(change.conversation)}`);
+  } else if (chat.id !== change.conversation) return;
+  tellTabs(change.conversation);
+  if (!transcript.replaceAfter(change.after, change.html)) {
+    await open(change.conversation, { address: "keep" });
+    return;
+  }
+  learn({ run: change.run });
+  transcript.toEnd();
+  if (change.run) live.attach(change.run);
+  emit("listed");
+  await refreshFacts();
+}
+
+/** Title, tip and settings as the server has them. */
+async function refreshFacts() {
+  const id = chat.id;
+  if (!id) return;
+  const facts = await get(`/conversations/${id}/state`).catch(() => null);
+  if (facts && chat.id === id) learn({ ...facts, run: chat.run });
+}
+
+/** Opens it again if something happened elsewhere. */
+export async function sync() {
+  const { id, run } = chat;
+  if (!id) return;
+  const facts = await get(`/conversations/${id}/state`).catch((error) => error);
+  if (chat.id !== id || chat.run !== run) return;
+  if (facts instanceof ApiError) {
+    if (facts.status === 404) begin();
+    return;
+  }
+  if (facts.tip !== chat.tip || facts.run !== chat.run) await open(id, { address: "keep" });
+  else learn(facts);
+}
+
+function fromAddress() {
+  const id = new URLSearchParams(location.search).get("c");
+  return id ? open(id, { address: "keep" }) : begin({ address: "keep" });
+}
+
+export async function start() {
+  live.start(() => setTimeout(() => chat.id && open(chat.id, { address: "keep" }), 1000));
+  window.addEventListener("popstate", () => void fromAddress());
+  onOtherTab((id) => {
+    emit("listed");
+    if (id === chat.id) void sync();
+  });
+  document.addEventListener("visibilitychange", () => document.hidden || void sync());
+  setInterval(() => document.hidden || chat.run || void sync(), POLL);
+  await fromAddress();
+}

@@ -1,0 +1,144 @@
+// @ts-check
+/** The list of conversations, and opening and closing the two sidebars (Gradio's own, by its buttons). */
+import { html, patch, remove } from "./api.js";
+import { begin, open } from "./conversation.js";
+import { byId, confirmed, fragment, isPhone, onAction, toast } from "./dom.js";
+import { chat, emit, learn, on, tellTabs } from "./state.js";
+
+const list = () => byId("rc-conversations");
+const offset = () => -new Date().getTimezoneOffset();
+let shown = "";
+
+/** @param {"left" | "right"} side */
+const bar = (side) => byId(`rc-${side}`);
+/** @param {"left" | "right"} side */
+export const isOpen = (side) => bar(side).classList.contains("open");
+
+/** @param {"left" | "right"} side @param {boolean} [wanted] */
+export function toggle(side, wanted = !isOpen(side)) {
+  if (isOpen(side) === wanted) return;
+  bar(side).querySelector(/** @type {any} */ (".toggle-button"))?.click();
+  if (!isPhone()) localStorage.setItem(`rallychat.${side}`, wanted ? "open" : "closed");
+  else if (wanted) toggle(side === "left" ? "right" : "left", false);
+  bar(side).dispatchEvent(new CustomEvent("rc-toggled", { detail: wanted }));
+}
+
+export async function refresh() {
+  try {
+    const fresh = await html(`/conversations?utc_offset=${offset()}`);
+    if (fresh !== shown && !list().querySelector(".renaming")) {
+      shown = fresh;
+      list().replaceChildren(fragment(fresh));
+    }
+    mark();
+  } catch (error) {
+    toast(/** @type {Error} */ (error).message, { kind: "error" });
+  }
+}
+
+function mark() {
+  for (const item of list().querySelectorAll(".conversation")) {
+    const current = /** @type {HTMLElement} */ (item).dataset.conversation === chat.id;
+    item.classList.toggle("current", current);
+    if (current) item.querySelector("a")?.setAttribute("aria-current", "page");
+    else item.querySelector("a")?.removeAttribute("aria-current");
+  }
+  byId("rc-title").textContent = chat.id ? chat.title : "";
+  document.title = chat.id && chat.title ? `${chat.title} · RallyChat` : "RallyChat";
+}
+
+/** @param {HTMLElement} element */
+const itemOf = (element) => /** @type {HTMLElement} */ (element.closest(".conversation"));
+
+/** @param {HTMLElement} element */
+function rename(element) {
+  const item = itemOf(element);
+  const id = item.dataset.conversation ?? "";
+  const link = item.querySelector("a");
+  if (!link || item.classList.contains("renaming")) return;
+  const before = link.textContent ?? "";
+  const box = document.createElement("input");
+  box.value = before;
+  box.maxLength = 200;
+  box.setAttribute("aria-label", "New name");
+  item.classList.add("renaming");
+  link.after(box);
+  box.select();
+  let finished = false;
+  const finish = async (/** @type {boolean} */ keep) => {
+    if (finished) return;
+    finished = true;
+    item.classList.remove("renaming");
+    box.remove();
+    if (!keep || !box.value.trim() || box.value === before) return;
+    try {
+      const facts = await patch(`/conversations/${id}`, { title: box.value.trim() });
+      if (chat.id === id) learn({ title: facts.title });
+      tellTabs(id);
+    } catch (error) {
+      toast(/** @type {Error} */ (error).message, { kind: "error" });
+    }
+    await refresh();
+  };
+  box.addEventListener("blur", () => void finish(true));
+  box.addEventListener("keydown", (event) => {
+    event.stopPropagation();
+    if (event.key === "Enter") void finish(true);
+    if (event.key === "Escape") void finish(false);
+  });
+}
+
+/** @param {HTMLElement} element */
+async function erase(element) {
+  const id = itemOf(element).dataset.conversation ?? "";
+  const title = itemOf(element).querySelector(".title")?.textContent ?? "this conversation";
+  const text = `“${title}” and all its messages will be gone for good.`;
+  if (!(await confirmed({ title: "Delete this conversation?", text, yes: "Delete" }))) return;
+  try {
+    await remove(`/conversations/${id}`);
+    sessionStorage.removeItem(`rallychat.draft.${id}`);
+    tellTabs(id);
+    if (chat.id === id) begin();
+  } catch (error) {
+    toast(/** @type {Error} */ (error).message, { kind: "error" });
+  }
+  await refresh();
+}
+
+/** @param {HTMLElement} element */
+async function older(element) {
+  const before = encodeURIComponent(element.dataset.before ?? "");
+  const more = await html(`/conversations?utc_offset=${offset()}&before=${before}`);
+  element.replaceWith(fragment(more));
+  mark();
+}
+
+export function start() {
+  list().addEventListener("click", (event) => {
+    const link = event.target instanceof Element ? event.target.closest("a") : null;
+    const plain = event instanceof MouseEvent && !(event.metaKey || event.ctrlKey || event.shiftKey || event.button);
+    if (!link || !plain) return;
+    event.preventDefault();
+    if (isPhone()) toggle("left", false);
+    void open(itemOf(link).dataset.conversation ?? "");
+  });
+  onAction("rename", rename);
+  onAction("delete", erase);
+  onAction("older-conversations", older);
+  onAction("new-chat", () => {
+    if (isPhone()) toggle("left", false);
+    begin();
+  });
+  onAction("toggle-left", () => toggle("left"));
+  onAction("toggle-right", () => toggle("right"));
+  on("listed", () => void refresh());
+  on("ended", () => void refresh());
+  on("opened", () => void mark());
+  on("facts", mark);
+  if (isPhone()) toggle("left", false);
+  else {
+    if (localStorage.getItem("rallychat.left") === "closed") toggle("left", false);
+    if (localStorage.getItem("rallychat.right") === "open" && innerWidth >= 1200) toggle("right", true);
+  }
+  emit("listed");
+}

@@ -1,0 +1,149 @@
+"""What the page says of messages and conversations: plain values, made from what the service gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Literal
+
+from rallychat.messages import FinishReason
+from rallychat.store import Conversation, StoredMessage
+
+UNTITLED = "New chat"
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Why an answer is not whole, and what a person can do about it."""
+
+    kind: Literal["stopped", "limit", "failed"]
+    title: str
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MessageView:
+    """One message as the page shows it. `run_id` is set while the answer grows in this server."""
+
+    message: StoredMessage
+    model_name: str
+    siblings: Sequence[str] = ()
+    run_id: str | None = None
+    is_tip: bool = False
+
+    @property
+    def notice(self) -> Notice | None:
+        """What went wrong, if anything did."""
+        if self.message.role != "assistant" or self.run_id:
+            return None
+        if self.message.status == "running":
+            return Notice("stopped", "Still being written", "by another RallyChat on this data folder.")
+        return _notice(self.message.finish_reason, self.message.error)
+
+    @property
+    def can_continue(self) -> bool:
+        """The answer ended early, and nothing was said after it."""
+        ended_early = self.message.finish_reason in ("cancelled", "interrupted", "length", "error")
+        return self.is_tip and ended_early and bool(self.message.text) and self.message.status == "complete"
+
+    @property
+    def cost(self) -> str:
+        """Tokens and speed, for those who look."""
+        usage, timings = self.message.usage, self.message.timings
+        if usage is None or timings is None or not usage.completion_tokens:
+            return ""
+        said = f"{usage.completion_tokens:,} tokens"
+        writing = timings.total_ms - timings.first_token_ms
+        if writing > 0 and usage.completion_tokens > 1:
+            said += f" · {(usage.completion_tokens - 1) / writing * 1000:,.0f} a second"
+        return f"{said} · first after {seconds(timings.first_token_ms)}"
+
+
+def _notice(reason: FinishReason | None, error: str | None) -> Notice | None:
+    match reason:
+        case "cancelled":
+            return Notice("stopped", "Stopped.")
+        case "length":
+            return Notice("limit", "Token limit reached.", "The answer is longer than it was allowed to be.")
+        case "interrupted":
+            return Notice("failed", "Interrupted.", error or "What had arrived is kept.")
+        case "error":
+            return Notice("failed", "This answer failed.", error or "The server's log says why.")
+        case _:
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class ListedConversation:
+    """One line of the list."""
+
+    id: str
+    title: str
+    running: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Day:
+    """Conversations of about the same age under one heading."""
+
+    label: str
+    items: list[ListedConversation]
+
+
+def by_day(
+    conversations: Sequence[Conversation], *, running: frozenset[str], utc_offset: int, now: datetime
+) -> list[Day]:
+    """Conversations in their order under "Today", "Yesterday", …, by the clock of the person.
+
+    Args:
+        utc_offset: minutes east of UTC.
+    """
+    clock = timezone(timedelta(minutes=utc_offset))
+    today = now.astimezone(clock).date()
+    days: list[Day] = []
+    for conversation in conversations:
+        label = _age((today - conversation.updated_at.astimezone(clock).date()).days)
+        if not days or days[-1].label != label:
+            days.append(Day(label, []))
+        title = conversation.title or UNTITLED
+        days[-1].items.append(ListedConversation(conversation.id, title, conversation.id in running))
+    return days
+
+
+def _age(days: int) -> str:
+    if days <= 0:
+        return "Today"
+    if days == 1:
+        return "Yesterday"
+    if days <= 7:
+        return "Last 7 days"
+    return "Last 30 days" if days <= 30 else "Older"
+
+
+def title_of(text: str) -> str:
+    """A title for a conversation that begins with `text`: its first line, shortened at a word."""
+    line = next((line.strip() for line in text.splitlines() if line.strip()), UNTITLED)
+    if len(line) <= 60:
+        return line
+    return line[:60].rsplit(" ", 1)[0].rstrip(",;:") + "…"
+
+
+def seconds(milliseconds: float) -> str:
+    """A duration as a person reads it."""
+    return f"{milliseconds:.0f} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
+
+
+def size(count: int | None) -> str:
+    """Bytes as a person reads them (decimal units), or a dash."""
+    if count is None:
+        return "–"
+    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}" if count < 100 * scale else f"{count / scale:.0f} {unit}"
+    return f"{count / 1e3:.0f} kB"
+
+
+def utc_now() -> datetime:
+    """The present, aware."""
+    return datetime.now(UTC)
