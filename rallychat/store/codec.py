@@ -17,6 +17,10 @@ from rallychat.store.types import Conversation, StoredMessage, TokenSpan
 
 _PARTS: dict[str, type[Part]] = {"text": Text, "reasoning": Reasoning}
 _Value = TypeVar("_Value", Usage, Timings, Sampling)
+_FIELDS: dict[type, frozenset[str]] = {
+    kind: frozenset(field.name for field in fields(kind))
+    for kind in (Usage, Timings, Sampling, ContextReport)
+}
 
 
 def to_json(value: Any) -> str:
@@ -105,7 +109,7 @@ def report_json(report: ContextReport | None) -> dict[str, Any] | None:
     """Segments as [kind, message id, tokens]: there is one for every message of the prompt."""
     if report is None:
         return None
-    written = {field.name: getattr(report, field.name) for field in fields(report)}
+    written = {name: getattr(report, name) for name in _FIELDS[ContextReport]}
     written["segments"] = [[s.kind, s.message_id, s.tokens] for s in report.segments]
     written["divergence"] = mended(report.divergence)
     return written
@@ -166,17 +170,16 @@ def _known(kind: type[_Value], written: dict[str, Any] | None) -> _Value | None:
     """`kind` from the fields it has today; one that a later version wrote is left out."""
     if written is None:
         return None
-    names = {field.name for field in fields(kind)}
+    names = _FIELDS[kind]
     return kind(**{name: v for name, v in written.items() if name in names and v is not None})
 
 
 def _report(written: dict[str, Any] | None) -> ContextReport | None:
     if written is None:
         return None
-    names = {field.name for field in fields(ContextReport)}
     known: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in written.items()}
     known["segments"] = tuple(Segment(*segment) for segment in written["segments"])
-    return ContextReport(**{name: value for name, value in known.items() if name in names})
+    return ContextReport(**{name: value for name, value in known.items() if name in _FIELDS[ContextReport]})
 
 
 def _span(key: str | None, ids: bytes | None) -> TokenSpan | None:

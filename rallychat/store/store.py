@@ -152,11 +152,14 @@ class ConversationStore:
                 return []
             if not codec.is_id(end):
                 raise NotFound("message", end)
+            branch: builtins.list[StoredMessage] = []
             found = await db.execute(queries.path_query(conversation_id, end))
-            rows = found.mappings().all()
-        if not rows:
+            for rows in found.mappings().partitions(200):
+                branch += [codec.message_from(row) for row in rows]
+                await asyncio.sleep(0)  # thousands of messages are read without holding up anybody's stream
+        if not branch:
             raise NotFound("message", end)
-        return [codec.message_from(row) for row in rows]
+        return branch
 
     @whole
     async def siblings(self, message_id: str) -> builtins.list[str]:
