@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from rallychat.errors import InvalidRequest
+from rallychat.settings import Settings
+
+
+async def bench_serve(settings: Settings, *, users: str, max_tokens: int, rounds: int, as_json: bool) -> None:
+    """Throughput and time to first token, against the raw engine in the same run."""
+    from rallychat.bench.serve import run_serve
+
+    counts = numbers(users, name="users")
+    rows = await run_serve(settings, users=counts, rounds=rounds, max_tokens=max_tokens)
+    show(rows, as_json=as_json, title=f"{settings.model}, {max_tokens} tokens an answer, {rounds} rounds")
+
+
+async def bench_page(settings: Settings, *, as_json: bool) -> None:
+    """What one streamed update of the page costs the server, in a short and in a long chat."""
+    from rallychat.bench.page import run_page
+
+    show(await run_page(settings), as_json=as_json, title="Server CPU for one streamed update")
 
 
 def numbers(text: str, *, name: str) -> list[int]:
@@ -28,25 +44,15 @@ def numbers(text: str, *, name: str) -> list[int]:
     return found
 
 
-def show(rows: Sequence[Any], *, as_json: bool, title: str = "") -> None:
-    """Print rows (dataclasses or mappings, all alike): a table, or JSON on standard output."""
-    plain = [_mapping(row) for row in rows]
+def show(rows: Sequence[Mapping[str, Any]], *, as_json: bool, title: str) -> None:
+    """Print rows that have the same columns: a table, or JSON on standard output."""
     if as_json:
-        print(json.dumps(plain, ensure_ascii=False, indent=2))
+        print(json.dumps([dict(row) for row in rows], ensure_ascii=False, indent=2))
         return
-    table = Table(*(name.replace("_", " ") for name in (plain[0] if plain else {})), title=title, box=None)
-    for column in table.columns:
-        column.justify = "right"
-    for row in plain:
-        table.add_row(*(_cell(value) for value in row.values()))
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in rows[0] if rows else ():
+        numeric = all(isinstance(row[name], int | float | None) for row in rows)
+        table.add_column(name.replace("_", " "), justify="right" if numeric else "left")
+    for row in rows:
+        table.add_row(*("-" if value is None else str(value) for value in row.values()))
     Console().print(table)
-
-
-def _mapping(row: Any) -> Mapping[str, Any]:
-    return asdict(row) if is_dataclass(row) and not isinstance(row, type) else row
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.2f}" if isinstance(value, float) else str(value)

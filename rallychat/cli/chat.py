@@ -53,7 +53,8 @@ async def chat(settings: Settings, *, system: str | None = None, resume: str | N
     async with ChatService.open(settings) as service:
         conversation = await find(service, resume) if resume else None
         talk = Talk(service, Console(), conversation, system=system or "")
-        await talk.run()
+        with keys_kept():
+            await talk.run()
     return 0
 
 
@@ -209,6 +210,28 @@ def on_interrupt(act: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def keys_kept() -> Iterator[None]:
+    """Between two prompts, keep what is typed for the next one as it was typed, and off the screen.
+
+    A terminal's own echo would break the drawing, and its line editing turns Enter into a newline.
+    """
+    try:
+        import termios
+    except ImportError:  # Windows consoles do neither
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    quiet = termios.tcgetattr(sys.stdin)
+    quiet[0] &= ~termios.ICRNL
+    quiet[3] &= ~(termios.ECHO | termios.ICANON)
+    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
 
 def prompt_session(settings: Settings) -> PromptSession[str]:

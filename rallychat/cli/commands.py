@@ -94,7 +94,7 @@ def start(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and log everything.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks, log more.")] = False,
 ) -> None:
     """Serve and open the page, unless a command is given."""
     if debug:
@@ -129,7 +129,7 @@ def serve(
         bool, typer.Option("--no-auth", help="Allow everyone who reaches the address, without login.")
     ] = False,
     log_level: Annotated[
-        str | None, typer.Option(help="What is logged: debug, info, warning or error (info).")
+        str | None, typer.Option(help="What is logged: debug, info, warning or error (warning).")
     ] = None,
     offline: Offline = False,
 ) -> None:
@@ -253,9 +253,8 @@ def doctor(
 def bench_serve(
     model: ModelName = None,
     users: Annotated[str, typer.Option(help="Users at the same time, in order.")] = "1,4,8,16",
-    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 64,
-    rounds: Annotated[int, typer.Option(min=1, help="Times each row is measured, interleaved.")] = 3,
-    slots: Slots = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, help="Times each row is measured, in turn.")] = 5,
     threads: Threads = None,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -263,8 +262,8 @@ def bench_serve(
     """Tokens per second and time to first token, against the raw engine in the same run."""
     from rallychat.cli.bench import bench_serve as measure
 
-    settings = settings_from(model=model, data_dir=data_dir, slots=slots, threads=threads)
-    run(measure(settings, users=users, new_tokens=new_tokens, rounds=rounds, as_json=as_json))
+    settings = settings_from(model=model, data_dir=data_dir, threads=threads)
+    run(measure(settings, users=users, max_tokens=max_tokens, rounds=rounds, as_json=as_json))
 
 
 @bench_app.command("page")

@@ -83,8 +83,14 @@ def python() -> Finding:
 
 def packages() -> Finding:
     """RallyChat's own requirements, as installed."""
+    try:
+        required = importlib.metadata.requires("rallychat") or []
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(
+            "Packages", "note", "RallyChat runs from a folder, not installed", "./rally installs it"
+        )
     missing: list[str] = []
-    for requirement in importlib.metadata.requires("rallychat") or []:
+    for requirement in required:
         name = re.split(r"[\s\[<>=!~;(]", requirement, maxsplit=1)[0]
         if "win32" in requirement and sys.platform == "win32":
             continue

@@ -215,8 +215,5 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 def configure_logging(settings: Settings) -> None:
     """Our own log on stderr at the level asked for; the libraries' only from warnings on."""
-    logging.basicConfig(
-        level=logging.DEBUG if settings.log_level == "debug" else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("rallychat").setLevel(settings.log_level.upper())

@@ -230,8 +230,9 @@ async def context(talk: Talk, text: str) -> None:
     for segment in report.segments:
         table.add_row(segment.kind, str(segment.tokens))
     talk.console.print(table)
+    reused = seen.usage.cached_tokens if seen.usage else report.reused_tokens
     talk.console.print(
-        f"[dim]{report.prompt_tokens} of {report.window} tokens; {report.reused_tokens} reused from the cache; "
+        f"[dim]{report.prompt_tokens} of {report.window} tokens; {reused} reused from the cache; "
         f"{len(report.dropped)} messages left out. /context full prints the exact text.[/]"
     )
     if report.divergence:

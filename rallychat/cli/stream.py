@@ -8,11 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from types import TracebackType
+from typing import ClassVar
 
 from markdown_it import MarkdownIt
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
-from rich.markdown import Markdown
+from rich.markdown import Heading, Markdown
 from rich.segment import Segment
 from rich.text import Text
 
@@ -41,7 +42,7 @@ class MarkdownStream:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._live.update(Text(""))
+        self._live.update(Text(""), refresh=True)
         self._live.stop()
         self._settle(len(self._tail))
 
@@ -66,10 +67,10 @@ class MarkdownStream:
 
     def _grow(self, text: str) -> None:
         self._tail += text
-        if "\n" in text:
-            self._settle(_settled(self._tail))
         now = time.monotonic()
         if now - self._drawn_at >= self._pause:
+            if not self._thinking:
+                self._settle(_settled(self._tail))
             self._live.update(_LastLines(self._renderable(self._tail)), refresh=True)
             self._drawn_at = time.monotonic()
             self._pause = max(1 / PER_SECOND, 3 * (self._drawn_at - now))
@@ -79,14 +80,26 @@ class MarkdownStream:
         done, self._tail = self._tail[:length], self._tail[length:]
         if not done.strip():
             return
-        self._live.update(Text(""))
+        self._live.update(Text(""), refresh=True)
         if self._printed:
             self._console.print()
         self._console.print(self._renderable(done.strip("\n")))
         self._printed = True
 
     def _renderable(self, text: str) -> Markdown | Text:
-        return Text(text.strip(), style="dim italic") if self._thinking else Markdown(text)
+        return Text(text.strip(), style="dim italic") if self._thinking else _Answer(text)
+
+
+class _Heading(Heading):
+    """A heading at the left, where the text below it begins."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        self.text.justify = "left"
+        yield self.text
+
+
+class _Answer(Markdown):
+    elements: ClassVar = {**Markdown.elements, "heading_open": _Heading}
 
 
 class _LastLines:
