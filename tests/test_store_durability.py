@@ -286,20 +286,69 @@ async def test_a_file_that_may_not_be_written_is_named(tmp_path: Path, where: Se
     file.chmod(0o444)
     for folder in (tmp_path, *tmp_path.parents[:2]):
         folder.chmod(0o755)
-    elsewhere = Settings(data_dir=tmp_path / "new")
-    with (
-        not_root(),
-        pytest.raises(StoreError, match=r"rallychat.db cannot be opened for writing: Permission denied"),
-    ):
+    for leftover in (tmp_path / "run").iterdir():
+        leftover.chmod(0o666)
+    (tmp_path / "run").chmod(0o777)
+    with not_root(), pytest.raises(StoreError, match=r"rallychat\.db cannot be written"):
         await opens(where)
-    with not_root(), pytest.raises(StoreError, match=r"cannot be opened for writing: Permission denied"):
+    elsewhere = Settings(data_dir=tmp_path / "new")
+    with not_root(), pytest.raises(StoreError, match=r"The folder .*run cannot be used: Permission denied"):
         await opens(elsewhere)
 
 
 async def test_a_folder_in_place_of_the_file_is_named(tmp_path: Path, where: Settings) -> None:
     (tmp_path / "rallychat.db").mkdir()
-    with pytest.raises(StoreError, match=r"cannot be opened for writing: Is a directory"):
+    with pytest.raises(StoreError, match=r"rallychat\.db cannot be opened"):
         await opens(where)
+
+
+async def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("")
+    with pytest.raises(StoreError, match=r"The folder .*run cannot be used: (Not a directory|File exists)"):
+        await opens(Settings(data_dir=tmp_path / "data"))
+
+
+async def test_a_folder_of_any_name_will_do_and_only_its_owner_may_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    where = Settings(data_dir=Path("what? #1 100% ü/data"))
+    async with ConversationStore.open(where) as store:
+        monkeypatch.chdir("/")
+        await asyncio.gather(store.create(), store.list(), store.list(), store.list())
+        modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / where.data_dir).iterdir()}
+    assert modes == {
+        "rallychat.db": 0o600,
+        "rallychat.db-wal": 0o600,
+        "rallychat.db-shm": 0o600,
+        "run": 0o700,
+    }
+
+
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="Linux shows its locks")
+async def test_a_second_store_in_this_process_leaves_the_first_ones_locks(where: Settings) -> None:
+    def locks() -> list[str]:
+        inode = f":{where.database.stat().st_ino}"
+        return [row.split()[1] for row in Path("/proc/locks").read_text().splitlines() if f"{inode} " in row]
+
+    async with ConversationStore.open(where) as store:
+        await store.create()
+        before = locks()
+        async with ConversationStore.open(where) as second:
+            await second.list()
+        assert before == locks() == ["POSIX"]
+
+
+async def test_a_persons_words_reach_the_disk_at_once_and_growing_answers_later(where: Settings) -> None:
+    async def pragma(kind: Any, name: str) -> object:
+        async with store._database.write(kind) as db:
+            return (await db.exec_driver_sql(f"PRAGMA {name}")).scalar_one()
+
+    async with ConversationStore.open(where) as store:
+        levels = [await pragma(kind, "synchronous") for kind in ("durable", "growing", "durable", "growing")]
+        assert levels == [2, 1, 2, 1]  # FULL, NORMAL
+        assert await pragma("growing", "journal_mode") == "wal"
+        assert await pragma("growing", "foreign_keys") == 1
 
 
 async def test_a_full_disk_is_one_sentence_and_what_was_stored_stays(tmp_path: Path) -> None:

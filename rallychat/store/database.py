@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.exc import SQLAlchemyError, StatementError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -66,14 +66,19 @@ def _store_error(kind: str, path: Path) -> StoreError:
     return StoreError(sentence.format(path=path), hint=hint)
 
 
-def prepare_file(path: Path) -> None:
-    """Creates folder and file for their owner's eyes only. An existing file is checked, never changed."""
+def create_file(path: Path) -> None:
+    """Creates an empty file for its owner's eyes only, where there is none.
+
+    One that exists is never opened, for closing it again would drop every lock that SQLite holds on it elsewhere in
+    this process (POSIX), and another process could then take the database for unused.
+    """
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        return
     except OSError as exc:
         raise StoreError(
-            f"The conversation database {path} cannot be opened for writing: {exc.strerror}.",
+            f"The conversation database {path} cannot be created: {exc.strerror}.",
             hint="check who owns the folder, or choose another with --data-dir",
         ) from exc
 
@@ -115,7 +120,7 @@ class Database:
     def __init__(self, path: Path, *, busy_timeout: float) -> None:
         self.path = path
         self._engine = create_async_engine(
-            f"sqlite+aiosqlite:///{path}",
+            URL.create("sqlite+aiosqlite", database=str(path)),
             json_serializer=to_json,
             json_deserializer=from_json,
             max_overflow=0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from sqlalchemy import Connection, create_engine, inspect
+from sqlalchemy import URL, Connection, create_engine, inspect
 from sqlalchemy.pool import NullPool
 
 from rallychat.errors import StoreError
@@ -25,7 +25,7 @@ def migrate(path: Path, *, busy_timeout: float) -> None:
     with translated(path):
         if _revision(path, busy_timeout) == HEAD:
             return
-        engine = create_engine(f"sqlite:///{path}", poolclass=NullPool)
+        engine = create_engine(URL.create("sqlite", database=str(path)), poolclass=NullPool)
         # Altering a table means rebuilding it, and dropping the old one breaks the rows that point to it.
         configure(engine, busy_timeout=busy_timeout, foreign_keys=False)
         with engine.connect() as connection, connection.begin():
@@ -59,8 +59,11 @@ def upgrade(connection: Connection, path: Path) -> None:
 
 def _revision(path: Path, busy_timeout: float) -> str | None:
     """The schema's revision, or None where there is none. Plain sqlite3: this is on every start's path."""
-    connection = sqlite3.connect(path, timeout=busy_timeout)
+    connection = sqlite3.connect(path, timeout=busy_timeout, isolation_level=None)
     try:
+        connection.execute(
+            "BEGIN IMMEDIATE"
+        )  # fails where the file cannot be written: better now than in a turn
         row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
     except sqlite3.OperationalError as exc:
         if "no such table" in str(exc):

@@ -8,7 +8,7 @@ processes of one machine, not across machines.
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -21,7 +21,8 @@ from rallychat.store.ids import new_id
 def starting(folder: Path, *, timeout: float) -> Generator[None]:
     """Keeps other processes from starting or sweeping meanwhile."""
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
         with _lock(folder / "store.lock").acquire(timeout=timeout):
             yield
     except Timeout as exc:
@@ -30,7 +31,10 @@ def starting(folder: Path, *, timeout: float) -> Generator[None]:
             hint="stop it and try again",
         ) from exc
     except OSError as exc:
-        raise StoreError(f"{folder} cannot be used: {exc.strerror}.", hint="check who owns it") from exc
+        raise StoreError(
+            f"The folder {folder} cannot be used: {exc.strerror}.",
+            hint="check who owns it, or choose another with --data-dir",
+        ) from exc
 
 
 class Owner:
@@ -47,9 +51,9 @@ class Owner:
 
     def release(self) -> None:
         """Frees the lock; answers still running count as interrupted from now on."""
-        # Removed while still locked: whoever finds the file afterwards finds it free.
-        self._file(self.id).unlink(missing_ok=True)
-        self._lock.release()
+        if self._lock.is_locked:
+            _remove(self._file(self.id))
+            self._lock.release()
 
     def is_live(self, owner: str) -> bool:
         """Whether the process behind `owner` still runs. Call under `starting`."""
@@ -63,7 +67,7 @@ class Owner:
             lock.acquire(timeout=0)
         except Timeout:
             return True
-        path.unlink(missing_ok=True)
+        _remove(path)
         lock.release()
         return False
 
@@ -74,6 +78,12 @@ class Owner:
 
     def _file(self, owner: str) -> Path:
         return self.folder / f"{owner}.lock"
+
+
+def _remove(path: Path) -> None:
+    """Tidies a lock file up; one that stays (Windows keeps open files) is found free and swept later."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def _lock(path: Path) -> FileLock:

@@ -21,7 +21,7 @@ from rallychat.errors import Conflict, InvalidRequest, NotFound
 from rallychat.messages import ContextReport, FinishReason, Message, Part, Timings, Usage
 from rallychat.settings import Settings
 from rallychat.store import codec, queries
-from rallychat.store.database import Database, prepare_file
+from rallychat.store.database import Database, create_file
 from rallychat.store.ids import new_id
 from rallychat.store.migrate import migrate
 from rallychat.store.owners import Owner, starting
@@ -60,11 +60,11 @@ class ConversationStore:
         Raises:
             StoreError: the file is damaged, read-only, locked, or of a later version; it is left as it is.
         """
-        prepare_file(settings.database)
-        owner = Owner(settings.data_dir / "run")
-        database = Database(settings.database, busy_timeout=busy_timeout)
+        path = settings.database.absolute()
+        owner = Owner(path.parent / "run")
+        database = Database(path, busy_timeout=busy_timeout)
         try:
-            await to_the_end(asyncio.to_thread(_claim, owner, settings.database, busy_timeout))
+            await to_the_end(asyncio.to_thread(_claim, owner, path, busy_timeout))
             store = cls(database, owner)
             await store.interrupt_orphans()
             yield store
@@ -353,6 +353,7 @@ class ConversationStore:
 
 def _claim(owner: Owner, path: Path, busy_timeout: float) -> None:
     with starting(owner.folder, timeout=_START_TIMEOUT):
+        create_file(path)
         migrate(path, busy_timeout=busy_timeout)
         owner.take()
 
