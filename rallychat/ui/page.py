@@ -82,7 +82,7 @@ class _IndexSend:
 
 def _finished(index: str, head: str, nonce: str) -> str:
     index = _STRANGERS.sub("", index)
-    index = index.replace("<head>", f"<head>\n{head}", 1)
+    index = index.replace("</head>", f"{head}\n</head>", 1)  # behind Gradio's reset, which is as specific
     return index.replace("<script", f'<script nonce="{nonce}"')
 
 
