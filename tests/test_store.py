@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from sqlalchemy import insert
 
 from rallychat.catalog.types import Sampling
 from rallychat.errors import Conflict, InvalidRequest, NotFound
 from rallychat.messages import ContextReport, Message, Reasoning, Segment, Text, Timings, Usage
 from rallychat.settings import Settings
-from rallychat.store import Conversation, ConversationStore, StoredMessage, TokenSpan
+from rallychat.store import Conversation, ConversationStore, StoredMessage, TokenSpan, ids
+from rallychat.store.ids import new_id
+from rallychat.store.tables import messages
 
 
 @pytest.fixture
@@ -371,3 +376,42 @@ async def test_a_models_text_is_mended_so_that_no_answer_is_lost(store: Conversa
     )
     assert (ended.message.reasoning, ended.error) == ("\ufffd", "\ufffd\ufffd")
     assert await store.message(answer.id) == ended
+
+
+async def test_a_long_conversation_is_read_and_deleted_whole(store: ConversationStore) -> None:
+    conversation = await store.create()
+    parent: str | None = None
+    rows: list[dict[str, Any]] = []
+    for n in range(3_000):  # SQLite follows a cascade no deeper than 1,000
+        id_ = new_id("msg", after=parent)
+        part = {"kind": "text", "text": str(n)}
+        rows.append({"id": id_, "parent_id": parent, "role": "user", "status": "complete", "parts": [part]})
+        parent = id_
+    common = {"conversation_id": conversation.id, "created_at": conversation.created_at}
+    async with store._database.write() as db:
+        await db.execute(insert(messages), [row | common for row in rows])
+    assert await store.select(conversation.id, rows[0]["id"]) == parent
+    assert await texts(store, conversation) == [str(n) for n in range(3_000)]
+    await store.delete(conversation.id)
+    with pytest.raises(NotFound):
+        await store.message(rows[1_500]["id"])
+
+
+async def test_a_megabyte_is_a_message_like_any_other(store: ConversationStore) -> None:
+    conversation = await store.create()
+    long = "🐟 fish\r\n\t\u2028" * 100_000
+    asked, answer = await say(store, conversation, long, answer=long)
+    assert (await store.message(asked.id)).text == (await store.message(answer.id)).text == long
+
+
+async def test_ids_sort_by_age_even_where_the_clock_was_set_back(
+    store: ConversationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversation = await store.create()
+    asked, first = await say(store, conversation, "1")
+    monkeypatch.setattr(ids, "time", SimpleNamespace(time_ns=lambda: 10**9))  # 1970
+    second = await again(store, conversation, asked.id, "2")
+    later, _ = await say(store, conversation, "3", after=first.id)
+    assert await store.siblings(first.id) == [first.id, second.id]
+    assert [m.text for m in await store.path(conversation.id)] == ["1", "ok", "3", "ok"]
+    assert asked.id < first.id < second.id < later.id
