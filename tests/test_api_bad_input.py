@@ -103,7 +103,7 @@ async def test_a_body_that_cannot_be_read(http: httpx.AsyncClient, route: str, n
     ],
 )
 async def test_a_body_that_is_not_announced_as_json(http: httpx.AsyncClient, kind: str | None) -> None:
-    headers = {} if kind is None else {"content-type": kind.encode()}
+    headers: dict[bytes, bytes] = {} if kind is None else {b"content-type": kind.encode()}
     response = await http.post(ROUTES[0], content=orjson.dumps(chat()), headers=headers)
     assert response.status_code == 415
     assert error_of(response)["code"] == "unsupported_media_type"
@@ -140,7 +140,7 @@ CHATS: dict[str, tuple[dict[str, Any], int, str | None]] = {
     "a temperature in words": (chat(temperature="1"), 400, "temperature"),
     "a temperature of true": (chat(temperature=True), 400, "temperature"),
     "no probability": (chat(top_p=0), 400, "top_p"),
-    "a seed over 64 bits": (chat(seed=2**63), 400, "seed"),
+    "a seed over 64 bits": (chat(seed=2**63 + 1), 400, "seed"),
     "a stop string of nothing": (chat(stop=""), 400, "stop"),
     "a stop string of nothing in a list": (chat(stop=["a", ""]), 400, "stop[1]"),
     "a very long stop string": (chat(stop="x" * 257), 400, "stop"),

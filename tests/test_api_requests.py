@@ -107,7 +107,7 @@ async def test_values_that_would_need_something_we_lack_are_refused_by_name(tmp_
 
 async def test_what_official_clients_add_by_themselves_is_accepted(tmp_path: Path) -> None:
     app, _ = scripted(tmp_path)
-    more = {
+    more: dict[str, Any] = {
         "user": "u1",
         "metadata": {"a": "b"},
         "safety_identifier": "s",

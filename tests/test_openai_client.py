@@ -1,0 +1,195 @@
+"""OpenAI's own Python client, unchanged, against a real server: answers, streams, errors, and hanging up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import closing
+
+import httpx
+import openai
+import pytest
+from openai import AsyncOpenAI, OpenAI
+from openai.types.chat import ChatCompletionMessageParam
+
+from tests.live_server import Live, live
+
+HI: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello, world"}]
+ENDLESS: list[ChatCompletionMessageParam] = [{"role": "user", "content": "!count 5000"}]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """One slot, no queue: whoever keeps it keeps everybody else out."""
+    with live(tmp_path_factory.mktemp("live"), slots=1, max_queue=1, max_loaded=2) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Live) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{server.url}/v1", api_key="unused", timeout=30, max_retries=0) as opened:
+        yield opened
+
+
+def test_models_are_listed_and_found(client: OpenAI) -> None:
+    listed = {model.id for model in client.models.list()}
+    assert {"smollm2-135m-instruct", "slow"} <= listed
+    assert client.models.retrieve("echo").id == "echo"
+
+
+def test_a_chat_is_answered(client: OpenAI) -> None:
+    answer = client.chat.completions.create(model="echo", messages=HI)
+    assert answer.choices[0].message.content == "Hello, world"
+    assert answer.choices[0].message.role == "assistant"
+    assert (answer.choices[0].finish_reason, answer.model, answer.object) == (
+        "stop",
+        "echo",
+        "chat.completion",
+    )
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert answer._request_id
+
+
+def test_a_chat_streams(client: OpenAI) -> None:
+    with client.chat.completions.create(
+        model="echo", messages=HI, stream=True, stream_options={"include_usage": True}
+    ) as stream:
+        chunks = list(stream)
+    *deltas, cost = chunks
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in deltas) == "Hello, world"
+    assert deltas[0].choices[0].delta.role == "assistant"
+    assert [c.choices[0].finish_reason for c in deltas if c.choices[0].finish_reason] == ["stop"]
+    assert cost.usage is not None
+    assert cost.choices == []
+
+
+def test_the_client_s_own_stream_helper_reads_the_stream(client: OpenAI) -> None:
+    with client.chat.completions.stream(model="echo", messages=HI) as stream:
+        final = stream.get_final_completion()
+    assert final.choices[0].message.content == "Hello, world"
+
+
+def test_an_answer_can_be_sent_back_as_it_came(client: OpenAI) -> None:
+    answer = client.chat.completions.create(model="echo", messages=HI).choices[0].message
+    history = [*HI, answer.model_dump(), {"role": "user", "content": "And again"}]
+    again = client.chat.completions.create(model="echo", messages=history)  # type: ignore[arg-type]
+    assert again.choices[0].message.content == "And again"
+
+
+def test_a_text_is_continued(client: OpenAI) -> None:
+    answer = client.completions.create(model="echo", prompt="abc def", max_tokens=50)
+    assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("abc def", "stop")
+    streamed = client.completions.create(model="echo", prompt=["abc def"], max_tokens=50, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in streamed) == "abc def"
+
+
+def test_sampling_stop_and_limits_are_obeyed(client: OpenAI) -> None:
+    create = client.chat.completions.create
+    stopped = create(model="echo", messages=HI, stop=["wor"], temperature=0, seed=1, extra_body={"top_k": 1})
+    assert stopped.choices[0].message.content == "Hello, "
+    cut = create(model="echo", messages=HI, max_completion_tokens=2)
+    assert cut.choices[0].finish_reason == "length"
+    assert cut.usage is not None
+    assert cut.usage.completion_tokens == 2
+
+
+def test_errors_are_the_client_s_own_exceptions(client: OpenAI) -> None:
+    create = client.chat.completions.create
+    with pytest.raises(openai.NotFoundError) as unknown:
+        create(model="gpt-oops", messages=HI)
+    assert (unknown.value.param, unknown.value.code) == ("model", "model_not_found")
+    with pytest.raises(openai.BadRequestError) as tools:
+        create(model="echo", messages=HI, n=2)
+    assert (tools.value.param, tools.value.code) == ("n", "unsupported_parameter")
+    with pytest.raises(openai.BadRequestError) as long:
+        create(model="echo", messages=HI, max_tokens=100_000, stream=True)
+    assert long.value.code == "context_length_exceeded"
+    with pytest.raises(openai.ConflictError):
+        create(model="qwen3-8b", messages=HI)
+    with pytest.raises(openai.PermissionDeniedError):
+        create(model="echo", messages=HI, extra_headers={"Origin": "https://evil.example"})
+
+
+def test_an_error_in_the_middle_of_a_stream_is_raised(client: OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model="echo", messages=[{"role": "user", "content": "!fail 5"}], stream=True
+    )
+    assert next(stream).choices[0].delta.role == "assistant"
+    assert next(stream).choices[0].delta.content
+    with pytest.raises(openai.APIError, match="as asked"):
+        list(stream)
+
+
+def test_a_full_queue_is_a_rate_limit_that_says_when_to_come_back(client: OpenAI, server: Live) -> None:
+    with client.chat.completions.create(model="slow", messages=ENDLESS, stream=True) as first:
+        next(first)
+        with httpx.Client(base_url=server.url, timeout=30) as http:
+            waiting = {"model": "slow", "messages": HI, "stream": True}
+            full = _until_refused(http, waiting)
+    assert full.status_code == 429
+    assert int(full.headers["retry-after"]) >= 1
+
+
+def _until_refused(http: httpx.Client, body: dict[str, object]) -> httpx.Response:
+    """Fills the queue with requests that nobody waits for, until one is refused."""
+    responses: list[httpx.Response] = []
+
+    async def fill() -> None:
+        async with httpx.AsyncClient(base_url=http.base_url, timeout=30) as client:
+            tasks = [asyncio.create_task(client.post("/v1/chat/completions", json=body)) for _ in range(3)]
+            done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            responses.extend(task.result() for task in done)
+            for task in rest:
+                task.cancel()
+            await asyncio.gather(*rest, return_exceptions=True)
+
+    asyncio.run(fill())
+    return responses[0]
+
+
+def test_a_client_that_leaves_a_stream_frees_the_engine(client: OpenAI) -> None:
+    for _ in range(3):
+        with closing(client.chat.completions.create(model="slow", messages=ENDLESS, stream=True)) as stream:
+            next(iter(stream))
+    answer = client.chat.completions.create(model="slow", messages=HI)
+    assert answer.choices[0].message.content == "Hello, world"
+
+
+def test_a_client_that_leaves_without_streaming_frees_the_engine(client: OpenAI) -> None:
+    hasty = client.with_options(timeout=0.3)
+    with pytest.raises(openai.APITimeoutError):
+        hasty.chat.completions.create(model="slow", messages=ENDLESS)
+    answer = client.chat.completions.create(model="slow", messages=HI)
+    assert answer.choices[0].message.content == "Hello, world"
+
+
+async def test_the_asynchronous_client_works_the_same(server: Live) -> None:
+    async with AsyncOpenAI(
+        base_url=f"{server.url}/v1", api_key="unused", timeout=30, max_retries=0
+    ) as client:
+        answer = await client.chat.completions.create(model="echo", messages=HI)
+        assert answer.choices[0].message.content == "Hello, world"
+        stream = await client.chat.completions.create(model="echo", messages=HI, stream=True)
+        assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream]) == "Hello, world"
+        with pytest.raises(openai.NotFoundError):
+            await client.models.retrieve("nothing")
+
+
+async def test_twenty_clients_that_vanish_leave_no_busy_slot(server: Live) -> None:
+    async with AsyncOpenAI(
+        base_url=f"{server.url}/v1", api_key="unused", timeout=30, max_retries=0
+    ) as client:
+        for stream in (True, False):
+            create = client.chat.completions.create
+            asking = [
+                asyncio.create_task(create(model="slow", messages=ENDLESS, stream=stream)) for _ in range(20)
+            ]
+            await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+            for task in asking:
+                task.cancel()
+            for opened in await asyncio.gather(*asking, return_exceptions=True):
+                if isinstance(opened, openai.AsyncStream):
+                    await opened.close()
+        answer = await client.chat.completions.create(model="slow", messages=HI)
+    assert answer.choices[0].message.content == "Hello, world"
