@@ -9,6 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from rallychat.catalog import Family, Sampling
+from rallychat.engines.client import EngineClient
 from rallychat.engines.protocol import CompletionRequest, Done, Prefill, Tokens
 from rallychat.errors import EngineInterrupted
 from rallychat.messages import Failed, Finished, Part, Queued, Started, Timings, Usage
@@ -21,17 +22,23 @@ FALLBACK = Sampling(temperature=0.7, top_p=0.95, top_k=0, min_p=0.05, repetition
 """What holds where neither the asker, nor the user's settings, nor model or family say anything."""
 
 
+BEYOND = 16
+"""Tokens an engine may have generated beyond an answer's text: one that ends the turn, or a stop string's."""
+
+
 @dataclass(slots=True)
 class Growth:
     """An answer as it grows: what is stored of it at any moment.
 
-    `ids` are the generated tokens, None once they are not known exactly.
+    `ids` are the generated tokens, None once they are not known exactly; `raw` the text they stand for, tags
+    and all.
     """
 
     parser: AnswerParser
     began: float = field(default_factory=time.monotonic)
     plan: Plan | None = None
     ids: list[int] | None = field(default_factory=list)
+    raw: list[str] = field(default_factory=list)
     completion_tokens: int = 0
     cached_tokens: int = 0
     queued_ms: float = 0.0
@@ -91,6 +98,24 @@ async def generate(
             return await _attempt(growth, engine, plan, family, sampling, emit, session, priority)
 
 
+async def logged_ids(growth: Growth, client: EngineClient) -> tuple[int, ...] | None:
+    """The answer's tokens as far as they stand for its text, or None where that is not known.
+
+    What the engine generated beyond the text does not belong into the next prompt: the end-of-turn token (the
+    template writes its own), half a character, a stop string.
+    """
+    text = "".join(growth.raw)
+    ids = tuple(growth.ids or ())
+    for _ in range(min(len(ids), BEYOND)):
+        said = await client.detokenize(ids)
+        if said.removeprefix(" ") == text.removeprefix(" "):
+            return ids
+        if not said.startswith(text):
+            return None
+        ids = ids[:-1]
+    return None
+
+
 async def _attempt(
     growth: Growth,
     engine: Engine,
@@ -122,6 +147,7 @@ def _grow(growth: Growth, event: Tokens, emit: Emit) -> None:
     if not growth.first_token_ms:
         growth.first_token_ms = growth.elapsed_ms()
     growth.completion_tokens += max(1, len(event.ids))
+    growth.raw.append(event.text)
     if event.text and not event.ids:
         growth.ids = None
     elif growth.ids is not None:

@@ -9,10 +9,10 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 
 from rallychat import templates
-from rallychat.answering import Growth, generate
+from rallychat.answering import Growth, generate, logged_ids
 from rallychat.cards import Inspection, ModelCard, card, inspection
 from rallychat.catalog import ANY, Catalog, Family, Model, Sampling
-from rallychat.errors import Conflict, EngineInterrupted, InvalidRequest, RallyChatError
+from rallychat.errors import Conflict, EngineError, EngineInterrupted, InvalidRequest, RallyChatError
 from rallychat.messages import Event, Failed, Finished, FinishReason, Message, TextDelta
 from rallychat.parsing import AnswerParser
 from rallychat.planning import Plan, plan_ids, plan_messages, plan_text, plan_turn, tokens_of
@@ -119,6 +119,8 @@ class ChatService:
         row = await self.store.message(message_id)
         if row.role != "assistant":
             raise InvalidRequest("Only answers can be continued.", param="message_id")
+        if row.finish_reason == "stop":
+            raise Conflict("This answer is complete.", hint="ask for more in a message of your own")
         conversation = await self._free(row.conversation_id)
         model = self.resolve(row.model or conversation.model)
         await self.store.select(conversation.id, row.id)
@@ -215,9 +217,21 @@ class ChatService:
             usage=growth.usage,
             timings=growth.timings,
             report=plan.report if plan else None,
-            span=_span(growth, answer),
+            span=await self._span(growth, answer),
         )
         return growth.closed(end)
+
+    async def _span(self, growth: Growth, answer: StoredMessage) -> TokenSpan | None:
+        """The answer's tokens for the log, where they are known exactly."""
+        engine = self.pool.find(answer.model or "")
+        if growth.plan is None or not growth.plan.key or engine is None:
+            return None
+        try:
+            ids = await logged_ids(growth, engine.client)
+        except EngineError:  # it has just died: the next turn tokenises the text again
+            return None
+        before = (growth.plan.spans or {}).get(answer.id)
+        return TokenSpan(growth.plan.key, (*(before.ids if before else ()), *ids)) if ids else None
 
     async def _save(self, runs: list[Run]) -> None:
         growing = [(run.message_id, self._growths.get(run.message_id)) for run in runs]
@@ -395,11 +409,3 @@ def _reason(end: End) -> FinishReason:
     if isinstance(end, Finished):
         return end.reason
     return "interrupted" if end.code == EngineInterrupted.code else "error"
-
-
-def _span(growth: Growth, answer: StoredMessage) -> TokenSpan | None:
-    """The answer's tokens, where they are known exactly."""
-    if growth.plan is None or not growth.ids or not growth.plan.key:
-        return None
-    before = (growth.plan.spans or {}).get(answer.id)
-    return TokenSpan(growth.plan.key, (*(before.ids if before else ()), *growth.ids))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
 
 import pytest
 from hypothesis import given
@@ -179,13 +178,11 @@ async def test_when_the_engine_does_not_come_back_those_who_wait_are_told() -> N
 
 async def test_many_visitors_of_whom_half_give_up_never_exceed_the_slots() -> None:
     queue = ready(3)
-    async with AsyncExitStack() as stack:
-        visitors = [Visitor(queue, [n]) for n in range(60)]
+    visitors = [Visitor(queue, [n]) for n in range(60)]
+    await settle()
+    for visitor in visitors[::2]:
+        visitor.task.cancel()
         await settle()
-        for visitor in visitors[::2]:
-            visitor.task.cancel()
-            await settle()
-            assert queue.busy <= 3
-        for visitor in visitors[1::2]:
-            stack.push_async_callback(visitor.leave)
+        assert queue.busy <= 3
+    await asyncio.gather(*(visitor.leave() for visitor in visitors[1::2]))
     assert queue.idle
