@@ -46,7 +46,7 @@ class EntryView:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One segment of the bar; `start` and `share` are in percent of the window."""
+    """One segment of the bar; `start` and `share` are in percent of the prompt."""
 
     label: str
     kind: str
@@ -63,9 +63,10 @@ class ContextView:
     numbers: Sequence[tuple[str, str]]
     bars: Sequence[Bar]
     reused_share: float
-    prompt_share: float
+    window_share: float
     reused: int
     evaluated: int
+    prompt: int
     window: int
     dropped: Sequence[str]
     divergence: str
@@ -84,10 +85,11 @@ def view_of(inspection: Inspection, path: Sequence[StoredMessage]) -> ContextVie
         model_name=inspection.model.name,
         numbers=_numbers(inspection, reused),
         bars=_bars(report) if report else (),
-        reused_share=_percent(min(reused, prompt), window),
-        prompt_share=_percent(prompt, window),
+        reused_share=_percent(min(reused, prompt), prompt),
+        window_share=_percent(prompt, window),
         reused=reused,
         evaluated=max(0, prompt - reused),
+        prompt=prompt,
         window=window,
         dropped=[_shortened(said.get(gone, gone)) for gone in report.dropped] if report else (),
         divergence=report.divergence if report else "",
@@ -101,7 +103,7 @@ def _numbers(inspection: Inspection, reused: int) -> list[tuple[str, str]]:
     if inspection.report:
         numbers.append(("Prompt", f"{inspection.report.prompt_tokens:,} tokens"))
         numbers.append(("Reused", f"{reused:,} tokens"))
-        numbers.append(("Window", f"{inspection.report.window:,} tokens"))
+        numbers.append(("Read anew", f"{max(0, inspection.report.prompt_tokens - reused):,} tokens"))
     if inspection.usage:
         numbers.append(("Answer", f"{inspection.usage.completion_tokens:,} tokens"))
     if inspection.timings:
@@ -113,31 +115,32 @@ def _numbers(inspection: Inspection, reused: int) -> list[tuple[str, str]]:
 def _bars(report: ContextReport) -> list[Bar]:
     """The prompt's segments, left to right; the oldest are joined when there are very many."""
     segments = list(report.segments)
+    total = max(report.prompt_tokens, sum(segment.tokens for segment in segments))
     early = segments[: max(0, len(segments) - _DRAWN)]
     bars: list[Bar] = []
     start = 0
     if early:
         start = sum(segment.tokens for segment in early)
         label = f"{len(early)} earlier parts"
-        bars.append(Bar(label, "earlier", start, 0.0, _percent(start, report.window)))
+        bars.append(Bar(label, "earlier", start, 0.0, _percent(start, total)))
     for segment in segments[len(early) :]:
-        bars.append(_bar(segment, start, report.window))
+        bars.append(_bar(segment, start, total))
         start += segment.tokens
     return bars
 
 
-def _bar(segment: Segment, start: int, window: int) -> Bar:
+def _bar(segment: Segment, start: int, total: int) -> Bar:
     return Bar(
         _SEGMENT_NAMES[segment.kind],
         segment.kind,
         segment.tokens,
-        _percent(start, window),
-        _percent(segment.tokens, window),
+        _percent(start, total),
+        _percent(segment.tokens, total),
     )
 
 
-def _percent(tokens: int, window: int) -> float:
-    return round(100 * tokens / window, 3) if window else 0.0
+def _percent(tokens: int, total: int) -> float:
+    return round(100 * tokens / total, 3) if total else 0.0
 
 
 def _entry(entry: InspectedEntry, said: Mapping[str, str]) -> EntryView:

@@ -5,6 +5,7 @@ An update costs what its last block costs, whatever came before it.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,6 +13,7 @@ from markdown_it.token import Token
 
 from rallychat.ui.markdown import PLAIN_CODE, Env, parse, render_tokens
 
+_MARKER: Final = re.compile(r"\s*(?:\d{1,9}[.)]?\s*|[-+*_=>#~`|:\s]*)")
 _PLAIN_FROM: Final = 4_000
 """Characters of an unfinished block from which its code is left without colours until it is finished."""
 
@@ -41,7 +43,7 @@ class LiveMarkdown:
         """The change that showing `text` more makes."""
         self._open += text
         tokens = parse(self._open, self._env)
-        split, line = _last_settled(tokens, self._open.count("\n"))
+        split, line = _last_settled(tokens, self._open)
         finished = ""
         if split:
             finished = render_tokens(tokens[:split], self._env)
@@ -53,15 +55,17 @@ class LiveMarkdown:
         return Update(finished, _utf16_length(tail[:keep]), tail[keep:])
 
 
-def _last_settled(tokens: list[Token], complete_lines: int) -> tuple[int, int]:
-    """Index and first line of the last top-level block, if its first line is complete; else of nothing.
+def _last_settled(tokens: list[Token], text: str) -> tuple[int, int]:
+    """Index and first line of the last top-level block that is sure to stay one of its own.
 
-    While a first line grows, "1" may become "1. item" or a lazy continuation of the block before it.
+    A last line that so far only looks like a marker is not: "1" may become "1. item" of the list above it.
     """
+    lines = text.count("\n")
+    undecided = lines if _MARKER.fullmatch(text, text.rfind("\n") + 1) else lines + 1
     for index in range(len(tokens) - 1, -1, -1):
         token = tokens[index]
-        if token.level == 0 and token.nesting >= 0 and token.map is not None:
-            return (index, token.map[0]) if token.map[0] < complete_lines else (0, 0)
+        if token.level == 0 and token.nesting >= 0 and token.map is not None and token.map[0] < undecided:
+            return index, token.map[0]
     return 0, 0
 
 
