@@ -49,10 +49,12 @@ def show(rows: Sequence[Mapping[str, Any]], *, as_json: bool, title: str) -> Non
     if as_json:
         print(json.dumps([dict(row) for row in rows], ensure_ascii=False, indent=2))
         return
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     for name in rows[0] if rows else ():
         numeric = all(isinstance(row[name], int | float | None) for row in rows)
         table.add_column(name.replace("_", " "), justify="right" if numeric else "left")
     for row in rows:
         table.add_row(*("-" if value is None else str(value) for value in row.values()))
-    Console().print(table)
+    console = Console()
+    console.print(title, style="dim")
+    console.print(table)

@@ -1,0 +1,420 @@
+"""`rallychat chat` as a person at a terminal sees it: keys in, screen out, the echo engine behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import itertools
+import json
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prompt_toolkit import PromptSession
+from prompt_toolkit.input import PipeInput, create_pipe_input
+from prompt_toolkit.output import DummyOutput
+from rich.console import Console
+
+from rallychat.chat import ChatService
+from rallychat.cli.chat import Talk, find, key_bindings, show_events
+from rallychat.cli.slash import COMMANDS
+from rallychat.cli.stream import MarkdownStream
+from rallychat.errors import NotFound
+from rallychat.messages import (
+    ContextReport,
+    Event,
+    Failed,
+    Finished,
+    Loading,
+    Queued,
+    ReasoningDelta,
+    Started,
+    TextDelta,
+)
+from rallychat.settings import Settings
+from rallychat.store import Conversation, StoredMessage
+
+SLOW = """
+name = "Slow"
+family = "echo"
+engine = "echo"
+[weights]
+kind = "none"
+[options]
+delay_ms = 2
+"""
+
+
+class Terminal:
+    """A talk with its keyboard and its screen."""
+
+    def __init__(self, talk: Talk, keys: PipeInput, screen: io.StringIO) -> None:
+        self.talk = talk
+        self.service = talk.service
+        self._keys = keys
+        self._screen = screen
+
+    async def types(self, *lines: str) -> str:
+        """Type lines, then Ctrl-D; returns what was printed meanwhile."""
+        before = len(self.shown)
+        self._keys.send_text("".join(f"{line}\r" for line in lines) + "\x04")
+        await self.talk.run()
+        return self.shown[before:]
+
+    @property
+    def shown(self) -> str:
+        return self._screen.getvalue()
+
+    async def rows(self) -> list[StoredMessage]:
+        assert self.talk.conversation is not None
+        return await self.service.store.path(self.talk.conversation.id)
+
+    async def texts(self) -> list[str]:
+        return [row.text for row in await self.rows()]
+
+
+@asynccontextmanager
+async def terminal(folder: Path, model: str = "echo") -> AsyncIterator[Terminal]:
+    models = folder / "catalog" / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    (models / "slow.toml").write_text(SLOW)
+    screen = io.StringIO()
+    console = Console(file=screen, width=100, force_terminal=False)
+    with create_pipe_input() as keys:
+        session: PromptSession[str] = PromptSession(
+            input=keys, output=DummyOutput(), key_bindings=key_bindings(), multiline=True
+        )
+        async with ChatService.open(Settings(data_dir=folder, model=model)) as service:
+            yield Terminal(Talk(service, console, session=session), keys, screen)
+
+
+async def test_a_message_is_answered_and_both_are_stored(tmp_path: Path) -> None:
+    async with terminal(tmp_path) as at:
+        assert "Hello there" in await at.types("Hello there")
+        assert await at.texts() == ["Hello there", "Hello there"]
+
+
+async def test_alt_enter_begins_a_new_line_and_enter_sends(tmp_path: Path) -> None:
+    async with terminal(tmp_path) as at:
+        await at.types("one\x1b\rtwo\nthree")
+        assert (await at.texts())[0] == "one\ntwo\nthree"
+
+
+async def test_an_empty_line_says_nothing(tmp_path: Path) -> None:
+    async with terminal(tmp_path) as at:
+        await at.types("", "   ")
+        assert at.talk.conversation is None
+
+
+async def test_a_doubled_slash_is_a_message(tmp_path: Path) -> None:
+    async with terminal(tmp_path) as at:
+        await at.types("//help")
+        assert (await at.texts())[0] == "/help"
+
+
+async def test_exit_leaves_before_what_follows(tmp_path: Path) -> None:
+    async with terminal(tmp_path) as at:
+        await at.types("/exit", "Hello")
+        assert at.talk.conversation is None
+
+
+async def test_ctrl_c_at_the_prompt_clears_the_line(tmp_path: Path) -> None:
+    async with terminal(tmp_path) as at:
+        shown = await at.types("never sent\x03/new")
+        assert "Ctrl-D leaves." in shown
+        assert at.talk.conversation is None
+
+
+async def test_ctrl_c_stops_the_answer_and_not_the_program(tmp_path: Path) -> None:
+    async with terminal(tmp_path, model="slow") as at:
+        talking = asyncio.create_task(at.types("!count 100000"))
+        await until(lambda: any("1 2" in run.text for run in at.service.runs._growing.values()))
+        signal.raise_signal(signal.SIGINT)
+        shown = await talking
+        assert "Stopped; /continue goes on" in shown
+        answer = (await at.rows())[-1]
+        assert (answer.status, answer.finish_reason) == ("complete", "cancelled")
+        assert answer.text.startswith("1 2")
+
+
+async def until(ready: Callable[[], object]) -> None:
+    """Yields to the loop until something is so; the test's own limit is the only clock."""
+    while not ready():  # noqa: ASYNC110 - nothing here can be awaited: the terminal owns the answer
+        await asyncio.sleep(0)
+
+
+async def test_help_lists_every_command(tmp_path: Path) -> None:
+    async with terminal(tmp_path) as at:
+        shown = await at.types("/help")
+        assert [command.usage for command in COMMANDS.values() if command.usage not in shown] == []
+
+
+async def test_an_unknown_command_is_named_with_near_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with terminal(tmp_path) as at:
+        await at.types("/exprot")
+    assert capsys.readouterr().err == "There is no command '/exprot'.\n  /export\n"
+
+
+async def test_regenerate_adds_a_branch_beside_the_first_answer(tmp_path: Path) -> None:
+    async with terminal(tmp_path) as at:
+        await at.types("Hello", "/regenerate")
+        rows = await at.rows()
+        assert [row.text for row in rows] == ["Hello", "Hello"]
+        assert len(await at.service.store.siblings(rows[-1].id)) == 2
+
+
+async def test_continue_goes_on_in_the_same_message(tmp_path: Path) -> None:
+    async with terminal(tmp_path) as at:
+        await at.types("/set max_tokens 3", "!count 9", "/set max_tokens default", "/continue")
+        rows = await at.rows()
+        assert len(rows) == 2
+        assert "length limit" in at.shown
+        assert rows[1].text != "1 2"
+
+
+async def test_edit_asks_with_the_old_text_and_keeps_the_old_branch(tmp_path: Path) -> None:
+    async with terminal(tmp_path) as at:
+        await at.types("Hello", "/edit", " again")
+        rows = await at.rows()
+        assert [row.text for row in rows] == ["Hello again", "Hello again"]
+        assert len(await at.service.store.siblings(rows[0].id)) == 2
+
+
+async def test_a_new_conversation_leaves_the_old_one_in_the_list(tmp_path: Path) -> None:
+    async with terminal(tmp_path) as at:
+        shown = await at.types("First talk", "/new", "Second talk", "/list")
+        assert "*1  Second talk" in shown
+        assert " 2  First talk" in shown
+
+
+async def test_open_shows_the_conversation_and_goes_on_there(tmp_path: Path) -> None:
+    async with terminal(tmp_path) as at:
+        await at.types("First talk", "/new", "Second talk", "/list", "/open 2", "more")
+        assert await at.texts() == ["First talk", "First talk", "more", "more"]
+
+
+@pytest.mark.parametrize("name", ["0", "7", "conv_nothing", ""])
+async def test_opening_what_is_not_there_is_an_error_and_changes_nothing(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with terminal(tmp_path) as at:
+        await at.types("Hello", f"/open {name}", "more")
+        assert len(await at.texts()) == 4
+    assert capsys.readouterr().err
+
+
+async def test_the_title_can_be_changed(tmp_path: Path) -> None:
+    async with terminal(tmp_path) as at:
+        await at.types("Hello", "/title Greetings")
+        assert [row.title for row in await at.service.store.list()] == ["Greetings"]
+
+
+@pytest.mark.parametrize(("answer", "left"), [("y", 0), ("n", 1), ("", 1)])
+async def test_deleting_asks(tmp_path: Path, answer: str, left: int) -> None:
+    async with terminal(tmp_path) as at:
+        await at.types("Hello", "/delete", answer)
+        assert len(await at.service.store.list()) == left
+
+
+async def test_a_system_prompt_set_before_the_first_message_is_stored_with_it(tmp_path: Path) -> None:
+    async with terminal(tmp_path) as at:
+        await at.types("/system Be a [pirate].", "Hello", "/system")
+        assert stored(at).system == "Be a [pirate]."
+        assert "Be a [pirate]." in at.shown
+
+
+async def test_the_system_prompt_of_a_conversation_can_be_changed(tmp_path: Path) -> None:
+    async with terminal(tmp_path) as at:
+        await at.types("Hello", "/system Be a pirate.")
+        assert stored(at).system == "Be a pirate."
+
+
+async def test_another_model_answers_from_then_on(tmp_path: Path) -> None:
+    async with terminal(tmp_path) as at:
+        await at.types("Hello", "/model slow", "Hello")
+        assert [row.model for row in await at.rows() if row.role == "assistant"] == ["echo", "slow"]
+
+
+async def test_parameters_are_kept_with_the_conversation(tmp_path: Path) -> None:
+    async with terminal(tmp_path) as at:
+        shown = await at.types("/set temperature 0.5", '/set stop "a b" c', "/set")
+        assert stored(at).sampling.as_dict() == {"temperature": 0.5, "stop": ["a b", "c"]}
+        assert "temperature          0.5" in shown
+
+
+@pytest.mark.parametrize(
+    "line", ["/set temperature hot", "/set temperature 9", "/set warmth 1", "/set top_k -1"]
+)
+async def test_a_wrong_parameter_is_refused_by_name(
+    tmp_path: Path, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with terminal(tmp_path) as at:
+        await at.types(line)
+        assert at.talk.conversation is None
+    assert line.split()[1] in capsys.readouterr().err
+
+
+async def test_the_context_is_shown_in_parts_and_in_full(tmp_path: Path) -> None:
+    async with terminal(tmp_path) as at:
+        shown = await at.types("Hello", "/context", "/context full")
+        assert "reused from the cache" in shown
+        assert "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nHello" in shown
+
+
+async def test_an_export_is_markdown_or_what_render_reads(tmp_path: Path) -> None:
+    async with terminal(tmp_path) as at:
+        await at.types("Hello", f"/export {tmp_path}/talk.md", f"/export {tmp_path}/talk.json")
+    assert (tmp_path / "talk.md").read_text() == "# Hello\n\n## You\n\nHello\n\n## echo\n\nHello\n"
+    assert json.loads((tmp_path / "talk.json").read_text()) == {
+        "messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello"}]
+    }
+
+
+async def test_an_export_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "talk.md").write_text("mine")
+    async with terminal(tmp_path) as at:
+        await at.types("Hello", f"/export {tmp_path}/talk.md")
+    assert (tmp_path / "talk.md").read_text() == "mine"
+    assert "is there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line", ["/regenerate", "/continue", "/edit", "/context", "/export", "/title x", "/delete"]
+)
+async def test_a_command_about_a_conversation_needs_one(
+    tmp_path: Path, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with terminal(tmp_path) as at:
+        await at.types(line)
+    assert capsys.readouterr().err == "This conversation has no messages yet.\n"
+
+
+async def test_an_engine_that_dies_ends_the_answer_and_not_the_program(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with terminal(tmp_path) as at:
+        await at.types("!crash 3", "Hello")
+        assert (await at.texts())[-1] == "Hello"
+    assert capsys.readouterr().err
+
+
+async def test_last_is_the_newest_conversation(tmp_path: Path) -> None:
+    async with terminal(tmp_path) as at:
+        with pytest.raises(NotFound):
+            await find(at.service, "last")
+        await at.types("Old", "/new", "New")
+        assert await find(at.service, "last") == at.talk.conversation
+
+
+def stored(at: Terminal) -> Conversation:
+    assert at.talk.conversation is not None
+    return at.talk.conversation
+
+
+# --- the growing answer -------------------------------------------------------------------------------------
+
+ANSWER = """# Title
+
+Some *text* with `code`.
+
+```python
+def f():
+
+    return 1
+```
+
+1. one
+
+2. two
+   - nested
+
+| a | b |
+|---|---|
+| 1 | 2 |
+
+> quoted
+
+The end"""
+
+
+def drawn(*pieces: str) -> str:
+    """What stays on the screen of an answer that came in these pieces."""
+    screen = io.StringIO()
+    with MarkdownStream(Console(file=screen, width=60, force_terminal=False)) as stream:
+        for piece in pieces:
+            stream.add(piece)
+    return screen.getvalue()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, len(ANSWER)), max_size=12))
+def test_every_split_of_an_answer_leaves_the_same_text(cuts: list[int]) -> None:
+    edges = [0, *sorted(cuts), len(ANSWER)]
+    pieces = [ANSWER[a:b] for a, b in itertools.pairwise(edges)]
+    assert drawn(*pieces).split() == drawn(ANSWER).split()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.text(alphabet="ab\n `#-*|>1.[]()\\~é"), max_size=20))
+def test_no_answer_breaks_the_screen(pieces: list[str]) -> None:
+    drawn(*pieces)
+
+
+def test_finished_blocks_are_printed_before_the_answer_ends() -> None:
+    screen = io.StringIO()
+    with MarkdownStream(Console(file=screen, width=60, force_terminal=False)) as stream:
+        stream.add("First paragraph.\n\nSecond")
+        assert screen.getvalue().split() == ["First", "paragraph."]
+
+
+def test_reasoning_comes_before_the_answer_and_is_not_markdown() -> None:
+    screen = io.StringIO()
+    with MarkdownStream(Console(file=screen, width=60, force_terminal=False)) as stream:
+        stream.think("Hmm, *stars*")
+        stream.add("An *answer*")
+    assert [line.strip() for line in screen.getvalue().splitlines() if line.strip()] == [
+        "Hmm, *stars*",
+        "An answer",
+    ]
+
+
+async def test_every_event_of_a_turn_can_be_shown() -> None:
+    finished = Finished("stop")
+    events: list[Event] = [
+        Queued(2),
+        Loading("m", "download", 0.5),
+        Loading("m", "load"),
+        Started(ContextReport("full", window=1, budget=1, prompt_tokens=1)),
+        ReasoningDelta("Hmm"),
+        TextDelta("Hello"),
+        finished,
+    ]
+    screen = io.StringIO()
+    with MarkdownStream(Console(file=screen, width=60, force_terminal=True)) as stream:
+        assert await show_events(each(events), stream) is finished
+    for shown in (
+        "number 2 in the queue",
+        "Downloading m ... 50%",
+        "Loading m",
+        "Reading the prompt",
+        "Hmm",
+        "Hello",
+    ):
+        assert shown in screen.getvalue()
+
+
+async def test_a_failure_is_the_end_too() -> None:
+    failed = Failed("engine_interrupted", "It died.")
+    with MarkdownStream(Console(file=io.StringIO())) as stream:
+        assert await show_events(each([failed]), stream) is failed
+
+
+async def each(events: list[Event]) -> AsyncIterator[Event]:
+    for event in events:
+        yield event
