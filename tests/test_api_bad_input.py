@@ -120,6 +120,11 @@ async def test_a_body_that_is_announced_as_json(http: httpx.AsyncClient, kind: s
 CHATS: dict[str, tuple[dict[str, Any], int, str | None]] = {
     "no messages": ({"messages": []}, 400, "messages"),
     "messages that are no list": ({"messages": {"role": "user", "content": "x"}}, 400, "messages"),
+    "more messages than any window holds": (
+        {"messages": [{"role": "user", "content": "x"}] * 10_001},
+        400,
+        "messages",
+    ),
     "no such model": (chat(model="no-such-model"), 404, "model"),
     "a model that is a file": (chat(model="/etc/passwd"), 404, "model"),
     "a model that is a folder": (chat(model="."), 404, "model"),

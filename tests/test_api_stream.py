@@ -10,10 +10,12 @@ from typing import Any
 import orjson
 import pytest
 from starlette.types import Message as ASGIMessage
+from starlette.types import Receive, Scope, Send
 
 from rallychat.api.chunks import ChatAnswer, TextAnswer
 from rallychat.api.delivery import EventStream, whole
 from rallychat.api.errors import Refusal
+from rallychat.api.request_context import RequestContext
 from rallychat.errors import Busy
 from rallychat.messages import (
     Event,
@@ -220,6 +222,7 @@ class Endless:
     """A turn that says "more" until it is closed, and knows that it was."""
 
     def __init__(self, *first: Event) -> None:
+        self.begun = asyncio.Event()
         self.closed = asyncio.Event()
         self.first = first
 
@@ -227,6 +230,7 @@ class Endless:
         try:
             for event in self.first:
                 yield event
+            self.begun.set()
             await asyncio.Event().wait()
         finally:
             await asyncio.sleep(0)  # cleanup may wait, as an engine's does
@@ -271,6 +275,23 @@ async def test_a_server_that_stops_ends_the_turn() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert turn.closed.is_set()
+    assert '"code":"interrupted"' in line.body.split("\n\n")[-2]
+
+
+async def test_a_server_that_stops_tells_those_who_still_wait() -> None:
+    line, turn = Line(), Endless(Queued(3))
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await EventStream(turn.events(), ChatAnswer("m"))(scope, receive, send)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
+    task = asyncio.create_task(RequestContext(app)(scope, line.receive, line.send))
+    await turn.begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert turn.closed.is_set()
+    assert [m["status"] for m in line.sent if m["type"] == "http.response.start"] == [503]
 
 
 async def test_a_long_wait_is_filled_with_comments_and_then_an_error_is_an_event() -> None:

@@ -99,6 +99,11 @@ class EventStream(Response):
                     await self._keep_alive(send)
             if pump.done():
                 await pump
+        except asyncio.CancelledError:  # the server stops; the client may still hear why
+            await _called_off(pump)
+            if self._begun:
+                await self._fail(CUT_OFF, send)
+            raise
         finally:
             await _called_off(pump)
             await _called_off(gone)

@@ -5,6 +5,7 @@ Logs name methods, paths, statuses and times; never what a person wrote.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -15,7 +16,7 @@ from contextvars import ContextVar
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rallychat.api.errors import INTERNAL, Problem
+from rallychat.api.errors import CUT_OFF, INTERNAL, Problem
 
 log = logging.getLogger(__name__)
 
@@ -31,15 +32,6 @@ _NOT_PAGES = (
 )
 
 
-class RequestIdFilter(logging.Filter):
-    """Adds `request_id` to every log record."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Lets every record pass."""
-        record.request_id = request_id.get()
-        return True
-
-
 def is_ours(path: str) -> bool:
     """The path belongs to the API, not to a page beside it."""
     return path.startswith("/v1/") or path in {"/v1", "/healthz", "/readyz", "/openapi.json"}
@@ -48,7 +40,7 @@ def is_ours(path: str) -> bool:
 def log_failure(exc: BaseException) -> None:
     """Logs where it broke; not the exception's words, which may quote a person's."""
     frames = "".join(traceback.format_tb(exc.__traceback__))
-    log.error("%s\n%s", type(exc).__name__, frames)
+    log.error("%s: %s\n%s", request_id.get(), type(exc).__name__, frames)
 
 
 class RequestContext:
@@ -87,16 +79,21 @@ class RequestContext:
         except Exception as exc:  # nothing below may take the connection down without an answer
             log_failure(exc)
             if not status:
-                await _internal_error(send_named)
+                await _answer_with(Problem(500, INTERNAL, "internal_error"), send_named)
+        except asyncio.CancelledError:  # the server stops
+            if not status:
+                await _answer_with(CUT_OFF, send_named)
+            raise
         finally:
             level = logging.INFO if ours else logging.DEBUG
             took = (time.perf_counter() - began) * 1000
-            log.log(level, "%s %s %d in %.1f ms", scope["method"], _shown(scope["path"]), status or 499, took)
+            what = f"{scope['method']} {_shown(scope['path'])}"
+            log.log(level, "%s: %s %d in %.1f ms", name, what, status or 499, took)
 
 
-async def _internal_error(send: Send) -> None:
-    response = Problem(500, INTERNAL, "internal_error").response()
-    await send({"type": "http.response.start", "status": 500, "headers": response.raw_headers})
+async def _answer_with(problem: Problem, send: Send) -> None:
+    response = problem.response()
+    await send({"type": "http.response.start", "status": problem.status, "headers": response.raw_headers})
     await send({"type": "http.response.body", "body": response.body})
 
 

@@ -14,6 +14,8 @@ from rallychat.catalog.types import Sampling
 from rallychat.messages import Message, Part, Reasoning, Text
 
 INT32 = 2**31 - 1
+MOST_MESSAGES = 10_000
+"""More than any window holds; rendering ten times as many would keep everybody waiting for seconds."""
 SEEDS = 2**32 - 1
 """Seeds an engine knows; larger ones, and negative ones, are folded into this many."""
 
@@ -213,7 +215,9 @@ class TextFormat(_Asked):
 class ChatCompletionRequest(Generation):
     """Body of `POST /v1/chat/completions`."""
 
-    messages: list[ChatMessage] = Field(min_length=1, description="The last one must not be the assistant's.")
+    messages: list[ChatMessage] = Field(
+        min_length=1, max_length=MOST_MESSAGES, description="The last one must not be the assistant's."
+    )
     max_completion_tokens: int | None = Field(
         None, ge=1, le=INT32, description="The same as max_tokens; the smaller counts if both are given."
     )
