@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import insert, update
 
 from rallychat.catalog.types import Sampling
 from rallychat.errors import Conflict, InvalidRequest, NotFound
@@ -17,7 +17,7 @@ from rallychat.messages import ContextReport, Message, Reasoning, Segment, Text,
 from rallychat.settings import Settings
 from rallychat.store import Conversation, ConversationStore, StoredMessage, TokenSpan, ids
 from rallychat.store.ids import new_id
-from rallychat.store.tables import messages
+from rallychat.store.tables import conversations, messages
 
 
 @pytest.fixture
@@ -317,6 +317,16 @@ async def test_the_list_has_the_last_active_first_and_goes_on_after_an_id(store:
     assert pages == order
     with pytest.raises(InvalidRequest, match="limit"):
         await store.list(limit=0)
+
+
+async def test_conversations_of_the_same_moment_are_listed_once_each(store: ConversationStore) -> None:
+    made = [await store.create() for _ in range(5)]
+    async with store._database.write() as db:
+        await db.execute(update(conversations).values(updated_at=made[0].created_at))
+    pages = [await store.list(limit=2)]
+    while pages[-1]:
+        pages.append(await store.list(limit=2, before=pages[-1][-1].id))
+    assert [c.id for page in pages for c in page] == [c.id for c in reversed(made)]
 
 
 async def test_spans_are_kept_beside_messages(store: ConversationStore) -> None:

@@ -88,9 +88,8 @@ def configure(engine: Engine, *, busy_timeout: float, foreign_keys: bool = True)
 
     @event.listens_for(engine, "connect")
     def _connected(connection: Any, _: Any) -> None:
-        connection.isolation_level = (
-            None  # sqlite3 would not begin before DDL: migrations would not be atomic
-        )
+        # We begin transactions: sqlite3 would not before DDL, and migrations would not be atomic.
+        connection.isolation_level = None
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {int(busy_timeout * 1000)}")
         cursor.execute("PRAGMA journal_mode = WAL")

@@ -61,9 +61,8 @@ def _revision(path: Path, busy_timeout: float) -> str | None:
     """The schema's revision, or None where there is none. Plain sqlite3: this is on every start's path."""
     connection = sqlite3.connect(path, timeout=busy_timeout, isolation_level=None)
     try:
-        connection.execute(
-            "BEGIN IMMEDIATE"
-        )  # fails where the file cannot be written: better now than in a turn
+        # Fails where the file cannot be written: better now than in the middle of a turn.
+        connection.execute("BEGIN IMMEDIATE")
         row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
     except sqlite3.OperationalError as exc:
         if "no such table" in str(exc):

@@ -57,8 +57,6 @@ class Owner:
 
     def is_live(self, owner: str) -> bool:
         """Whether the process behind `owner` still runs. Call under `starting`."""
-        if owner == self.id:
-            return True
         path = self._file(owner)
         if not path.exists():
             return False
