@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rallychat.ui.live import LiveMarkdown
@@ -27,6 +27,7 @@ BLOCKS = [
 
 
 @given(st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=8).map("".join), st.integers(1, 40))
+@settings(deadline=None)
 def test_a_growing_answer_ends_as_the_finished_one_is_shown(text: str, step: int) -> None:
     assert live(text, step=step) == render(text)
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from html.parser import HTMLParser
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rallychat.ui.live import LiveMarkdown
@@ -140,11 +140,13 @@ def test_no_attack_leaves_the_list_of_allowed_tags_and_attributes(attack: str) -
 
 
 @given(markup)
+@settings(deadline=None)
 def test_whatever_a_model_says_only_allowed_tags_and_attributes_come_out(text: str) -> None:
     assert Findings(render(text)).bad == []
 
 
 @given(markup, st.integers(1, 9))
+@settings(deadline=None, max_examples=50)
 def test_a_growing_answer_is_as_safe_as_a_finished_one(text: str, step: int) -> None:
     live(text, step=step)
 

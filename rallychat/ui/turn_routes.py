@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rallychat.catalog.types import SamplingFacts
 from rallychat.chat import ChatService
-from rallychat.errors import NotFound
+from rallychat.errors import NotFound, RallyChatError
 from rallychat.messages import Part
 from rallychat.runs import Run
 from rallychat.ui import fragments, transcript
@@ -54,16 +54,20 @@ class Turns:
         self._said_before: dict[str, tuple[Part, ...]] = {}
 
     async def say(self, said: Said) -> dict[str, Any]:
-        """Begins a conversation if there is none, and says it."""
-        conversation_id = said.conversation
-        if conversation_id is None:
-            model = self.service.resolve(said.model).id if said.model else None
-            conversation = await self.service.store.create(
-                system=said.system, model=model, sampling=said.sampling.value()
-            )
-            conversation_id = conversation.id
-        tip = (await self.service.store.get(conversation_id)).tip_id
-        return await self.shown(await self.service.turn(conversation_id, said.text), after=tip)
+        """Says it in a conversation; in a new one, which is not kept if it cannot be said."""
+        if said.conversation is not None:
+            tip = (await self.service.store.get(said.conversation)).tip_id
+            return await self.shown(await self.service.turn(said.conversation, said.text), after=tip)
+        model = self.service.resolve(said.model).id if said.model else None
+        begun = await self.service.store.create(
+            system=said.system, model=model, sampling=said.sampling.value()
+        )
+        try:
+            run = await self.service.turn(begun.id, said.text)
+        except RallyChatError:
+            await self.service.store.delete(begun.id)
+            raise
+        return await self.shown(run, after=None)
 
     async def again(self, message_id: str) -> dict[str, Any]:
         """Another answer beside this one."""
