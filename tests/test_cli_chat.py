@@ -158,7 +158,7 @@ async def test_an_unknown_command_is_named_with_near_ones(
 ) -> None:
     async with terminal(tmp_path) as at:
         await at.types("/exprot")
-    assert capsys.readouterr().err == "There is no command '/exprot'.\n  /export\n"
+    assert capsys.readouterr().err == "There is no command '/exprot'.\n  /export or /exit\n"
 
 
 async def test_regenerate_adds_a_branch_beside_the_first_answer(tmp_path: Path) -> None:

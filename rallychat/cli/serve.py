@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import webbrowser
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -48,12 +48,16 @@ async def serve(settings: Settings, *, console: Console | None = None) -> int:
         async with ChatService.open(settings) as service:
             ready = asyncio.create_task(make_ready(service, console))
             await asyncio.sleep(0)  # lets the worker start before the imports below take a core
-            app = await asyncio.to_thread(build, service, settings)
-            server = build_server(app, settings, lambda: greet(url, settings, console))
-            await server.serve(sockets=[listener])
-            ready.cancel()
-            console.print("Stopping: running answers are stored.", style="dim")
-    return 0
+            try:
+                app = await asyncio.to_thread(build, service, settings)
+                server = build_server(
+                    app, started=lambda: greet(url, settings, console), stopping=service.runs.aclose
+                )
+                await server.serve(sockets=[listener])
+            finally:
+                ready.cancel()
+            console.print("Stopped. Running answers are stored.", style="dim")
+    return 0 if server.started else 1
 
 
 def build(service: ChatService, settings: Settings) -> FastAPI:
@@ -99,7 +103,20 @@ def refuse_strangers(settings: Settings) -> None:
     )
 
 
-def listen(settings: Settings) -> socket.socket | None:
+def already_running(settings: Settings) -> bool:
+    """Does a RallyChat answer at this address?"""
+    import httpx
+
+    try:
+        answer = httpx.get(f"{url_of(settings)}openapi.json", timeout=5, trust_env=False)
+        return bool(answer.json()["info"]["title"] == "RallyChat")
+    except (httpx.HTTPError, ValueError, LookupError, TypeError):
+        return False
+
+
+def listen(
+    settings: Settings, *, runs_here: Callable[[Settings], bool] = already_running
+) -> socket.socket | None:
     """A listening socket; None where RallyChat itself already answers at this address.
 
     Raises:
@@ -119,7 +136,7 @@ def listen(settings: Settings) -> socket.socket | None:
         listener.listen(1024)
     except OSError as exc:
         listener.close()
-        if already_running(settings):
+        if runs_here(settings):
             return None
         raise SettingsError(
             f"Port {settings.port} on {settings.host} cannot be used: {exc.strerror or exc}.",
@@ -136,17 +153,6 @@ def url_of(settings: Settings, listener: socket.socket | None = None) -> str:
     if host in ("", "0.0.0.0", "::"):  # noqa: S104 - every address of this machine; a browser needs one of them
         host = "127.0.0.1"
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
-
-
-def already_running(settings: Settings) -> bool:
-    """Does a RallyChat answer at this address?"""
-    import httpx
-
-    try:
-        answer = httpx.get(f"{url_of(settings)}openapi.json", timeout=5, trust_env=False)
-        return bool(answer.json()["info"]["title"] == "RallyChat")
-    except (httpx.HTTPError, ValueError, LookupError, TypeError):
-        return False
 
 
 def show_running(settings: Settings, console: Console) -> int:
@@ -179,8 +185,13 @@ def open_page(url: str) -> None:
 # --- the server ---------------------------------------------------------------------------------------------
 
 
-def build_server(app: FastAPI, settings: Settings, started: Callable[[], None]) -> uvicorn.Server:
-    """A uvicorn server that calls `started` once it answers, and leaves the end of the process to us."""
+def build_server(
+    app: FastAPI, *, started: Callable[[], None], stopping: Callable[[], Awaitable[None]]
+) -> uvicorn.Server:
+    """A uvicorn server that leaves the end of the process to us.
+
+    Calls `started` once it answers, and `stopping` before it waits for its connections to end.
+    """
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -188,6 +199,10 @@ def build_server(app: FastAPI, settings: Settings, started: Callable[[], None]) 
             await super().startup(sockets=sockets)
             if self.started:
                 started()
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            await stopping()  # ends the streams, which would keep their connections open
+            await super().shutdown(sockets=sockets)
 
         @contextmanager
         def capture_signals(self) -> Iterator[None]:

@@ -1,0 +1,187 @@
+"""`rallychat serve`: the address, start and end of a server, in a process of its own where it matters."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from rallychat.cli.serve import listen, refuse_strangers, url_of
+from rallychat.errors import SettingsError
+from rallychat.settings import Settings
+from tests.cli_world import ROOT
+
+SLOW = """
+name = "Slow"
+family = "echo"
+engine = "echo"
+[weights]
+kind = "none"
+[options]
+delay_ms = 5
+"""
+
+
+@dataclass
+class Server:
+    """A server in a process of its own."""
+
+    url: str
+    process: subprocess.Popen[str]
+
+    def ends(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Tell it to end; returns its exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+
+@contextmanager
+def server(folder: Path, *args: str) -> Iterator[Server]:
+    """`rallychat serve` on a free port, until the block ends."""
+    models = folder / "catalog" / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    (models / "slow.toml").write_text(SLOW)
+    command = [sys.executable, "-m", "rallychat", "serve", *args, "--no-browser", "--port", "0"]
+    process = subprocess.Popen(
+        [*command, "--data-dir", str(folder)], stderr=subprocess.PIPE, text=True, env=environment(), cwd=ROOT
+    )
+    assert process.stderr is not None
+    said: list[str] = []
+    try:
+        for line in process.stderr:
+            said.append(line)
+            if found := re.search(r"http://\S+", line):
+                yield Server(found[0].rstrip("/"), process)
+                break
+        else:
+            raise AssertionError("the server did not start: " + "".join(said))
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def environment() -> dict[str, str]:
+    """This process's, without settings of the person who runs the tests."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RALLYCHAT_")}
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port that something else listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        yield other.getsockname()[1]
+
+
+# --- the address --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.org", "127.0.0.1.example.org", ""])
+def test_strangers_are_refused_unless_asked_for(tmp_path: Path, host: str) -> None:
+    with pytest.raises(SettingsError, match="without login") as refused:
+        refuse_strangers(Settings(data_dir=tmp_path, host=host))
+    assert "--no-auth" in refused.value.hint
+    refuse_strangers(Settings(data_dir=tmp_path, host=host, no_auth=True))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "[::1]", "localhost"])
+def test_this_machine_needs_no_login(tmp_path: Path, host: str) -> None:
+    refuse_strangers(Settings(data_dir=tmp_path, host=host))
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:7860/"),
+        ("0.0.0.0", "http://127.0.0.1:7860/"),
+        ("::1", "http://[::1]:7860/"),
+        ("[::1]", "http://[::1]:7860/"),
+        ("localhost", "http://localhost:7860/"),
+    ],
+)
+def test_the_url_is_one_a_browser_opens(tmp_path: Path, host: str, url: str) -> None:
+    assert url_of(Settings(data_dir=tmp_path, host=host)) == url
+
+
+def test_a_port_taken_by_something_else_is_named_with_the_way_out(tmp_path: Path, taken: int) -> None:
+    with pytest.raises(SettingsError, match=f"Port {taken}") as refused:
+        listen(Settings(data_dir=tmp_path, port=taken), runs_here=lambda _: False)
+    assert "--port 0" in refused.value.hint
+
+
+def test_a_port_where_rallychat_runs_is_no_error(tmp_path: Path, taken: int) -> None:
+    assert listen(Settings(data_dir=tmp_path, port=taken), runs_here=lambda _: True) is None
+
+
+def test_an_address_of_another_machine_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"192\.0\.2\.1"):
+        listen(Settings(data_dir=tmp_path, host="192.0.2.1", port=0), runs_here=lambda _: False)
+
+
+def test_port_0_takes_a_free_one(tmp_path: Path) -> None:
+    with listen(Settings(data_dir=tmp_path, port=0), runs_here=lambda _: False) or pytest.fail(
+        "no socket"
+    ) as found:
+        assert re.fullmatch(r"http://127\.0\.0\.1:[1-9]\d+/", url_of(Settings(data_dir=tmp_path), found))
+
+
+# --- a whole server -----------------------------------------------------------------------------------------
+
+
+def test_the_api_answers_with_the_model_of_the_command_line(tmp_path: Path) -> None:
+    with server(tmp_path, "echo", "--api-only") as at:
+        said = {"model": "echo", "messages": [{"role": "user", "content": "Hello"}]}
+        answer = httpx.post(f"{at.url}/v1/chat/completions", json=said, timeout=60).json()
+        assert answer["choices"][0]["message"]["content"] == "Hello"
+        assert httpx.get(f"{at.url}/readyz").status_code == 200
+
+
+def test_the_page_is_beside_the_api(tmp_path: Path) -> None:
+    with server(tmp_path, "echo") as at:
+        assert "text/html" in httpx.get(f"{at.url}/", timeout=60).headers["content-type"]
+        assert httpx.get(f"{at.url}/healthz").json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_server_in_order_while_an_answer_runs(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    with server(tmp_path, "slow", "--api-only") as at:
+        said = {"model": "slow", "messages": [{"role": "user", "content": "!count 100000"}], "stream": True}
+        with httpx.stream("POST", f"{at.url}/v1/chat/completions", json=said, timeout=60) as answer:
+            lines = answer.iter_lines()
+            assert next(lines).startswith("data: ")
+            assert at.ends(number) == 0
+
+
+def test_a_second_one_at_the_same_address_says_so_and_ends_well(tmp_path: Path) -> None:
+    with server(tmp_path, "echo", "--api-only") as at:
+        port = at.url.rpartition(":")[2]
+        command = [sys.executable, "-m", "rallychat", "serve", "--no-browser", "--port", port]
+        second = subprocess.run(
+            [*command, "--data-dir", str(tmp_path)],
+            capture_output=True,
+            text=True,
+            env=environment(),
+            cwd=ROOT,
+        )
+        assert (second.returncode, second.stdout) == (0, "")
+        assert f"already running at {at.url}/" in second.stderr
+
+
+def test_a_model_that_cannot_be_had_is_said_and_the_server_stays(tmp_path: Path) -> None:
+    with server(tmp_path, "smollm2-135m-instruct", "--api-only", "--offline") as at:
+        assert httpx.get(f"{at.url}/healthz").status_code == 200
+        assert httpx.get(f"{at.url}/readyz").status_code == 503
+        said = {"model": "echo", "messages": [{"role": "user", "content": "Hello"}]}
+        assert httpx.post(f"{at.url}/v1/chat/completions", json=said, timeout=60).status_code == 200
