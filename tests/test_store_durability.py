@@ -289,8 +289,11 @@ async def test_a_file_that_may_not_be_written_is_named(tmp_path: Path, where: Se
     for leftover in (tmp_path / "run").iterdir():
         leftover.chmod(0o666)
     (tmp_path / "run").chmod(0o777)
-    with not_root(), pytest.raises(StoreError, match=r"rallychat\.db cannot be written"):
-        await opens(where)
+    for mode in (0o755, 0o777):
+        tmp_path.chmod(mode)
+        with not_root(), pytest.raises(StoreError, match=r"rallychat\.db cannot be written"):
+            await opens(where)
+    tmp_path.chmod(0o755)
     elsewhere = Settings(data_dir=tmp_path / "new")
     with not_root(), pytest.raises(StoreError, match=r"The folder .*run cannot be used: Permission denied"):
         await opens(elsewhere)

@@ -88,7 +88,7 @@ def configure(engine: Engine, *, busy_timeout: float, foreign_keys: bool = True)
 
     @event.listens_for(engine, "connect")
     def _connected(connection: Any, _: Any) -> None:
-        # We begin transactions: sqlite3 would not before DDL, and migrations would not be atomic.
+        # We begin transactions ourselves: left to it, sqlite3 begins none before DDL.
         connection.isolation_level = None
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {int(busy_timeout * 1000)}")
