@@ -1,0 +1,262 @@
+"""./rally, the bootstrap: installs once, notices what changed, mends what was interrupted. Pip itself is not run."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+import tomllib
+from collections.abc import Callable
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+
+
+def load(path: Path) -> ModuleType:
+    """The script as a module; its folder is the repository it works on."""
+    loader = SourceFileLoader("rally", str(path))
+    spec = importlib.util.spec_from_loader("rally", loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+class Clone:
+    """A repository with the script in it, and a pip that only takes notes."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        for name in ("rally", "pyproject.toml", "constraints.txt"):
+            shutil.copy(ROOT / name, folder / name)
+        self.installed: list[list[str]] = []
+        self.pip: Callable[[], None] = lambda: None
+        self.rally = load(folder / "rally")
+        monkeypatch.setattr(self.rally, "create_venv", self._create_venv)
+        monkeypatch.setattr(self.rally, "pip_install", self._pip_install)
+        monkeypatch.setattr(self.rally, "compile_all", lambda: None)
+
+    def _create_venv(self) -> list[str]:
+        self.rally.PYTHON.parent.mkdir(parents=True, exist_ok=True)
+        self.rally.PYTHON.touch()
+        return ["pip"]
+
+    def _pip_install(self, command: list[str]) -> None:
+        self.installed.append(command)
+        self.pip()
+
+    def needs(self, *groups: str) -> int:
+        """Ask for these groups; how many times pip has run by then."""
+        self.rally.install(list(groups))
+        return len(self.installed)
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clone:
+    return Clone(tmp_path, monkeypatch)
+
+
+def test_the_second_start_asks_pip_for_nothing(clone: Clone) -> None:
+    assert (clone.needs(), clone.needs()) == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
+def test_other_requirements_are_installed(clone: Clone, name: str) -> None:
+    clone.needs()
+    with (clone.folder / name).open("a") as file:
+        file.write("# changed\n")
+    assert (clone.needs(), clone.needs()) == (2, 2)
+
+
+def test_the_test_group_is_added_once_and_kept_from_then_on(clone: Clone) -> None:
+    clone.needs()
+    assert (clone.needs("test"), clone.needs("test"), clone.needs()) == (2, 2, 2)
+    with (clone.folder / "constraints.txt").open("a") as file:
+        file.write("# changed\n")
+    clone.needs()
+    assert any(word.startswith("pytest>=") for word in clone.installed[-1])
+
+
+def test_pip_is_held_to_the_pinned_versions(clone: Clone) -> None:
+    clone.needs()
+    assert ["-c", str(clone.folder / "constraints.txt"), "-e", str(clone.folder)] == clone.installed[0][-4:]
+
+
+@pytest.mark.parametrize("fate", [KeyboardInterrupt, SystemExit])
+def test_an_interrupted_installation_begins_anew(clone: Clone, fate: type[BaseException]) -> None:
+    def interrupted() -> None:
+        (clone.folder / ".venv" / "half a package").touch()
+        raise fate
+
+    clone.pip = interrupted
+    with pytest.raises(fate):
+        clone.needs()
+    clone.pip = lambda: None
+    assert clone.needs() == 2
+    assert not (clone.folder / ".venv" / "half a package").exists()
+
+
+def test_a_virtual_environment_without_its_python_begins_anew(clone: Clone) -> None:
+    clone.needs()
+    clone.rally.PYTHON.unlink()
+    assert clone.needs() == 2
+
+
+def test_a_moved_repository_is_installed_again(
+    clone: Clone, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone.needs()
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    shutil.copytree(clone.folder, elsewhere, dirs_exist_ok=True)
+    assert Clone(elsewhere, monkeypatch).needs() == 1
+
+
+def test_a_note_that_cannot_be_read_means_installing(clone: Clone) -> None:
+    clone.needs()
+    clone.rally.STAMP.write_text("[broken")
+    assert clone.needs() == 2
+
+
+# --- pythons ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rally() -> ModuleType:
+    return load(ROOT / "rally")
+
+
+def find_only(*names: str) -> Callable[..., Any]:
+    """`find_spec` on a Python that has none but these modules of those asked about."""
+    return lambda name: object() if name in names else None
+
+
+def test_without_ensurepip_the_pip_outside_installs(
+    tmp_path: Path, rally: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rally, "VENV", tmp_path / "venv")
+    monkeypatch.setattr(rally, "PYTHON", tmp_path / "venv" / "bin" / "python")
+    monkeypatch.setattr(rally.importlib.util, "find_spec", find_only("pip"))
+    assert rally.create_venv() == [sys.executable, "-m", "pip", "--python", str(tmp_path / "venv/bin/python")]
+    assert (tmp_path / "venv/bin/python").exists()
+
+
+def test_without_any_pip_the_package_to_install_is_named(
+    rally: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rally.importlib.util, "find_spec", find_only())
+    with pytest.raises(rally.Unable) as unable:
+        rally.create_venv()
+    assert "python3-venv" in unable.value.args[1]
+
+
+def test_an_old_python_becomes_a_newer_one(rally: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    became: list[list[str]] = []
+    monkeypatch.setattr(rally.sys, "version_info", (3, 9, 2))
+    monkeypatch.setattr(rally.sys, "argv", ["rally", "serve", "--port", "9"])
+    monkeypatch.setattr(rally.shutil, "which", lambda name: f"/bin/{name}" if name == "python3.12" else None)
+    monkeypatch.setattr(rally.os, "execv", lambda _, args: became.append(args))
+    with pytest.raises(SystemExit, match=r"needs Python 3\.11"):  # execv does not return where it is real
+        rally.newer_python()
+    assert became == [["/bin/python3.12", str(ROOT / "rally"), "serve", "--port", "9"]]
+
+
+# --- errors -------------------------------------------------------------------------------------------------
+
+NO_NETWORK = """WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError'
+ERROR: Could not find a version that satisfies the requirement aiosqlite (from versions: none)
+ERROR: No matching distribution found for aiosqlite
+"""
+
+
+@pytest.mark.parametrize(
+    ("output", "sentence"),
+    [
+        (NO_NETWORK, "The package registry cannot be reached."),
+        ("ERROR: Could not install packages: [Errno 28] No space left on device", "The disk is full."),
+        (
+            "ERROR: No matching distribution found for xllamacpp",
+            "No matching distribution found for xllamacpp",
+        ),
+        ("ERROR: something new", "Otherwise."),
+        ("", "Otherwise."),
+    ],
+)
+def test_what_pip_says_becomes_one_sentence(rally: ModuleType, output: str, sentence: str) -> None:
+    assert rally.explain(output, "Otherwise.")[0] == sentence
+
+
+def test_an_error_is_a_sentence_and_a_next_step_without_traceback(
+    clone: Clone, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise clone.rally.Unable("It failed.", "Try again.")
+
+    clone.pip = fail
+    assert clone.rally.main(["serve"]) == 1
+    assert capsys.readouterr().err == "It failed.\nTry again.\n"
+
+
+def test_browser_tests_without_a_browser_say_how_to_get_one(
+    clone: Clone, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PLAYWRIGHT_BROWSERS_PATH", str(clone.folder))
+    monkeypatch.setattr(clone.rally.shutil, "which", lambda _: None)
+    assert clone.rally.main(["test", "-m", "browser"]) == 1
+    assert "apt install chromium" in capsys.readouterr().err
+
+
+def test_what_is_no_door_goes_to_rallychat(clone: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
+    became: list[tuple[str, ...]] = []
+
+    def become(*args: str) -> int:
+        became.append(args)
+        return 0
+
+    monkeypatch.setattr(clone.rally, "become", become)
+    assert [clone.rally.main(args) for args in ([], ["serve", "--port", "9"], ["test", "-k", "x"])] == [
+        0,
+        0,
+        0,
+    ]
+    assert became == [
+        ("-P", "-m", "rallychat"),
+        ("-P", "-m", "rallychat", "serve", "--port", "9"),
+        ("-m", "pytest", "-k", "x"),
+    ]
+
+
+# --- versions -----------------------------------------------------------------------------------------------
+
+
+def pins() -> dict[str, str]:
+    """Name and version of every line of constraints.txt."""
+    lines = [line.split("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    found = [Requirement(line) for line in lines if line]
+    return {canonicalize_name(each.name): str(each.specifier).removeprefix("==") for each in found}
+
+
+def test_everything_that_is_required_is_pinned_to_a_version_that_will_do() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    groups = project["dependency-groups"]
+    required = [
+        Requirement(line) for line in (*project["project"]["dependencies"], *groups["test"], *groups["check"])
+    ]
+    missing = [
+        str(each)
+        for each in required
+        if not each.specifier.contains(pins().get(canonicalize_name(each.name), "0"))
+    ]
+    assert missing == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no executable bit")
+def test_the_script_can_be_run() -> None:
+    assert os.access(ROOT / "rally", os.X_OK)
