@@ -280,23 +280,32 @@ def not_root() -> Generator[None]:
         os.seteuid(0)
 
 
+def modes(*paths: Path, mode: int) -> None:
+    for path in paths:
+        path.chmod(mode)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
-async def test_a_file_that_may_not_be_written_is_named(tmp_path: Path, where: Settings) -> None:
+@pytest.mark.parametrize("folder_mode", [0o755, 0o777])
+async def test_a_file_that_may_not_be_written_is_named(
+    tmp_path: Path, where: Settings, folder_mode: int
+) -> None:
     file = await filled(tmp_path)
-    file.chmod(0o444)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
-    for leftover in (tmp_path / "run").iterdir():
-        leftover.chmod(0o666)
-    (tmp_path / "run").chmod(0o777)
-    for mode in (0o755, 0o777):
-        tmp_path.chmod(mode)
-        with not_root(), pytest.raises(StoreError, match=r"rallychat\.db cannot be written"):
-            await opens(where)
-    tmp_path.chmod(0o755)
-    elsewhere = Settings(data_dir=tmp_path / "new")
+    run = tmp_path / "run"
+    modes(*tmp_path.parents[:2], mode=0o755)
+    modes(tmp_path, mode=folder_mode)
+    modes(file, mode=0o444)
+    modes(run, mode=0o777)
+    modes(run / "store.lock", mode=0o666)
+    with not_root(), pytest.raises(StoreError, match=r"rallychat\.db cannot be written"):
+        await opens(where)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
+async def test_a_folder_that_may_not_be_made_is_named(tmp_path: Path) -> None:
+    where = Settings(data_dir=tmp_path / "new")
     with not_root(), pytest.raises(StoreError, match=r"The folder .*run cannot be used: Permission denied"):
-        await opens(elsewhere)
+        await opens(where)
 
 
 async def test_a_folder_in_place_of_the_file_is_named(tmp_path: Path, where: Settings) -> None:

@@ -61,8 +61,9 @@ def _revision(path: Path, busy_timeout: float) -> str | None:
     """The schema's revision, or None where there is none. Plain sqlite3: this is on every start's path."""
     connection = sqlite3.connect(path, timeout=busy_timeout, isolation_level=None)
     try:
-        # Fails where the file cannot be written: better now than in the middle of a turn.
-        connection.execute("BEGIN IMMEDIATE")
+        # Changes nothing, and fails where the file cannot be written: better now than in the middle of a turn.
+        connection.execute("BEGIN")
+        connection.execute("UPDATE alembic_version SET version_num = version_num")
         row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
     except sqlite3.OperationalError as exc:
         if "no such table" in str(exc):
