@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
 
 from rallychat import errors
 from rallychat.api import create_app
@@ -159,3 +161,18 @@ async def test_requests_are_logged_by_path_and_never_by_what_was_said(
     ]
     assert "secret" not in caplog.text
     assert "hidden" not in "".join(lines)
+
+
+async def test_a_page_beside_the_api_gets_nothing_under_v1(tmp_path: Path) -> None:
+    async def page(scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse("a page")(scope, receive, send)
+
+    app, _ = scripted(tmp_path)
+    app.mount("/", page)
+    async with client(app) as http:
+        answers = [
+            await http.request(*route) for route in (("GET", "/v1/x"), ("PUT", "/v1/models"), ("GET", "/x"))
+        ]
+    assert [each.status_code for each in answers] == [404, 405, 200]
+    assert answers[1].headers["allow"] == "GET"
+    assert [each.headers["content-type"] for each in answers[:2]] == ["application/json"] * 2

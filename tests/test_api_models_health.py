@@ -40,14 +40,22 @@ async def test_a_model_says_what_it_is_and_where_it_stands(tmp_path: Path) -> No
     assert after["rallychat"]["state"] == "loaded"
 
 
-async def test_the_list_has_the_menu_and_leaves_hidden_models_out(tmp_path: Path) -> None:
+async def test_the_list_has_the_default_first_and_then_the_menu(tmp_path: Path) -> None:
     async with echoing(tmp_path) as (http, service):
         listed = (await http.get("/v1/models")).json()
         shown = [model.id for model in service.catalog.models.values() if not model.hidden]
     assert listed["object"] == "list"
-    assert [model["id"] for model in listed["data"]] == shown
-    assert "echo" not in shown
-    assert {model["rallychat"]["state"] for model in listed["data"]} == {"absent"}
+    assert [model["id"] for model in listed["data"]] == ["echo", *shown]
+    assert [model["rallychat"]["state"] for model in listed["data"]] == ["ready"] + ["absent"] * len(shown)
+
+
+async def test_a_default_that_does_not_exist_leaves_the_menu_as_it_is(tmp_path: Path) -> None:
+    async with echoing(tmp_path) as (http, service):
+        service.settings = settings(tmp_path).model_copy(update={"model": "nothing"})
+        listed = (await http.get("/v1/models")).json()["data"]
+        unnamed = await http.post("/v1/chat/completions", json=chat())
+    assert "smollm2-135m-instruct" in {model["id"] for model in listed}
+    assert (unnamed.status_code, unnamed.json()["error"]["code"]) == (404, "model_not_found")
 
 
 @pytest.mark.parametrize("name", ["nothing", "a/b", "..%2f..", "/etc/passwd", "%00", "hub:a/b/c.gguf"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -12,6 +13,7 @@ from rallychat.api.answers import ModelList, ModelOut
 from rallychat.api.routing import JsonRoute, problems
 from rallychat.api.serving import model_named, service_of, started_at
 from rallychat.cards import ModelCard, card
+from rallychat.errors import NotFound
 
 router = APIRouter(route_class=JsonRoute, tags=["models"])
 
@@ -20,9 +22,13 @@ router = APIRouter(route_class=JsonRoute, tags=["models"])
     "/v1/models", response_model=None, responses={200: {"model": ModelList}, **problems(403, 500, 503)}
 )
 async def list_models(request: Request) -> Response:
-    """Every model of the catalog that is not hidden, and its state."""
-    since = started_at(request)
-    cards = await service_of(request).models()
+    """The default model first, then the catalog's, with their states."""
+    since, service = started_at(request), service_of(request)
+    cards = await service.models()
+    with suppress(NotFound):  # a default that does not exist is /readyz's to tell
+        default = service.resolve(None)
+        others = [each for each in cards if each.model.id != default.id]
+        cards = [card(default, service.settings, service.pool, service.downloads), *others]
     return _json({"object": "list", "data": [_described(each, since) for each in cards]})
 
 

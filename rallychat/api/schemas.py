@@ -174,7 +174,7 @@ class Generation(_Asked):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0, le=INT32, description="Extension. 0 is off.")
     min_p: float | None = Field(None, ge=0, le=1, description="Extension.")
-    repetition_penalty: float | None = Field(None, gt=0, le=5, description="Extension. 1 is off.")
+    repetition_penalty: float | None = Field(None, ge=0.01, le=5, description="Extension. 1 is off.")
     max_tokens: int | None = Field(None, ge=1, le=INT32, description="Longest answer in tokens.")
     seed: int | None = Field(None, ge=-(2**63), le=2**63, description="Same seed, same answer.")
     stop: Stop | None = Field(None, description="The answer ends before any of these.")
