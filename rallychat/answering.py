@@ -90,11 +90,11 @@ async def generate(
         try:
             return await _attempt(growth, engine, plan, family, sampling, emit, session, priority)
         except EngineInterrupted as exc:
-            if exc.hung:
-                await engine.hung()
+            if growth.completion_tokens and not exc.hung:
+                raise
+            await engine.recover(hung=exc.hung)
             if growth.completion_tokens:
                 raise
-            await engine.ready()
             return await _attempt(growth, engine, plan, family, sampling, emit, session, priority)
 
 

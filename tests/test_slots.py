@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rallychat.engines.slots import shared_prefix
 from rallychat.errors import Busy, EngineUnavailable
-from rallychat.pool.slots import Priority, Slot, SlotQueue, common_prefix
+from rallychat.pool.slots import Priority, Slot, SlotQueue
 
 
 def ignore(_: int) -> None:
@@ -50,7 +51,7 @@ def ready(slots: int, *, limit: int = 100) -> SlotQueue:
 
 @given(st.lists(st.integers(0, 2), max_size=30), st.lists(st.integers(0, 2), max_size=30))
 def test_the_common_prefix_is_the_longest_one(a: list[int], b: list[int]) -> None:
-    size = common_prefix(a, b)
+    size = shared_prefix(a, b)
     assert a[:size] == b[:size]
     assert size == min(len(a), len(b)) or a[size] != b[size]
 

@@ -134,6 +134,16 @@ class EngineClient:
             raise EngineInterrupted("The engine ended an answer before it was complete.")
         yield reader.done
 
+    async def health(self) -> dict[str, Any]:
+        """`{"status", "free_slots"}` of a worker of ours; a foreign engine's `/health` has no body.
+
+        Raises:
+            EngineUnavailable: it cannot be reached.
+            EngineInterrupted: it answers, but not well.
+        """
+        _, answer = await self._ask("GET", "/health")
+        return answer
+
     async def aclose(self) -> None:
         """Nothing is kept open between requests; here so that callers need not know."""
 
@@ -152,7 +162,8 @@ class EngineClient:
             async with asyncio.timeout(self._stall_timeout):
                 return await anext(events, None)
         except TimeoutError as exc:
-            raise EngineInterrupted(f"The engine was silent for {self._stall_timeout:g} seconds.") from exc
+            silence = f"The engine was silent for {self._stall_timeout:g} seconds."
+            raise EngineInterrupted(silence, hung=True) from exc
 
     async def _ask(
         self, method: str, path: str, body: dict[str, Any] | None = None, *, allow: int = 200
@@ -161,10 +172,10 @@ class EngineClient:
             async with asyncio.timeout(self._stall_timeout):
                 async with self._sent(method, path, body, {}, allow=allow) as response:
                     content = await response.body()
-            return response.status, dict(orjson.loads(content)) if response.status == 200 else {}
+            return response.status, dict(orjson.loads(content)) if response.status == 200 and content else {}
         except TimeoutError as exc:
             raise EngineInterrupted(
-                f"The engine did not answer {path} in {self._stall_timeout:g} seconds."
+                f"The engine did not answer {path} in {self._stall_timeout:g} seconds.", hung=True
             ) from exc
         except (orjson.JSONDecodeError, TypeError, ValueError) as exc:
             raise EngineInterrupted(f"The engine's answer to {path} is not JSON.") from exc
@@ -182,8 +193,8 @@ class EngineClient:
         """A response with status 200 (or `allow`); everything else is raised as one of our errors."""
         try:
             content = b"" if body is None else orjson.dumps(body)
-        except TypeError as exc:  # orjson's JSONEncodeError; the only text it refuses holds lone surrogates
-            raise InvalidRequest("The text is not valid Unicode: it holds half of a surrogate pair.") from exc
+        except TypeError as exc:  # what orjson raises for half of a surrogate pair
+            raise InvalidRequest(f"The request cannot be written as JSON: {exc}.") from exc
         sent = wire.request(self._address, method, path, body=content, headers=self._headers | dict(headers))
         try:
             async with sent as response:

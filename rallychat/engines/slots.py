@@ -19,10 +19,14 @@ class Slot:
 
 def shared_prefix(one: list[int], other: list[int]) -> int:
     """How many tokens two sequences begin with in common."""
-    shortest = min(len(one), len(other))
-    if one[:shortest] == other[:shortest]:
-        return shortest
-    return next(at for at in range(shortest) if one[at] != other[at])
+    low, high = 0, min(len(one), len(other))
+    while low < high:  # slices compare in C, so halving beats a loop over tokens
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 class Slots:

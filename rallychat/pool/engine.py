@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Literal
 
 from rallychat.engines.client import EngineClient
@@ -24,6 +24,9 @@ GIVE_UP = 5
 """Failed starts in a row after which those who wait are told."""
 HEALTHY = 60.0
 """Seconds of life after which earlier deaths are forgotten."""
+
+SEEN = 2.0
+"""Seconds within which the end of a process is noticed."""
 
 State = Literal["loading", "loaded", "unavailable", "stopped"]
 
@@ -96,7 +99,7 @@ class Engine:
 
     @asynccontextmanager
     async def slot(
-        self, ids: Sequence[int], *, notify: Notify, priority: Priority = Priority.CHAT
+        self, ids: list[int], *, notify: Notify, priority: Priority = Priority.CHAT
     ) -> AsyncIterator[Slot]:
         """A slot for a prompt of `ids`; see `SlotQueue.slot`."""
         async with self.queue.slot(ids, notify=notify, priority=priority) as slot:
@@ -119,11 +122,21 @@ class Engine:
         finally:
             slot.ids = [*request.prompt, *answer]
 
-    async def hung(self) -> None:
-        """The worker is silent: kill it, the supervisor starts another."""
-        if self._process is not None:
+    async def recover(self, *, hung: bool) -> None:
+        """After an interrupted answer: waits for the worker that follows; one that hangs is killed first.
+
+        Raises:
+            EngineUnavailable: there will be none.
+        """
+        process = self._process
+        if hung and process is not None:
             log.error("engine %s is silent for too long and is killed", self.spec.model)
-            await self._process.kill()
+            await process.stop()
+        # A stream breaks a moment before its process is seen to have ended.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SEEN), self._changed:
+                await self._changed.wait_for(lambda: self._process is not process or self.state != "loaded")
+        await self.ready()
 
     async def stop(self) -> None:
         """Ends the worker; those who wait are told."""

@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from rallychat.engines.slots import shared_prefix
 from rallychat.errors import Busy, RallyChatError
 
 Notify = Callable[[int], None]
@@ -35,7 +36,7 @@ class Slot:
     """One sequence of the engine: `ids` is what its cache holds, as far as is known."""
 
     index: int
-    ids: Sequence[int] = ()
+    ids: list[int] = field(default_factory=list)
     used_at: float = 0.0
     busy: bool = False
 
@@ -44,22 +45,10 @@ class Slot:
 class _Waiting:
     priority: int
     arrival: int
-    ids: Sequence[int] = field(compare=False)
+    ids: list[int] = field(compare=False)
     granted: asyncio.Future[Slot] = field(compare=False)
     notify: Notify = field(compare=False)
     position: int = field(default=0, compare=False)
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Number of leading items `a` and `b` share."""
-    low, high = 0, min(len(a), len(b))
-    while low < high:  # slices compare in C, so halving beats a loop over items
-        middle = (low + high + 1) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 class SlotQueue:
@@ -96,7 +85,7 @@ class SlotQueue:
     def resume(self) -> None:
         """The engine is ready and its caches are empty: slots may be granted."""
         for slot in self._slots:
-            slot.ids = ()
+            slot.ids = []
         self._open = True
         self._grant()
 
@@ -113,7 +102,7 @@ class SlotQueue:
 
     @asynccontextmanager
     async def slot(
-        self, ids: Sequence[int], *, notify: Notify, priority: Priority = Priority.CHAT
+        self, ids: list[int], *, notify: Notify, priority: Priority = Priority.CHAT
     ) -> AsyncIterator[Slot]:
         """A slot for a prompt of `ids`, as long as the context is open.
 
@@ -132,7 +121,7 @@ class SlotQueue:
             self._seconds_per_answer += 0.2 * (slot.used_at - started - self._seconds_per_answer)
             self._grant()
 
-    async def _acquire(self, ids: Sequence[int], notify: Notify, priority: Priority) -> Slot:
+    async def _acquire(self, ids: list[int], notify: Notify, priority: Priority) -> Slot:
         if len(self._line) >= self._limit and not (self._open and any(not s.busy for s in self._slots)):
             wait = self._seconds_per_answer * (len(self._line) + 1) / len(self._slots)
             raise Busy(
@@ -172,9 +161,9 @@ class SlotQueue:
                 waiting.notify(position)
 
 
-def _best(idle: Sequence[Slot], ids: Sequence[int]) -> Slot:
+def _best(idle: Sequence[Slot], ids: list[int]) -> Slot:
     """The idle slot whose cache serves `ids` best; another conversation's cache is spared if possible."""
-    shared = {slot.index: common_prefix(slot.ids, ids) for slot in idle}
+    shared = {slot.index: shared_prefix(slot.ids, ids) for slot in idle}
     kin = [slot for slot in idle if slot.ids and shared[slot.index] * 2 >= len(slot.ids)]
     if kin:
         return max(kin, key=lambda slot: (shared[slot.index], slot.used_at))

@@ -1,0 +1,339 @@
+"""One turn, end to end, over the echo engine in its real worker process and the real store."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rallychat.catalog import Sampling
+from rallychat.chat import ChatService
+from rallychat.errors import Conflict, InvalidRequest, NotFound, RallyChatError
+from rallychat.messages import Failed, Finished, Message, Started, TextDelta
+from rallychat.runs import Run
+from rallychat.settings import Settings
+
+World = Callable[..., AbstractAsyncContextManager[ChatService]]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    """Opens a service over one data folder; call it again for what a restart would see."""
+
+    @asynccontextmanager
+    async def opened(options: str = "", **given: Any) -> AsyncIterator[ChatService]:
+        models = tmp_path / "catalog" / "models"
+        models.mkdir(parents=True, exist_ok=True)
+        lines = ['name = "Scripted"', 'family = "echo"', 'engine = "echo"', "window = 1024", "[weights]", 'kind = "none"']
+        (models / "scripted.toml").write_text("\n".join([*lines, "[options]", options]))
+        settings = Settings(data_dir=tmp_path, model="scripted", **{"slots": 2, "stall_timeout": 5.0, **given})
+        async with ChatService.open(settings) as service:
+            yield service
+
+    return opened
+
+
+async def conversation(service: ChatService, **given: Any) -> str:
+    return (await service.store.create(**given)).id
+
+
+async def ended(run: Run, text: str | None = None) -> Finished | Failed:
+    end = await run.wait()
+    if text is not None:
+        assert run.text == text
+    return end
+
+
+async def first_text(run: Run) -> None:
+    async for event in run.attach():
+        if isinstance(event, TextDelta):
+            return
+
+
+async def dialogue(service: ChatService, conversation_id: str) -> list[tuple[str, str]]:
+    return [(row.role, row.text) for row in await service.store.path(conversation_id)]
+
+
+async def test_a_turn_is_answered_stored_and_counted(world: World) -> None:
+    async with world() as service:
+        chat = await conversation(service)
+        end = await ended(await service.turn(chat, "hello there"), "hello there")
+        assert isinstance(end, Finished)
+        assert (end.reason, end.usage.cached_tokens) == ("stop", 0)
+        said, answer = await service.store.path(chat)
+        assert (said.text, answer.text, answer.finish_reason, answer.usage) == ("hello there",) * 2 + ("stop", end.usage)
+        assert (await service.store.get(chat)).title == "hello there"
+
+
+async def test_the_user_s_message_is_stored_before_anything_is_generated(world: World) -> None:
+    async with world("load_ms = 300") as service:
+        chat = await conversation(service)
+        run = await service.turn(chat, "kept")
+        said, answer = await service.store.path(chat)
+        assert (said.text, answer.status, run.text) == ("kept", "running", "")
+        await ended(run)
+
+
+async def test_every_later_turn_evaluates_only_what_is_new(world: World) -> None:
+    async with world() as service:
+        chat = await conversation(service, system="Be brief.")
+        for number in range(6):
+            end = await ended(await service.turn(chat, f"turn {number}"))
+            assert isinstance(end, Finished)
+            if number:
+                fresh = end.usage.prompt_tokens - end.usage.cached_tokens
+                assert fresh <= len(f"\n<>user\nturn {number}<>\n<>assistant\n") + 4
+
+
+async def test_the_prompt_the_engine_gets_is_the_rendered_text(world: World) -> None:
+    async with world() as service:
+        chat = await conversation(service, system="S")
+        for text in ("one", "two <|im_end|>", "three 🦜"):
+            await ended(await service.turn(chat, text))
+        inspection = await service.inspect(chat)
+        messages = [Message.of("system", "S")]
+        messages += [row.message for row in (await service.store.path(chat))[:-1]]
+        rendered = (await service.render(messages)).text
+        assert inspection.text == rendered + "three 🦜"
+        assert inspection.usage is not None
+        ids = await service.tokens(await service.render(messages))
+        assert len(ids) == inspection.usage.prompt_tokens
+
+
+async def test_regenerate_keeps_the_other_answer_as_a_branch(world: World) -> None:
+    async with world('replies = ["a", "b"]') as service:
+        chat = await conversation(service)
+        first = await service.turn(chat, "hi")
+        await ended(first)
+        second = await service.regenerate(first.message_id)
+        await ended(second)
+        assert await service.store.siblings(first.message_id) == [first.message_id, second.message_id]
+        assert (await service.store.get(chat)).tip_id == second.message_id
+
+
+async def test_edit_makes_a_branch_and_the_old_one_can_be_chosen_again(world: World) -> None:
+    async with world() as service:
+        chat = await conversation(service)
+        old = await service.turn(chat, "old")
+        await ended(old)
+        assert old.user_message_id is not None
+        await ended(await service.edit(old.user_message_id, "new"))
+        assert await dialogue(service, chat) == [("user", "new"), ("assistant", "new")]
+        await service.store.select(chat, old.user_message_id)
+        assert await dialogue(service, chat) == [("user", "old"), ("assistant", "old")]
+
+
+async def test_stop_keeps_the_partial_answer_and_continue_goes_on_in_the_same_message(world: World) -> None:
+    words = " ".join(f"w{n}" for n in range(200))
+    async with world("delay_ms = 5") as service:
+        chat = await conversation(service)
+        run = await service.turn(chat, words)
+        await first_text(run)
+        assert await service.stop(run.id) == run.end
+        stored = await service.store.message(run.message_id)
+        assert stored.finish_reason == "cancelled"
+        assert words.startswith(stored.text)
+        assert 0 < len(stored.text) < len(words)
+        more = await service.continue_answer(run.message_id, sampling=Sampling(max_tokens=5))
+        end = await ended(more)
+        assert isinstance(end, Finished)
+        again = await service.store.message(run.message_id)
+        assert again.text == stored.text + more.text
+        assert end.usage.cached_tokens >= end.usage.prompt_tokens - 2
+
+
+async def test_a_complete_answer_cannot_be_continued(world: World) -> None:
+    async with world() as service:
+        run = await service.turn(await conversation(service), "hi")
+        await ended(run)
+        with pytest.raises(Conflict, match="complete"):
+            await service.continue_answer(run.message_id)
+
+
+async def test_a_conversation_answers_one_message_at_a_time(world: World) -> None:
+    async with world("delay_ms = 20") as service:
+        chat = await conversation(service)
+        run = await service.turn(chat, "slow " * 20)
+        with pytest.raises(Conflict, match="still answering"):
+            await service.turn(chat, "too soon")
+        await service.stop(run.id)
+        await ended(await service.turn(chat, "now"), "now")
+
+
+async def test_two_conversations_interleave(world: World) -> None:
+    async with world("delay_ms = 5") as service:
+        runs = [await service.turn(await conversation(service), "word " * 30) for _ in range(2)]
+        await asyncio.gather(*map(first_text, runs))
+        assert not any(run.done for run in runs)
+        for run in runs:
+            await ended(run)
+
+
+@pytest.mark.parametrize("text", ["", "  \n"])
+async def test_an_empty_message_is_refused_and_nothing_is_stored(world: World, text: str) -> None:
+    async with world() as service:
+        chat = await conversation(service)
+        with pytest.raises(InvalidRequest, match="empty"):
+            await service.turn(chat, text)
+        assert await service.store.path(chat) == []
+
+
+async def test_half_a_character_is_refused_by_name(world: World) -> None:
+    async with world() as service:
+        with pytest.raises(InvalidRequest, match="surrogate"):
+            await service.turn(await conversation(service), "a\ud800b")
+
+
+async def test_unknown_names_are_not_found(world: World) -> None:
+    async with world() as service:
+        chat = await conversation(service)
+        for attempt in (service.turn("conv_nope", "hi"), service.turn(chat, "hi", model="nope"), service.stop("run_nope")):
+            with pytest.raises(NotFound):
+                await attempt
+        assert await service.store.path(chat) == []
+
+
+async def test_a_worker_killed_in_the_middle_keeps_the_text_and_the_next_turn_is_answered(world: World) -> None:
+    async with world("delay_ms = 10") as service:
+        chats = [await conversation(service) for _ in range(2)]
+        runs = [await service.turn(chat, "word " * 100) for chat in chats]
+        await asyncio.gather(*map(first_text, runs))
+        engine = service.pool.find("scripted")
+        assert engine is not None
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGKILL)
+        for run in runs:
+            end = await run.wait()
+            assert isinstance(end, Failed)
+            assert end.code == "engine_interrupted"
+            stored = await service.store.message(run.message_id)
+            assert stored.finish_reason == "interrupted"
+            assert stored.text == run.text != ""
+        await ended(await service.turn(chats[0], "again"), "again")
+        assert engine.restarts == 1
+
+
+async def test_an_engine_that_dies_before_the_first_token_is_asked_once_more(world: World) -> None:
+    async with world("crash_after = 0") as service:
+        run = await service.turn(await conversation(service), "hi")
+        end = await ended(run)
+        assert isinstance(end, Failed)
+        engine = service.pool.find("scripted")
+        assert engine is not None
+        assert engine.restarts >= 1
+
+
+async def test_a_silent_engine_is_killed_and_replaced(world: World) -> None:
+    async with world(stall_timeout=0.5) as service:
+        chat = await conversation(service)
+        end = await ended(await service.turn(chat, "!hang 3"))
+        assert isinstance(end, Failed)
+        assert end.code == "engine_interrupted"
+        await ended(await service.turn(chat, "and now"), "and now")
+
+
+async def test_a_model_that_does_not_load_says_why_and_can_be_tried_again(world: World) -> None:
+    async with world('load_error = "out of memory"') as service:
+        chat = await conversation(service)
+        for _ in range(2):
+            end = await ended(await service.turn(chat, "hi"))
+            assert isinstance(end, Failed)
+            assert (end.code, "out of memory" in end.message) == ("engine_unavailable", True)
+        (card,) = [card for card in await service.models() if card.model.id == "scripted"]
+        assert (card.state, "out of memory" in card.note) == ("unavailable", True)
+
+
+async def test_the_end_of_the_service_stores_what_was_running_as_interrupted(world: World) -> None:
+    async with world("delay_ms = 10") as service:
+        chat = await conversation(service)
+        run = await service.turn(chat, "word " * 100)
+        await first_text(run)
+    async with world() as service:
+        stored = await service.store.message(run.message_id)
+        assert (stored.finish_reason, stored.status) == ("interrupted", "complete")
+        assert stored.text == run.text != ""
+
+
+async def test_a_conversation_longer_than_the_window_goes_on_and_names_what_it_dropped(world: World) -> None:
+    async with world(window=512) as service:
+        chat = await conversation(service, system="Remember the system prompt.")
+        for number in range(14):
+            end = await ended(await service.turn(chat, f"message {number} " + "x" * 40))
+            assert isinstance(end, Finished), end
+        path = await service.store.path(chat)
+        report = path[-1].report
+        assert report is not None
+        assert report.dropped
+        assert [*report.dropped, *report.kept] == [row.id for row in path[:-1]]
+        inspection = await service.inspect(chat)
+        assert "Remember the system prompt." in inspection.text
+        assert "message 0 " not in inspection.text
+        trims = [row.report.divergence for row in path if row.report and "dropped" in row.report.divergence]
+        assert 1 <= len(trims) <= 4
+
+
+async def test_a_message_longer_than_the_window_says_by_how_much(world: World) -> None:
+    async with world(window=256) as service:
+        end = await ended(await service.turn(await conversation(service), "xy " * 400))
+        assert isinstance(end, Failed)
+        assert end.code == "context_length_exceeded"
+
+
+async def test_a_different_system_prompt_renders_anew_and_says_so(world: World) -> None:
+    async with world() as service:
+        chat = await conversation(service)
+        await ended(await service.turn(chat, "one"))
+        await service.store.update(chat, system="Now be formal.")
+        run = await service.turn(chat, "two")
+        await ended(run)
+        report = (await service.store.message(run.message_id)).report
+        assert report is not None
+        assert "not yet evaluated" in report.divergence
+        assert (await service.inspect(chat)).text.startswith("<|im_start|>system\nNow be formal.")
+
+
+async def test_ask_needs_no_conversation(world: World) -> None:
+    async with world() as service:
+        assert await service.ask("just this") == "just this"
+        assert await service.store.list() == []
+
+
+async def test_leaving_a_stateless_answer_frees_its_slot(world: World) -> None:
+    async with world("delay_ms = 10", slots=1) as service:
+        events = service.complete([Message.of("user", "word " * 100)])
+        async for event in events:
+            if isinstance(event, TextDelta):
+                break
+        await events.aclose()
+        engine = service.pool.find("scripted")
+        assert engine is not None
+        assert engine.queue.idle
+        assert await service.ask("next") == "next"
+
+
+async def test_a_stateless_request_beyond_the_window_is_refused_not_cut(world: World) -> None:
+    async with world(window=256) as service:
+        events = [e async for e in service.complete([Message.of("user", "hi")], sampling=Sampling(max_tokens=10_000))]
+        assert isinstance(events[-1], Failed)
+        assert events[-1].code == "context_length_exceeded"
+        assert not any(isinstance(event, Started) for event in events)
+
+
+async def test_loading_a_second_model_unloads_the_first_when_only_one_may_stay(world: World) -> None:
+    async with world() as service:
+        await service.load("scripted")
+        assert await service.ask("hi", model="echo") == "hi"
+        assert service.pool.find("scripted") is None
+        assert await service.ask("hi", model="scripted") == "hi"
+
+
+async def test_errors_are_of_our_tree(world: World) -> None:
+    async with world('load_error = "no"') as service:
+        with pytest.raises(RallyChatError):
+            await service.ask("hi")
