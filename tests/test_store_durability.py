@@ -170,7 +170,7 @@ async def test_an_answer_taken_for_interrupted_by_mistake_can_still_be_ended(tmp
         assert [(m.text, m.finish_reason) for m in await store.path(conversation.id)] == [("all", "stop")]
 
 
-@pytest.mark.parametrize("steps", range(0, 60, 3))
+@pytest.mark.parametrize("steps", range(0, 60, 6))
 async def test_a_cancelled_turn_is_stored_whole_or_not_and_leaves_nothing_running(
     tmp_path: Path, steps: int
 ) -> None:
@@ -382,7 +382,7 @@ async def test_a_full_disk_is_one_sentence_and_what_was_stored_stays(tmp_path: P
         assert (await store.message(asked.id)).message == user
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_damaged_file_never_gives_more_than_our_own_errors(
     tmp_path: Path, where: Settings, data: st.DataObject
