@@ -9,19 +9,20 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 
 from rallychat import templates
-from rallychat.answering import Growth, generate, logged_ids
+from rallychat.answering import Growth, generate
 from rallychat.cards import Inspection, ModelCard, card, inspection
 from rallychat.catalog import ANY, Catalog, Family, Model, Sampling
-from rallychat.errors import Conflict, EngineError, EngineInterrupted, InvalidRequest, RallyChatError
-from rallychat.messages import Event, Failed, Finished, FinishReason, Message, TextDelta
+from rallychat.errors import Conflict, EngineInterrupted, InvalidRequest, RallyChatError
+from rallychat.messages import Event, Failed, Finished, Message, TextDelta
 from rallychat.parsing import AnswerParser
 from rallychat.planning import Plan, plan_ids, plan_messages, plan_text, plan_turn, tokens_of
 from rallychat.pool import Engine, Pool
 from rallychat.prompts import Rendered
+from rallychat.recording import Recorder
 from rallychat.runs import Emit, End, Run, Runs
 from rallychat.settings import Settings
 from rallychat.sources import Downloads, is_here, remove, weights_path
-from rallychat.store import Conversation, ConversationStore, StoredMessage, TokenSpan
+from rallychat.store import Conversation, ConversationStore, StoredMessage
 from rallychat.texts import checked, encodable, title_of
 from rallychat.unset import UNSET, Unset
 
@@ -39,8 +40,8 @@ class ChatService:
         self.store = store
         self.downloads = Downloads(settings)
         self.pool = Pool(settings, self.downloads)
-        self.runs = Runs(self._save)
-        self._growths: dict[str, Growth] = {}
+        self._recorder = Recorder(store, self.pool)
+        self.runs = Runs(self._recorder.save)
         self._background: set[asyncio.Task[None]] = set()
 
     @classmethod
@@ -123,7 +124,6 @@ class ChatService:
             raise Conflict("This answer is complete.", hint="ask for more in a message of your own")
         conversation = await self._free(row.conversation_id)
         model = self.resolve(row.model or conversation.model)
-        await self.store.select(conversation.id, row.id)
         answer = await self.store.resume(row.id)
         return await self._run(conversation, answer, None, model, sampling)
 
@@ -162,8 +162,7 @@ class ChatService:
     ) -> Run:
         family = self.catalog.family(model)
         chosen = self._sampling(model, sampling.over(conversation.sampling))
-        growth = Growth(AnswerParser(family.reasoning, resume=answer.parts))
-        self._growths[answer.id] = growth
+        growth = self._recorder.open(answer, AnswerParser(family.reasoning, resume=answer.parts))
 
         async def plan(engine: Engine) -> Plan:
             path = await self.store.path(conversation.id, tip=answer.id if answer.parts else answer.parent_id)
@@ -181,7 +180,7 @@ class ChatService:
         return self.runs.start(
             Run(
                 partial(self._produce, growth, model, chosen, plan, conversation.id),
-                partial(self._conclude, growth, answer),
+                partial(self._recorder.conclude, growth, answer),
                 conversation_id=conversation.id,
                 message_id=answer.id,
                 user_message_id=said.id if said else answer.parent_id,
@@ -200,43 +199,6 @@ class ChatService:
             sampling=sampling,
             emit=emit,
             session=session,
-        )
-
-    async def _conclude(self, growth: Growth, answer: StoredMessage, end: End) -> End:
-        """Stores how an answer ended, in one transaction, and the token log beside it."""
-        self._growths.pop(answer.id, None)
-        growth.parser.finish()
-        plan = growth.plan
-        if plan is not None and plan.spans:
-            await self.store.save_spans({key: span for key, span in plan.spans.items() if key != answer.id})
-        await self.store.finish(
-            answer.id,
-            parts=growth.parts,
-            reason=_reason(end),
-            error=str(RallyChatError(end.message, hint=end.hint)) if isinstance(end, Failed) else None,
-            usage=growth.usage,
-            timings=growth.timings,
-            report=plan.report if plan else None,
-            span=await self._span(growth, answer),
-        )
-        return growth.closed(end)
-
-    async def _span(self, growth: Growth, answer: StoredMessage) -> TokenSpan | None:
-        """The answer's tokens for the log, where they are known exactly."""
-        engine = self.pool.find(answer.model or "")
-        if growth.plan is None or not growth.plan.key or engine is None:
-            return None
-        try:
-            ids = await logged_ids(growth, engine.client)
-        except EngineError:  # it has just died: the next turn tokenises the text again
-            return None
-        before = (growth.plan.spans or {}).get(answer.id)
-        return TokenSpan(growth.plan.key, (*(before.ids if before else ()), *ids)) if ids else None
-
-    async def _save(self, runs: list[Run]) -> None:
-        growing = [(run.message_id, self._growths.get(run.message_id)) for run in runs]
-        await self.store.save(
-            [(row, g.parts, None) for row, g in growing if g is not None and g.completion_tokens]
         )
 
     # --- stateless ----------------------------------------------------------------------------------------
@@ -403,9 +365,3 @@ def _default_system(model: Model, family: Family) -> str:
 def _with_default_system(messages: Sequence[Message], system: str) -> list[Message]:
     has_one = not system or any(message.role == "system" for message in messages)
     return list(messages) if has_one else [Message.of("system", system), *messages]
-
-
-def _reason(end: End) -> FinishReason:
-    if isinstance(end, Finished):
-        return end.reason
-    return "interrupted" if end.code == EngineInterrupted.code else "error"

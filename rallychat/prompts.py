@@ -248,8 +248,9 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         if operator in ("**", "<<") or (operator == "%" and isinstance(left, str)):
             raise SecurityError(f"operator {operator} is not available in chat templates")
         if operator == "*" and not (isinstance(left, int | float) and isinstance(right, int | float)):
-            sized, times = (left, right) if isinstance(right, int) else (right, left)
-            if not isinstance(times, int) or times * len(sized or "") > MAX_LOOP:
+            times = next((side for side in (left, right) if isinstance(side, int)), MAX_LOOP)
+            sized = next((side for side in (left, right) if isinstance(side, str | list | tuple)), None)
+            if sized is None or times * len(sized) > MAX_LOOP:
                 raise SecurityError("a repetition is too long")
         return super().call_binop(context, operator, left, right)
 
