@@ -264,7 +264,7 @@ def test_a_disk_that_becomes_full_leaves_nothing_broken(
         patched.setattr(hub, "settle", full)
         with pytest.raises(DiskFull, match="became full"):
             get(server.model(), settings)
-    assert not is_here(server.model(), settings)
+    assert leftovers(settings) == []
     assert get(server.model(), settings).read_bytes() == CONTENT
 
 

@@ -19,13 +19,18 @@ GGUF_MAGIC = b"GGUF"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
+def is_full(exc: OSError) -> bool:
+    """The disk, or the person's share of it, is full."""
+    return exc.errno in _FULL
+
+
 @contextmanager
 def disk_errors(what: str, folder: Path) -> Iterator[None]:
     """Turns what a disk refuses while `what` is written below `folder` into one sentence."""
     try:
         yield
     except OSError as exc:
-        if exc.errno in _FULL:
+        if is_full(exc):
             raise DiskFull(
                 f"The disk of {folder} became full while {what} was written.",
                 hint="make room there or set RALLYCHAT_DATA_DIR to another disk; nothing half done was kept",

@@ -32,7 +32,7 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type:
 
 from rallychat.catalog.types import HubWeights
 from rallychat.errors import ChecksumMismatch, Gated, NoNetwork, SourceError, SourceMissing
-from rallychat.sources.files import CHUNK, appear, check_magic, check_sum, need_room, settle
+from rallychat.sources.files import CHUNK, appear, check_magic, check_sum, is_full, need_room, settle
 from rallychat.sources.progress import Delivery
 
 PATIENCE = (0.0, 0.5, 1.0, 2.0, 4.0)
@@ -97,6 +97,11 @@ class _Part:
     def settle(self) -> None:
         settle(self._file)
 
+    def give_up(self) -> None:
+        with suppress(OSError):  # what could not be flushed is not wanted either
+            self._file.close()
+        self.path.unlink(missing_ok=True)
+
 
 def fetch(weights: HubWeights, delivery: Delivery, *, token: str | None) -> None:
     """Download the file, verify it and let it appear at the target.
@@ -114,8 +119,7 @@ def fetch(weights: HubWeights, delivery: Delivery, *, token: str | None) -> None
         raise _translated(exc, weights) from exc
     except (httpx2.TransportError, _Broken) as exc:
         raise NoNetwork(
-            f"The connection to the hub failed while {delivery.what} was downloaded.",
-            hint="check the connection and try again; what has arrived is kept and continued",
+            f"The connection to the hub failed while {delivery.what} was downloaded.", hint=_hint(exc)
         ) from exc
     try:
         if remote.size is not None and arrived != remote.size:
@@ -161,6 +165,16 @@ def _room_for_part(remote: _Remote, delivery: Delivery) -> Path:
 
 def _receive(remote: _Remote, part: _Part, delivery: Delivery) -> None:
     """Everything the hub has of the file is in `part` when this returns."""
+    try:
+        _receive_patiently(remote, part, delivery)
+        part.settle()
+    except OSError as exc:
+        if is_full(exc):  # others need the disk too, the conversations before all
+            part.give_up()
+        raise
+
+
+def _receive_patiently(remote: _Remote, part: _Part, delivery: Delivery) -> None:
     tries = 0
     while remote.size is None or part.size < remote.size:
         before = part.size
@@ -176,7 +190,6 @@ def _receive(remote: _Remote, part: _Part, delivery: Delivery) -> None:
             if tries > len(PATIENCE):
                 raise
             _pause(PATIENCE[tries - 1], delivery)
-    part.settle()
 
 
 def _stream(remote: _Remote, part: _Part, delivery: Delivery) -> None:
@@ -199,6 +212,12 @@ def _pause(seconds: float, delivery: Delivery) -> None:
     while time.monotonic() < end:
         delivery.check()
         time.sleep(min(0.1, seconds))
+
+
+def _hint(exc: Exception) -> str:
+    if "CERTIFICATE_VERIFY_FAILED" in str(exc):
+        return "its certificate is not trusted here: set SSL_CERT_FILE to one that is, or check the proxy"
+    return "check the connection and try again; what has arrived is kept and continued"
 
 
 def _translated(exc: Exception, weights: HubWeights) -> SourceError:
