@@ -256,9 +256,10 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def call(self, context: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:
         owner = getattr(obj, "__self__", None)
-        replaces = isinstance(owner, str) and getattr(obj, "__name__", "") == "replace" and len(args) > 1
-        if replaces and len(owner) * max(1, len(str(args[1]))) > MAX_OUTPUT:
-            raise SecurityError("a replacement is too long")
+        if isinstance(owner, str) and getattr(obj, "__name__", "") == "replace":
+            longest = max((len(str(arg)) for arg in args), default=0)
+            if len(owner) * longest > MAX_OUTPUT:
+                raise SecurityError("a replacement is too long")
         return super().call(context, obj, *args, **kwargs)
 
 
