@@ -114,17 +114,22 @@ class GGUF:
         layers, width = self._number("block_count"), self._number("embedding_length")
         heads = self.metadata.get(f"{self.architecture}.attention.head_count")
         kv_heads = self.metadata.get(f"{self.architecture}.attention.head_count_kv", heads)
-        if not layers or layers > 65_536 or not width or not isinstance(heads, int) or heads <= 0:
+        if (
+            layers is None
+            or not 0 < layers <= 65_536
+            or not width
+            or not isinstance(heads, int)
+            or heads <= 0
+        ):
             return None
-        key = self._number("attention.key_length") or width // heads
-        value = self._number("attention.value_length") or width // heads
+        key = max(0, self._number("attention.key_length") or width // heads)
+        value = max(0, self._number("attention.value_length") or width // heads)
+        total = None
         if isinstance(kv_heads, list):
-            total = sum(heads for heads in kv_heads if isinstance(heads, int))
-        elif isinstance(kv_heads, int):
+            total = sum(heads for heads in kv_heads if isinstance(heads, int) and heads > 0)
+        elif isinstance(kv_heads, int) and kv_heads >= 0:
             total = kv_heads * layers
-        else:
-            return None
-        return 2 * total * (key + value)
+        return None if total is None else 2 * total * (key + value)
 
     @property
     def rollback(self) -> bool:

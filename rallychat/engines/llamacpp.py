@@ -225,6 +225,8 @@ class _Answer:
             return self._done(choice["finish_reason"], chunk["usage"])
         if progress := chunk.get("prompt_progress"):
             return Prefill(progress["total"], progress["cache"], progress["processed"])
+        if self._request.max_tokens == 0:  # llama.cpp still samples one token, which nobody wants
+            return None
         count = chunk["timings"]["predicted_n"]
         new, self._count = count - self._count, count
         logprobs = choice["logprobs"]
@@ -338,21 +340,29 @@ def _body(request: CompletionRequest, slot: Slot) -> dict[str, Any]:
         "return_progress": True,  # without it nothing calls back, and nothing can cancel, before the first token
         "timings_per_token": True,  # the only count of tokens that includes those of half a character
         "logprobs": 1,  # the only way to the ids
-        "post_sampling_probs": True,  # of the few candidates left, instead of sorting the whole vocabulary
-        "temperature": request.temperature,
-        "top_k": request.top_k,
-        "top_p": request.top_p,
-        "min_p": request.min_p,
         "repeat_penalty": request.repetition_penalty,
         "repeat_last_n": len(request.prompt) + request.max_tokens,
-        # The field's order (Transformers, vLLM), which model cards' values are meant for; llama.cpp's has
-        # temperature last.
-        "samplers": ["penalties", "temperature", "top_k", "top_p", "min_p"],
         "ignore_eos": request.ignore_eos,
     }
     if request.seed is not None:
         body["seed"] = request.seed
-    return body
+    return body | _sampling(request)
+
+
+def _sampling(request: CompletionRequest) -> dict[str, Any]:
+    """How the next token is chosen, cheaply: sorting a vocabulary for each token costs 2-4 ms (measured)."""
+    if request.temperature == 0:
+        return {"temperature": 0, "top_k": 1, "samplers": ["penalties", "top_k"], "post_sampling_probs": True}
+    return {
+        "temperature": request.temperature,
+        "min_p": request.min_p,
+        "top_k": request.top_k,
+        "top_p": request.top_p,
+        # vLLM's order, which model cards' values are meant for; llama.cpp's own has temperature last.
+        "samplers": ["penalties", "temperature", "min_p", "top_k", "top_p"],
+        # Probabilities of the few candidates left are free; where all are left, those before sampling cost less.
+        "post_sampling_probs": request.top_k > 0 or request.min_p > 0,
+    }
 
 
 def _refusal(error: dict[str, Any]) -> Exception:

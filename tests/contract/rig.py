@@ -1,0 +1,139 @@
+"""A running worker and short ways to say what the contract says about it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from rallychat.engines.client import EngineClient
+from rallychat.engines.process import WorkerProcess
+from rallychat.engines.protocol import (
+    CompletionRequest,
+    Done,
+    EngineEvent,
+    EngineInfo,
+    Piece,
+    Prefill,
+    Tokens,
+    WorkerSpec,
+)
+from rallychat.errors import Busy
+
+SLOTS = 4
+WINDOW = 1024
+
+
+def scripted_spec(**options: Any) -> WorkerSpec:
+    return WorkerSpec("echo", "echo", slots=SLOTS, window=WINDOW, options=options)
+
+
+def real_spec(request: pytest.FixtureRequest) -> WorkerSpec:
+    path = request.getfixturevalue("smollm2_gguf")
+    return WorkerSpec("llamacpp", "smollm2", path=str(path), slots=SLOTS, window=WINDOW)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One whole answer."""
+
+    text: str
+    ids: list[int]
+    texts: list[str]
+    prefills: list[Prefill]
+    done: Done
+
+
+@dataclass(frozen=True)
+class Rig:
+    """One worker, for any number of event loops."""
+
+    worker: WorkerProcess
+    loop: asyncio.AbstractEventLoop
+
+    @property
+    def client(self) -> EngineClient:
+        return self.worker.client
+
+    @property
+    def info(self) -> EngineInfo:
+        return self.worker.info
+
+    async def chat(self, said: str) -> list[int]:
+        """The prompt of one user message."""
+        pieces = [
+            Piece("<|im_start|>user\n"),
+            Piece(said, special=False),
+            Piece("<|im_end|>\n<|im_start|>assistant\n"),
+        ]
+        return [token for ids in await self.client.tokenize(pieces) for token in ids]
+
+    async def text(self, text: str) -> list[int]:
+        (ids,) = await self.client.tokenize([Piece(text, special=False)])
+        return ids
+
+    async def long(self, tokens: int) -> list[int]:
+        """A prompt of so many tokens."""
+        ids = await self.text("count on words that go on and on\n")
+        return (ids * (tokens // len(ids) + 1))[:tokens]
+
+    async def answer(self, prompt: list[int], **options: Any) -> Answer:
+        """The whole answer, once there is a free slot for it."""
+        async with self.begun(prompt, **options) as stream:
+            return gathered([event async for event in stream])
+
+    @asynccontextmanager
+    async def begun(self, prompt: list[int], **options: Any) -> AsyncIterator[AsyncIterator[EngineEvent]]:
+        """An answer that has a slot; leaving the block abandons it."""
+        request = CompletionRequest(prompt=prompt, **({"max_tokens": 24, "temperature": 0.0} | options))
+        async with asyncio.timeout(120):
+            while True:
+                async with aclosing(self.client.generate(request)) as stream:
+                    try:
+                        first = await anext(stream)
+                    except Busy:  # what was abandoned just now may hold its slot for one more engine step
+                        await asyncio.sleep(0.01)
+                        continue
+                    yield _with(first, stream)
+                    return
+
+
+def gathered(events: list[EngineEvent]) -> Answer:
+    tokens = [event for event in events if isinstance(event, Tokens)]
+    done = events[-1]
+    assert isinstance(done, Done)
+    return Answer(
+        text="".join(event.text for event in tokens),
+        ids=[token for event in tokens for token in event.ids],
+        texts=[event.text for event in tokens],
+        prefills=[event for event in events if isinstance(event, Prefill)],
+        done=done,
+    )
+
+
+async def _with(first: EngineEvent, rest: AsyncIterator[EngineEvent]) -> AsyncIterator[EngineEvent]:
+    yield first
+    async for event in rest:
+        yield event
+
+
+@contextmanager
+def rig_of(spec: WorkerSpec, *, stall_timeout: float = 120) -> Iterator[Rig]:
+    """A worker watched by a loop of its own, since each test has another."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="worker watch")
+    thread.start()
+    worker = WorkerProcess(spec, load_timeout=120, stall_timeout=stall_timeout)
+    try:
+        asyncio.run_coroutine_threadsafe(worker.start(), loop).result()
+        yield Rig(worker, loop)
+    finally:
+        asyncio.run_coroutine_threadsafe(worker.stop(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
