@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import Served, Visiting, answered, say, use_model
+
+pytestmark = pytest.mark.browser
+
+
+def test_a_message_is_sent_with_enter_and_its_answer_appears(page: Page) -> None:
+    say(page, "Hello **there**")
+    answered(page)
+    expect(page.locator(".message.user .said")).to_have_text("Hello **there**")
+    expect(page.locator(".message.assistant .answer strong")).to_have_text("there")
+    expect(page).to_have_url(re.compile(r"/\?c=conv_"))
+    expect(page.get_by_role("link", name="Hello **there**")).to_have_attribute("aria-current", "page")
+
+
+def test_shift_enter_makes_a_new_line(page: Page) -> None:
+    box = page.get_by_label("Message", exact=True)
+    box.fill("one")
+    box.press("Shift+Enter")
+    box.press_sequentially("two")
+    expect(box).to_have_value("one\ntwo")
+    expect(page.locator(".message")).to_have_count(0)
+
+
+def test_escape_stops_the_answer_and_continue_goes_on(page: Page) -> None:
+    use_model(page, "Slow echo")
+    say(page, "!count 400")
+    expect(page.locator(".message.live .answer")).to_contain_text("3")
+    page.keyboard.press("Escape")
+    answered(page)
+    notice = page.locator(".notice")
+    expect(notice).to_contain_text("Stopped.")
+    before = page.locator(".answer").inner_text()
+    notice.get_by_role("button", name="Continue").click()
+    expect(page.locator(".message.live")).to_have_count(1)
+    expect(page.locator(".message.live .answer")).to_contain_text(before.strip()[:20])
+    page.get_by_role("button", name="Stop", exact=True).click()
+    answered(page)
+    assert page.locator(".answer").inner_text().startswith(before.strip()[:20])
+    expect(page.locator(".message")).to_have_count(2)
+
+
+def test_send_turns_into_stop_while_an_answer_grows(page: Page) -> None:
+    use_model(page, "Slow echo")
+    say(page, "!count 300")
+    stop = page.get_by_role("button", name="Stop", exact=True)
+    expect(stop).to_be_visible()
+    expect(page.get_by_role("button", name="Send", exact=True)).to_be_hidden()
+    stop.click()
+    answered(page)
+    expect(stop).to_be_hidden()
+    expect(page.get_by_role("button", name="Send", exact=True)).to_be_visible()
+
+
+def test_after_a_refresh_the_answer_still_grows(page: Page) -> None:
+    use_model(page, "Slow echo")
+    say(page, "!count 200")
+    live = page.locator(".message.live .answer")
+    expect(live).to_contain_text("10")
+    page.reload()
+    expect(live).to_contain_text("10")
+    expect(live).to_contain_text("40")
+    page.keyboard.press("Escape")
+    answered(page)
+
+
+def test_two_tabs_show_the_same_growing_answer(page: Page) -> None:
+    use_model(page, "Slow echo")
+    say(page, "!count 300")
+    expect(page.locator(".message.live .answer")).to_contain_text("5")
+    with page.context.new_page() as other:
+        other.goto(page.url)
+        expect(other.locator(".message.live .answer")).to_contain_text("20")
+        expect(page.locator(".message.live .answer")).to_contain_text("20")
+        other.keyboard.press("Escape")
+        answered(other)
+        answered(page)
+        assert page.locator(".answer").inner_text() == other.locator(".answer").inner_text()
+        say(other, "second")
+        answered(other, 2)
+        answered(page, 2)
+
+
+def test_regenerate_and_the_arrows_between_versions(page: Page) -> None:
+    say(page, "again and again")
+    answered(page)
+    page.get_by_role("button", name="Answer again").click()
+    expect(page.locator(".branch-count")).to_have_text("2/2")
+    answered(page)
+    page.get_by_role("button", name="Previous version").click()
+    expect(page.locator(".branch-count")).to_have_text("1/2")
+    expect(page.get_by_role("button", name="Previous version")).to_be_disabled()
+    page.reload()
+    expect(page.locator(".branch-count")).to_have_text("1/2")
+
+
+def test_an_edited_message_keeps_the_old_branch(page: Page) -> None:
+    say(page, "first thought")
+    answered(page)
+    say(page, "follow up")
+    answered(page, 2)
+    first = page.locator(".message.user").first
+    first.hover()
+    first.get_by_role("button", name="Edit and send again").click()
+    box = page.get_by_label("Edit your message")
+    expect(box).to_have_value("first thought")
+    box.fill("second thought")
+    box.press("Enter")
+    expect(page.locator(".message.assistant:not(.live) .answer")).to_have_text(["second thought"])
+    page.get_by_role("button", name="Previous version").click()
+    expect(page.locator(".said")).to_have_text(["first thought", "follow up"])
+
+
+def test_a_failed_answer_says_so_and_can_be_tried_again(page: Page) -> None:
+    say(page, "!fail 2")
+    expect(page.locator(".notice.failed")).to_be_visible()
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator(".branch-count")).to_have_text("2/2")
+
+
+def test_what_was_typed_survives_a_refresh(page: Page) -> None:
+    page.get_by_label("Message", exact=True).fill("half a thought")
+    page.reload()
+    expect(page.get_by_label("Message", exact=True)).to_have_value("half a thought")
+
+
+def test_a_long_conversation_opens_at_its_end_and_loads_older_messages(
+    served: Served, visiting: Visiting
+) -> None:
+    async def talk() -> str:
+        id_ = (await served.service.store.create(title="Long")).id
+        for number in range(40):
+            await (await served.service.turn(id_, f"message {number}.")).wait()
+        return id_
+
+    with visiting(f"{served.url}/?c={served.do(talk())}") as visit:
+        page = visit.page
+        expect(page.locator(".said").last).to_be_in_viewport()
+        expect(page.locator(".said").last).to_have_text("message 39.")
+        expect(page.locator(".message")).to_have_count(50)
+        page.locator(".message").first.scroll_into_view_if_needed()
+        expect(page.get_by_text("message 0.").first).to_be_attached()
+        expect(page.locator(".message")).to_have_count(80)
+
+
+def test_an_example_fills_the_composer(page: Page) -> None:
+    page.locator(".examples button").first.click()
+    expect(page.get_by_label("Message", exact=True)).not_to_have_value("")
+    expect(page.get_by_label("Message", exact=True)).to_be_focused()

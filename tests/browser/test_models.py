@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import Served, Visiting, answered, say, serving, use_model, write_models
+
+pytestmark = pytest.mark.browser
+
+
+def test_a_model_is_chosen_loaded_and_answers(page: Page, served: Served) -> None:
+    page.get_by_title("Choose a model").click()
+    card = page.locator("#rc-models").get_by_role("article", name="Heavy echo", exact=True)
+    expect(card).to_contain_text("Apache-2.0")
+    expect(card).to_contain_text("8,192 tokens")
+    card.get_by_role("button", name="Use").click()
+    expect(page.locator("#rc-model-name")).to_have_text("Heavy echo")
+    say(page, "are you there")
+    answered(page)
+    expect(page.locator(".message.assistant .who")).to_have_text("Heavy echo")
+    expect(page.locator('.model-pill[data-state="loaded"]')).to_be_visible()
+    page.get_by_title("Choose a model").click()
+    expect(card.get_by_role("button", name="Unload")).to_be_visible()
+    card.get_by_role("button", name="Unload").click()
+    expect(card).to_contain_text("On disk")
+
+
+def test_the_first_message_can_be_sent_while_the_model_loads(tmp_path: Path, visiting: Visiting) -> None:
+    with serving(write_models(tmp_path), model="heavy") as server, visiting(server.url) as visit:
+        say(visit.page, "early bird")
+        expect(visit.page.locator(".live-status")).to_contain_text("Loading Heavy echo")
+        answered(visit.page)
+        expect(visit.page.locator(".answer")).to_have_text("early bird")
+
+
+def test_a_model_that_cannot_be_loaded_says_why(page: Page) -> None:
+    use_model(page, "Broken echo")
+    expect(page.locator(".readiness.failed")).to_contain_text("the weights are damaged")
+    say(page, "hello")
+    expect(page.locator(".notice.failed")).to_contain_text("the weights are damaged")
+
+
+def test_the_position_in_the_queue_is_shown(tmp_path: Path, visiting: Visiting) -> None:
+    with serving(write_models(tmp_path), model="slow", slots=1) as server, visiting(server.url) as visit:
+        page = visit.page
+        say(page, "!count 400")
+        expect(page.locator(".message.live .answer")).to_contain_text("2")
+        page.keyboard.press("Control+Shift+O")
+        say(page, "me next")
+        expect(page.locator(".live-status")).to_contain_text("Waiting, you are next")
+        page.go_back()
+        expect(page.locator(".message.live .answer")).to_contain_text("2")
+        page.keyboard.press("Escape")
+        answered(page)
+        page.go_forward()
+        answered(page)
+        expect(page.locator(".answer")).to_have_text("me next")

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import Served, Visiting, answered, say, use_model
+
+pytestmark = pytest.mark.browser
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+
+
+def test_code_can_be_copied_and_nothing_a_model_says_can_run(served: Served, visiting: Visiting) -> None:
+    with visiting(served.url, permissions=["clipboard-read", "clipboard-write"]) as visit:
+        page = visit.page
+        use_model(page, "Markdown echo")
+        say(page, "show me")
+        answered(page)
+        expect(page.locator(".answer h1")).to_have_text("Title")
+        expect(page.locator(".answer .hl-k").first).to_have_text("def")
+        page.get_by_role("button", name="Copy", exact=True).and_(page.locator(".code-copy")).click()
+        expect(page.get_by_text("Copied")).to_be_visible()
+        assert page.evaluate("navigator.clipboard.readText()") == "def answer() -> int:\n    return 42\n"
+        assert page.evaluate("window.hacked") is None
+        expect(page.locator(".answer script, .answer img")).to_have_count(0)
+        expect(page.get_by_role("link", name="picture")).to_have_attribute("target", "_blank")
+        assert not [url for url in visit.requests if "pictures.example" in url]
+
+
+def test_a_script_that_got_in_could_not_run(page: Page) -> None:
+    page.evaluate(
+        """() => {
+            const box = document.createElement("div");
+            box.innerHTML = '<img src="/nothing" onerror="window.hacked = 1">';
+            document.body.append(box);
+            const script = document.createElement("script");
+            script.textContent = "window.hacked = 2";
+            document.body.append(script);
+            return new Promise((resolve) => box.firstChild.addEventListener("error", () => setTimeout(resolve)));
+        }"""
+    )
+    assert page.evaluate("window.hacked") is None
+
+
+def test_nothing_is_requested_from_the_internet(served: Served, visiting: Visiting) -> None:
+    with visiting(served.url) as visit:
+        page = visit.page
+        say(page, "hello")
+        answered(page)
+        page.get_by_title("Settings and context").click()
+        page.get_by_role("tab", name="Context").click()
+        expect(page.get_by_text("Exact prompt")).to_be_visible()
+        page.get_by_title("Choose a model").click()
+        expect(page.get_by_role("heading", name="Models")).to_be_visible()
+        own = urlsplit(served.url).netloc
+        elsewhere = {url for url in visit.requests if urlsplit(url).netloc not in (own, "")}
+        assert elsewhere == set()
+        assert len(visit.requests) > 20
+
+
+def test_on_a_phone_nothing_is_wider_than_the_screen(served: Served, visiting: Visiting) -> None:
+    wide = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    with visiting(served.url, **PHONE) as visit:
+        page = visit.page
+        expect(page.locator("#rc-left")).to_be_hidden()
+        use_model(page, "Markdown echo")
+        assert page.evaluate(wide) == 0
+        page.get_by_label("Message", exact=True).fill("a" * 300)
+        page.get_by_role("button", name="Send", exact=True).tap()
+        answered(page)
+        assert page.evaluate(wide) == 0
+        page.get_by_title("Show the list").tap()
+        expect(page.locator("#rc-left")).to_be_visible()
+        expect(page.locator("#rc-left .conversation").first).to_be_in_viewport()
+        page.locator("#rc-left .conversation a").first.tap()
+        expect(page.locator("#rc-left")).to_be_hidden()
+        page.get_by_title("Settings and context").tap()
+        expect(page.get_by_label("System prompt")).to_be_in_viewport()
+        assert page.evaluate(wide) == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colours_follow_the_system_until_one_chooses(served: Served, visiting: Visiting, scheme: str) -> None:
+    with visiting(served.url, color_scheme=scheme) as visit:
+        page = visit.page
+        lightness = "() => parseInt(getComputedStyle(document.body).backgroundColor.match(/[0-9]+/)[0])"
+        assert (page.evaluate(lightness) > 128) == (scheme == "light")
+        button = page.locator('#rc-left [data-action="theme"]')
+        button.click()
+        expect(button).to_have_attribute("title", "Colours: light")
+        assert page.evaluate(lightness) > 128
+        button.click()
+        expect(button).to_have_attribute("title", "Colours: dark")
+        assert page.evaluate(lightness) < 128
+        page.reload()
+        expect(page.locator("html[data-ready]")).to_have_count(1)
+        assert page.evaluate(lightness) < 128
+
+
+def test_a_conversation_is_renamed_opened_and_deleted(page: Page) -> None:
+    say(page, "the first one")
+    answered(page)
+    page.keyboard.press("Control+Shift+O")
+    expect(page.locator(".message")).to_have_count(0)
+    say(page, "the second one")
+    answered(page)
+    first = page.locator(".conversation").filter(has_text="the first one")
+    first.hover()
+    first.get_by_role("button", name="Rename the first one").click()
+    page.get_by_label("New name").fill("Renamed <b>")
+    page.keyboard.press("Enter")
+    renamed = page.get_by_role("link", name="Renamed <b>")
+    renamed.click()
+    expect(page.locator(".said")).to_have_text("the first one")
+    expect(page).to_have_title("Renamed <b> · RallyChat")
+    row = page.locator(".conversation").filter(has_text="Renamed <b>")
+    row.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Cancel").click()
+    expect(row).to_have_count(1)
+    row.get_by_role("button", name="Delete").click()
+    page.locator("#rc-confirm").get_by_role("button", name="Delete").click()
+    expect(row).to_have_count(0)
+    expect(page.locator(".message")).to_have_count(0)
+    expect(page).not_to_have_url(re.compile("c="))
+
+
+def test_back_returns_to_the_conversation_before(page: Page) -> None:
+    say(page, "number one")
+    answered(page)
+    page.get_by_role("button", name="New chat").first.click()
+    say(page, "number two")
+    answered(page)
+    page.go_back()
+    expect(page.locator(".said")).to_have_text("number one")
+
+
+def test_a_link_to_a_conversation_that_is_gone_says_so(page: Page, served: Served) -> None:
+    page.goto(f"{served.url}/?c=conv_nothing")
+    expect(page.locator(".toast.error")).to_contain_text("There is no conversation")
+    expect(page.get_by_role("heading", name="Your serve.")).to_be_visible()
+
+
+def test_settings_are_kept_with_the_conversation(page: Page) -> None:
+    page.get_by_title("Settings and context").click()
+    page.get_by_label("System prompt").fill("You are a parrot.")
+    page.get_by_label("Max tokens").fill("5")
+    page.get_by_label("Max tokens").press("Tab")
+    say(page, "one two three four five six seven")
+    answered(page)
+    expect(page.locator(".notice")).to_contain_text("Token limit reached.")
+    page.get_by_role("tab", name="Context").click()
+    expect(page.locator(".entry.system")).to_contain_text("You are a parrot.")
+    page.reload()
+    expect(page.get_by_label("Max tokens")).to_have_value("5")
+    page.get_by_role("button", name="Back to the model's defaults").click()
+    expect(page.get_by_label("Max tokens")).to_have_value("")
+
+
+def test_a_wrong_setting_is_named_and_not_kept(page: Page) -> None:
+    page.get_by_title("Settings and context").click()
+    page.get_by_label("Top p").fill("7")
+    page.get_by_label("Top p").press("Tab")
+    expect(page.locator("#rc-settings-error")).to_have_text("Top p is a number from 0.01 to 1.")
+
+
+def test_the_inspector_shows_the_prompt_and_what_was_reused(page: Page) -> None:
+    say(page, "alpha beta gamma")
+    answered(page)
+    say(page, "delta")
+    answered(page, 2)
+    page.get_by_title("Settings and context").click()
+    page.get_by_role("tab", name="Context").click()
+    expect(page.locator(".entry mark").first).to_have_text("<|im_start|>")
+    expect(page.locator("#rc-context")).to_contain_text("alpha beta gamma")
+    expect(page.locator(".numbers")).to_contain_text("Reused")
+    expect(page.locator(".track .reused")).not_to_have_attribute("width", "0.0")
+    page.get_by_role("button", name=re.compile("Token ids")).click()
+    expect(page.locator(".entry .as-ids").first).to_contain_text(re.compile(r"^\d+ \d+ "))
+
+
+def test_every_button_has_a_name(page: Page) -> None:
+    say(page, "hello")
+    answered(page)
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll("#rc-stage button, .rc-side button, .rc-panel button")]
+            .filter((b) => !(b.getAttribute("aria-label") || b.textContent.trim())).map((b) => b.outerHTML)"""
+    )
+    assert nameless == []
