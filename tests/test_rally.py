@@ -41,16 +41,15 @@ class Clone:
         self.pip: Callable[[], None] = lambda: None
         self.rally = load(folder / "rally")
         monkeypatch.setattr(self.rally, "create_venv", self._create_venv)
-        monkeypatch.setattr(self.rally, "pip_install", self._pip_install)
-        monkeypatch.setattr(self.rally, "compile_all", lambda: None)
+        monkeypatch.setattr(self.rally, "outer_pip", lambda *_: None)
+        monkeypatch.setattr(self.rally, "run_pip", self._run_pip)
 
-    def _create_venv(self) -> list[str]:
+    def _create_venv(self) -> None:
         self.rally.PYTHON.parent.mkdir(parents=True, exist_ok=True)
         self.rally.PYTHON.touch()
-        return ["pip"]
 
-    def _pip_install(self, command: list[str]) -> None:
-        self.installed.append(command)
+    def _run_pip(self, *command: str) -> None:
+        self.installed.append(list(command))
         self.pip()
 
     def needs(self, *groups: str) -> int:
@@ -61,6 +60,7 @@ class Clone:
 
 @pytest.fixture
 def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clone:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # the script takes it away, monkeypatch puts it back
     return Clone(tmp_path, monkeypatch)
 
 
@@ -85,9 +85,11 @@ def test_the_test_group_is_added_once_and_kept_from_then_on(clone: Clone) -> Non
     assert any(word.startswith("pytest>=") for word in clone.installed[-1])
 
 
-def test_pip_is_held_to_the_pinned_versions(clone: Clone) -> None:
+def test_pip_is_held_to_the_pinned_versions_and_builds_nothing(clone: Clone) -> None:
     clone.needs()
-    assert ["-c", str(clone.folder / "constraints.txt"), "-e", str(clone.folder)] == clone.installed[0][-4:]
+    assert clone.installed[0][-2:] == ["-e", str(clone.folder)]
+    assert " ".join(clone.rally.PIP_OPTIONS).startswith("--only-binary :all: ")
+    assert str(clone.folder / "constraints.txt") in clone.rally.PIP_OPTIONS
 
 
 @pytest.mark.parametrize("fate", [KeyboardInterrupt, SystemExit])
@@ -138,14 +140,35 @@ def find_only(*names: str) -> Callable[..., Any]:
     return lambda name: object() if name in names else None
 
 
-def test_without_ensurepip_the_pip_outside_installs(
-    tmp_path: Path, rally: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def pips(tmp_path: Path, rally: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What pip is asked for, on a machine whose .venv is in a folder of the test's."""
     monkeypatch.setattr(rally, "VENV", tmp_path / "venv")
     monkeypatch.setattr(rally, "PYTHON", tmp_path / "venv" / "bin" / "python")
+    asked: list[list[str]] = []
+    monkeypatch.setattr(rally, "run_pip", lambda *command: asked.append(list(command)))
+    return asked
+
+
+def test_without_ensurepip_the_pip_outside_installs_one_inside(
+    tmp_path: Path, rally: ModuleType, pips: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(rally.importlib.util, "find_spec", find_only("pip"))
-    assert rally.create_venv() == [sys.executable, "-m", "pip", "--python", str(tmp_path / "venv/bin/python")]
-    assert (tmp_path / "venv/bin/python").exists()
+    rally.create_venv()
+    rally.outer_pip("pip")
+    assert rally.PYTHON.exists()
+    assert not list(tmp_path.glob("venv/**/site-packages/pip"))
+    assert pips == [[sys.executable, "-m", "pip", "--python", str(rally.PYTHON), "install", "pip"]]
+
+
+def test_without_a_pip_outside_the_one_of_ensurepip_installs(
+    tmp_path: Path, rally: ModuleType, pips: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rally.importlib.util, "find_spec", find_only("ensurepip"))
+    rally.create_venv()
+    rally.outer_pip("pip")
+    assert list(tmp_path.glob("venv/**/site-packages/pip"))
+    assert pips == [[str(rally.PYTHON), "-m", "pip", "install", "pip"]]
 
 
 def test_without_any_pip_the_package_to_install_is_named(
@@ -154,7 +177,7 @@ def test_without_any_pip_the_package_to_install_is_named(
     monkeypatch.setattr(rally.importlib.util, "find_spec", find_only())
     with pytest.raises(rally.Unable) as unable:
         rally.create_venv()
-    assert "python3-venv" in unable.value.args[1]
+    assert "python3-pip" in unable.value.args[1]
 
 
 def test_an_old_python_becomes_a_newer_one(rally: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +224,7 @@ def test_an_error_is_a_sentence_and_a_next_step_without_traceback(
 
     clone.pip = fail
     assert clone.rally.main(["serve"]) == 1
-    assert capsys.readouterr().err == "It failed.\nTry again.\n"
+    assert capsys.readouterr().err.endswith("\nIt failed.\nTry again.\n")
 
 
 def test_browser_tests_without_a_browser_say_how_to_get_one(
