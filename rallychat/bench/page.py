@@ -1,0 +1,141 @@
+"""`rallychat bench page`: what one streamed update of the page costs the server, in a short and in a long chat.
+
+The same answer of the echo engine is streamed into a chat of 2 and one of 400 messages, in turn. Beside it the
+usual way of a Gradio chat, with the same texts: gr.Chatbot makes and sends the whole history at each update.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from rallychat.chat import ChatService
+from rallychat.messages import Message, Text, Timings, Usage
+from rallychat.settings import Settings
+from rallychat.ui.streaming import LiveView
+from rallychat.ui.turn_routes import Turns
+
+PARAGRAPH: Final = "A sentence about **something** with `code` in it, long enough to fill a line or two. " * 3
+ANSWER: Final = f"{PARAGRAPH}\n\n- one point\n- another point\n\n```python\nprint('hello')\n```\n\n" * 3
+_ECHO: Final = (
+    'name = "Bench"\nfamily = "echo"\nengine = "echo"\nwindow = 8192\n'
+    '[weights]\nkind = "none"\n[options]\ndelay_ms = 2\nreplies = ['
+)
+
+
+@dataclass
+class Measured:
+    """What was seen of one chat length, over all rounds."""
+
+    page_ms: list[float] = field(default_factory=list)
+    page_bytes: list[int] = field(default_factory=list)
+    chatbot_ms: list[float] = field(default_factory=list)
+    chatbot_bytes: list[int] = field(default_factory=list)
+    server_ms: list[float] = field(default_factory=list)
+
+
+async def run_page(
+    settings: Settings, *, messages: Sequence[int] = (2, 400), rounds: int = 3
+) -> list[dict[str, Any]]:
+    """One row per chat length and way.
+
+    Columns: `messages`, `way`, `updates`, `cpu_ms_per_update` (median CPU time to make one update),
+    `bytes_per_update` (median), `server_cpu_ms_per_update` (all CPU of the serving process while it streamed,
+    engine traffic and storing included, per update; only measured for the page).
+    """
+    with tempfile.TemporaryDirectory(prefix="rallychat-bench-") as folder:
+        catalog = Path(folder) / "catalog" / "models"
+        catalog.mkdir(parents=True)
+        (catalog / "bench.toml").write_text(f"{_ECHO}{orjson.dumps(ANSWER).decode()}]\n")
+        own = settings.model_copy(update={"data_dir": Path(folder), "model": "bench"})
+        async with ChatService.open(own) as service:
+            seen = {count: Measured() for count in messages}
+            await _round(service, 2, Measured())  # the first answer starts the engine and warms the code
+            for _ in range(rounds):
+                for count in messages:
+                    await _round(service, count, seen[count])
+    return [row for count in messages for row in _rows(count, seen[count])]
+
+
+def _rows(count: int, measured: Measured) -> list[dict[str, Any]]:
+    ways: tuple[tuple[str, list[float], list[int], list[float]], ...] = (
+        ("page", measured.page_ms, measured.page_bytes, measured.server_ms),
+        ("gr.Chatbot", measured.chatbot_ms, measured.chatbot_bytes, []),
+    )
+    return [
+        {
+            "messages": count,
+            "way": way,
+            "updates": len(spent),
+            "cpu_ms_per_update": round(statistics.median(spent), 3),
+            "bytes_per_update": round(statistics.median(sizes)),
+            "server_cpu_ms_per_update": round(statistics.median(server), 2) if server else None,
+        }
+        for way, spent, sizes, server in ways
+    ]
+
+
+async def _round(service: ChatService, count: int, measured: Measured) -> None:
+    """Streams one answer into a chat of `count` messages, then makes its updates again, both ways in turn."""
+    conversation_id, history = await _chat(service, count)
+    run = await service.turn(conversation_id, "Go on.")
+    texts: list[str] = []
+    began = 0.0
+    async with aclosing(Turns(service).watch(run)) as stream:
+        async for sent in stream:
+            if sent.startswith(b"event: grow"):
+                texts.append(run.text)
+                began = began or time.process_time()
+    measured.server_ms.append((time.process_time() - began) * 1000 / max(1, len(texts) - 1))
+    view = LiveView("Bench")
+    chatbot = _chatbot()
+    before = ""
+    for text in texts:
+        if text == before:
+            continue
+        start = time.thread_time()
+        ours = view.grow("answer", text[len(before) :])
+        middle = time.thread_time()
+        theirs = orjson.dumps(chatbot.postprocess([*history, _said("assistant", text)]).model_dump())
+        end = time.thread_time()
+        before = text
+        measured.page_ms.append((middle - start) * 1000)
+        measured.page_bytes.append(len(ours))
+        measured.chatbot_ms.append((end - middle) * 1000)
+        measured.chatbot_bytes.append(len(theirs))
+
+
+async def _chat(service: ChatService, count: int) -> tuple[str, list[dict[str, str]]]:
+    """A conversation that will have `count` messages with the next turn, and what was said in it so far."""
+    store = service.store
+    conversation = await store.create(title="bench")
+    tip: str | None = None
+    history: list[dict[str, str]] = []
+    for number in range(count // 2 - 1):
+        question, answer = f"Question {number}: {PARAGRAPH}", f"Answer {number}: {PARAGRAPH}"
+        user = Message.of("user", question)
+        _, row = await store.begin(conversation.id, parent_id=tip, user=user, model="bench")
+        await store.finish(row.id, parts=(Text(answer),), reason="stop", usage=Usage(), timings=Timings())
+        tip = row.id
+        history += [_said("user", question), _said("assistant", answer)]
+    return conversation.id, [*history, _said("user", "Go on.")]
+
+
+def _chatbot() -> Any:
+    import rallychat.ui.shell  # noqa: F401 - switches Gradio's telemetry off before Gradio is imported
+
+    import gradio as gr  # isort: skip
+
+    return gr.Chatbot()
+
+
+def _said(role: str, text: str) -> dict[str, str]:
+    return {"role": role, "content": text}
