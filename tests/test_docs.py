@@ -94,7 +94,9 @@ def test_every_command_is_documented_with_the_help_it_prints(name: str) -> None:
     for param in commands()[name].params:
         names = ", ".join(f"`{opt}`" for opt in param.opts)
         first = re.escape(names) if param.param_type_name == "option" else "`[^`]+`"
-        assert re.search(rf"^\| {first} \| {re.escape(param.help)} \|$", text, re.M), f"docs/cli.md, `{name}`: no row for {names}: {param.help}"
+        assert re.search(rf"^\| {first} \| {re.escape(param.help)} \|$", text, re.M), (
+            f"docs/cli.md, `{name}`: no row for {names}: {param.help}"
+        )
 
 
 def test_every_slash_command_is_documented() -> None:

@@ -29,7 +29,7 @@ LAYERS: dict[str, int] = {
 """Higher number, lower floor: a module uses its own floor and those above, and no two use each other."""
 
 FOREIGN = {
-    "gradio": {"ui"},
+    "gradio": {"ui", "bench"},
     "sqlalchemy": {"store"},
     "alembic": {"store"},
     "fastapi": {"api", "ui", "cli"},
@@ -125,6 +125,10 @@ def loaded_by(code: str) -> set[str]:
     """Top-level names of what a fresh interpreter has loaded after `code`."""
     listing = "import sys; print(*{name.partition('.')[0] for name in sys.modules})"
     done = subprocess.run(
-        [sys.executable, "-c", f"{code}\n{listing}"], capture_output=True, text=True, check=True
+        [sys.executable, "-c", f"{code}\n{listing}"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=PACKAGE.parent,
     )
     return set(done.stdout.split())

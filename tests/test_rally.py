@@ -61,6 +61,7 @@ class Clone:
 @pytest.fixture
 def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clone:
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # the script takes it away, monkeypatch puts it back
+    monkeypatch.chdir(tmp_path)  # and goes elsewhere
     return Clone(tmp_path, monkeypatch)
 
 

@@ -22,11 +22,13 @@ async def bench_serve(settings: Settings, *, users: str, max_tokens: int, rounds
     show(rows, as_json=as_json, title=f"{settings.model}, {max_tokens} tokens an answer, {rounds} rounds")
 
 
-async def bench_page(settings: Settings, *, as_json: bool) -> None:
+async def bench_page(settings: Settings, *, messages: str, rounds: int, as_json: bool) -> None:
     """What one streamed update of the page costs the server, in a short and in a long chat."""
     from rallychat.bench.page import run_page
 
-    show(await run_page(settings), as_json=as_json, title="Server CPU for one streamed update")
+    counts = numbers(messages, name="messages")
+    rows = await run_page(settings, messages=counts, rounds=rounds)
+    show(rows, as_json=as_json, title=f"One update of a growing answer, {rounds} rounds")
 
 
 def numbers(text: str, *, name: str) -> list[int]:

@@ -267,11 +267,17 @@ def bench_serve(
 
 
 @bench_app.command("page")
-def bench_page(data_dir: DataDir = None, as_json: Json = False) -> None:
+def bench_page(
+    messages: Annotated[str, typer.Option(help="Lengths of the chat, in messages.")] = "2,400",
+    rounds: Annotated[int, typer.Option(min=1, help="Times each row is measured, in turn.")] = 3,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
     """Server CPU for each streamed update of the page, in a short and in a long chat."""
     from rallychat.cli.bench import bench_page as measure
 
-    run(measure(settings_from(data_dir=data_dir), as_json=as_json))
+    settings = settings_from(data_dir=data_dir)
+    run(measure(settings, messages=messages, rounds=rounds, as_json=as_json))
 
 
 @app.command()
