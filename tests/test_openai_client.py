@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
-import httpx
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
@@ -20,8 +20,8 @@ ENDLESS: list[ChatCompletionMessageParam] = [{"role": "user", "content": "!count
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """One slot, no queue: whoever keeps it keeps everybody else out."""
-    with live(tmp_path_factory.mktemp("live"), slots=1, max_queue=1, max_loaded=2) as running:
+    """One slot: whoever keeps it keeps everybody else waiting."""
+    with live(tmp_path_factory.mktemp("live"), slots=1, max_loaded=2) as running:
         yield running
 
 
@@ -121,31 +121,23 @@ def test_an_error_in_the_middle_of_a_stream_is_raised(client: OpenAI) -> None:
         list(stream)
 
 
-def test_a_full_queue_is_a_rate_limit_that_says_when_to_come_back(client: OpenAI, server: Live) -> None:
-    with client.chat.completions.create(model="slow", messages=ENDLESS, stream=True) as first:
-        next(first)
-        with httpx.Client(base_url=server.url, timeout=30) as http:
-            waiting = {"model": "slow", "messages": HI, "stream": True}
-            full = _until_refused(http, waiting)
-    assert full.status_code == 429
-    assert int(full.headers["retry-after"]) >= 1
-
-
-def _until_refused(http: httpx.Client, body: dict[str, object]) -> httpx.Response:
-    """Fills the queue with requests that nobody waits for, until one is refused."""
-    responses: list[httpx.Response] = []
-
-    async def fill() -> None:
-        async with httpx.AsyncClient(base_url=http.base_url, timeout=30) as client:
-            tasks = [asyncio.create_task(client.post("/v1/chat/completions", json=body)) for _ in range(3)]
-            done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            responses.extend(task.result() for task in done)
-            for task in rest:
+async def test_a_full_queue_is_a_rate_limit_that_says_when_to_come_back(tmp_path: Path) -> None:
+    with live(tmp_path, slots=1, max_queue=1) as server:
+        async with AsyncOpenAI(
+            base_url=f"{server.url}/v1", api_key="unused", timeout=30, max_retries=0
+        ) as client:
+            create = client.chat.completions.create
+            asking = {
+                asyncio.create_task(create(model="slow", messages=ENDLESS, max_tokens=4000)) for _ in range(3)
+            }
+            refused, others = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+            for task in others:
                 task.cancel()
-            await asyncio.gather(*rest, return_exceptions=True)
-
-    asyncio.run(fill())
-    return responses[0]
+            await asyncio.gather(*others, return_exceptions=True)
+    with pytest.raises(openai.RateLimitError) as full:
+        refused.pop().result()
+    assert full.value.code == "queue_full"
+    assert int(full.value.response.headers["retry-after"]) >= 1
 
 
 def test_a_client_that_leaves_a_stream_frees_the_engine(client: OpenAI) -> None:
@@ -180,16 +172,18 @@ async def test_twenty_clients_that_vanish_leave_no_busy_slot(server: Live) -> No
     async with AsyncOpenAI(
         base_url=f"{server.url}/v1", api_key="unused", timeout=30, max_retries=0
     ) as client:
-        for stream in (True, False):
-            create = client.chat.completions.create
-            asking = [
-                asyncio.create_task(create(model="slow", messages=ENDLESS, stream=stream)) for _ in range(20)
-            ]
-            await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
-            for task in asking:
-                task.cancel()
-            for opened in await asyncio.gather(*asking, return_exceptions=True):
-                if isinstance(opened, openai.AsyncStream):
-                    await opened.close()
-        answer = await client.chat.completions.create(model="slow", messages=HI)
+        create = client.chat.completions.create
+        asking = [asyncio.create_task(create(model="slow", messages=ENDLESS, stream=True)) for _ in range(20)]
+        answered, _ = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+        for task in answered:
+            await task.result().close()
+        hasty = client.with_options(timeout=0.5).chat.completions.create
+        gone = await asyncio.gather(
+            *(hasty(model="slow", messages=ENDLESS) for _ in range(20)), return_exceptions=True
+        )
+        assert {type(each) for each in gone} == {openai.APITimeoutError}
+        answer = await create(model="slow", messages=HI)
     assert answer.choices[0].message.content == "Hello, world"
