@@ -277,7 +277,23 @@ def _info(header: GGUF, *, slots: int, window: int) -> EngineInfo:
 
 
 def _open(spec: WorkerSpec, window: int, listener: wire.Address, key: str) -> Any:
-    """Load the weights. Everything that has a surprising default is said."""
+    import xllamacpp as x
+
+    params = common_params(spec, window)
+    params.api_keys = [key]
+    params.hostnames = [str(listener.socket) if sys.platform != "win32" else "127.0.0.1"]
+    try:
+        return x.Server(params)
+    except RuntimeError as exc:
+        raise EngineUnavailable(f"llama.cpp could not load {Path(spec.path).name}.") from exc
+
+
+def common_params(spec: WorkerSpec, window: int) -> Any:
+    """xllamacpp's `CommonParams` for `spec` with `window` tokens per slot. Every surprising default is said.
+
+    Raises:
+        SettingsError: an option is unknown or wrong.
+    """
     import xllamacpp as x
 
     try:
@@ -310,14 +326,9 @@ def _open(spec: WorkerSpec, window: int, listener: wire.Address, key: str) -> An
     params.ui = False
     params.endpoint_slots = params.endpoint_metrics = params.endpoint_props = False
     params.cors_origins, params.cors_credentials = "", False
-    params.api_keys = [key]
     params.n_threads_http = 2
     params.port = 0
-    params.hostnames = [str(listener.socket) if sys.platform != "win32" else "127.0.0.1"]
-    try:
-        return x.Server(params)
-    except RuntimeError as exc:
-        raise EngineUnavailable(f"llama.cpp could not load {Path(spec.path).name}.") from exc
+    return params
 
 
 _FLASH: Final = {"auto": "AUTO", "on": "ENABLED", "off": "DISABLED"}
