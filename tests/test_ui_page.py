@@ -112,7 +112,7 @@ async def test_files_are_asked_for_again_so_that_versions_are_never_mixed(tmp_pa
 
 async def test_every_module_and_style_that_is_named_exists(tmp_path: Path) -> None:
     async with served(tmp_path) as client:
-        named = set(re.findall(r"/ui/static/([\w.]+)", (await client.get("/")).text))
+        named = set(re.findall(r"ui/static/([\w.]+)", (await client.get("/")).text))
     for script in STATIC.glob("*.js"):
         named |= set(re.findall(r'from "\./([\w.]+)"', script.read_text()))
     assert named == {file.name for file in STATIC.iterdir()}

@@ -91,13 +91,13 @@ def _head() -> str:
     files = sorted(STATIC.glob("*"))
     version = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
     styles = "\n".join(
-        f'<link rel="stylesheet" href="/ui/static/{name}.css?v={version}">' for name in _STYLES
+        f'<link rel="stylesheet" href="ui/static/{name}.css?v={version}">' for name in _STYLES
     )
     return (
         f"<script>{_BEFORE_PAINT}</script>\n{styles}\n"
-        '<link rel="icon" type="image/svg+xml" href="/ui/static/ball.svg">\n'
+        '<link rel="icon" type="image/svg+xml" href="ui/static/ball.svg">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f'<script type="module" src="/ui/static/app.js?v={version}"></script>'
+        f'<script type="module" src="ui/static/app.js?v={version}"></script>'
     )
 
 

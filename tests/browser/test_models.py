@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Served, Visiting, answered, say, serving, use_model, write_models
+from tests.hub_server import HubServer
 
 pytestmark = pytest.mark.browser
 
@@ -57,3 +59,73 @@ def test_the_position_in_the_queue_is_shown(tmp_path: Path, visiting: Visiting) 
         page.go_forward()
         answered(page)
         expect(page.locator(".answer")).to_have_text("me next")
+
+
+TINY = """
+name = "Tiny"
+family = "chatml"
+license = "MIT"
+description = "From a hub."
+[weights]
+kind = "hub"
+repo = "owner/model"
+file = "tiny.gguf"
+"""
+
+
+def test_a_model_is_downloaded_with_progress_and_removed(
+    tmp_path: Path, visiting: Visiting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_models(tmp_path)
+    (folder / "catalog" / "models" / "tiny.toml").write_text(TINY)
+    with HubServer() as hub:
+        hub.held = True
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        with serving(folder) as server, visiting(server.url) as visit:
+            page = visit.page
+            page.get_by_title("Choose a model").click()
+            card = page.locator('[data-model="tiny"]')
+            expect(card).to_contain_text("Not downloaded")
+            card.get_by_role("button", name="Download only").click()
+            expect(card.get_by_role("progressbar")).to_have_attribute("value", re.compile(r"0\.4|0\.5"))
+            expect(card).to_contain_text(re.compile(r"Downloading \d\d%"))
+            hub.release()
+            expect(card).to_contain_text("On disk")
+            card.get_by_role("button", name="Remove from disk").click()
+            page.locator("#rc-confirm").get_by_role("button", name="Remove").click()
+            expect(card).to_contain_text("Not downloaded")
+            expect(page.locator(".toast")).to_contain_text("freed")
+
+
+def test_a_download_can_be_cancelled(
+    tmp_path: Path, visiting: Visiting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_models(tmp_path)
+    (folder / "catalog" / "models" / "tiny.toml").write_text(TINY)
+    with HubServer() as hub:
+        hub.held = True
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        with serving(folder) as server, visiting(server.url) as visit:
+            page = visit.page
+            page.get_by_title("Choose a model").click()
+            card = page.locator('[data-model="tiny"]')
+            card.get_by_role("button", name="Download only").click()
+            expect(card).to_contain_text(re.compile(r"Downloading \d\d%"))
+            card.get_by_role("button", name="Cancel").click()
+            hub.release()
+            expect(card).to_contain_text("Not downloaded")
+            expect(card.locator(".note")).to_have_count(0)
+
+
+def test_a_download_that_fails_says_why(
+    tmp_path: Path, visiting: Visiting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_models(tmp_path)
+    (folder / "catalog" / "models" / "tiny.toml").write_text(TINY.replace("tiny.gguf", "gone.gguf"))
+    with HubServer() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        with serving(folder) as server, visiting(server.url) as visit:
+            visit.page.get_by_title("Choose a model").click()
+            card = visit.page.locator('[data-model="tiny"]')
+            card.get_by_role("button", name="Download only").click()
+            expect(card.locator(".note")).to_contain_text("gone.gguf")

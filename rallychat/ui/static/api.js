@@ -1,5 +1,5 @@
 // @ts-check
-/** Requests to our own server. Every failure is one sentence a person can read. */
+/** Requests to our own server, by relative addresses, so that a proxy may put a folder in front. Every failure is one sentence a person can read. */
 
 export class ApiError extends Error {
   /** @param {string} message @param {number} status */
@@ -34,7 +34,7 @@ async function ask(method, path, body) {
 async function answered(method, path, body) {
   let response;
   try {
-    response = await fetch(`/ui${path}`, {
+    response = await fetch(`ui${path}`, {
       method,
       headers: body ? { "content-type": "application/json" } : {},
       body: body ? JSON.stringify(body) : undefined,

@@ -22,7 +22,7 @@ export async function open(id, { address = "push" } = {}) {
     return;
   }
   if (turn !== opening) return;
-  if (address === "push") history.pushState(null, "", `/?c=${encodeURIComponent(id)}`);
+  if (address === "push") history.pushState(null, "", `?c=${encodeURIComponent(id)}`);
   live.detach();
   learn(facts);
   transcript.show(facts.html, facts.older);
@@ -33,7 +33,7 @@ export async function open(id, { address = "push" } = {}) {
 /** A new conversation; it is stored with its first message. @param {{address?: "push" | "keep"}} [options] */
 export function begin({ address = "push" } = {}) {
   opening++;
-  if (address === "push" && location.search) history.pushState(null, "", "/");
+  if (address === "push" && location.search) history.pushState(null, "", "./");
   live.detach();
   learn(blank());
   transcript.show("", null);
@@ -47,7 +47,7 @@ export function begin({ address = "push" } = {}) {
 export async function changed(change) {
   if (chat.id === null) {
     chat.id = change.conversation;
-    history.replaceState(null, "", `/?c=${encodeURIComponent(change.conversation)}`);
+    history.replaceState(null, "", `?c=${encodeURIComponent(change.conversation)}`);
   } else if (chat.id !== change.conversation) return;
   tellTabs(change.conversation);
   if (!transcript.replaceAfter(change.after, change.html)) {

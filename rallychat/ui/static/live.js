@@ -24,7 +24,7 @@ export function detach() {
 /** @param {string} run */
 export function attach(run) {
   detach();
-  const stream = new EventSource(`/ui/runs/${run}/stream`);
+  const stream = new EventSource(`ui/runs/${run}/stream`);
   source = stream;
   stream.addEventListener("begin", () => begin());
   stream.addEventListener("status", (event) => status(JSON.parse(event.data).text));
