@@ -185,3 +185,12 @@ def test_a_model_that_cannot_be_had_is_said_and_the_server_stays(tmp_path: Path)
         assert httpx.get(f"{at.url}/readyz").status_code == 503
         said = {"model": "echo", "messages": [{"role": "user", "content": "Hello"}]}
         assert httpx.post(f"{at.url}/v1/chat/completions", json=said, timeout=60).status_code == 200
+
+
+def test_gradio_is_imported_without_writing_stubs() -> None:
+    code = (
+        "from rallychat.cli.imports import write_no_stubs; write_no_stubs(); import gradio.component_meta as meta;"
+        "print(meta.create_or_modify_pyi.__name__, meta.ComponentMeta.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.split() == ["<lambda>", "ComponentMeta"]

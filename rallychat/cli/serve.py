@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from rallychat.cli.imports import write_no_stubs
 from rallychat.cli.options import complain
 from rallychat.errors import RallyChatError, SettingsError
 from rallychat.settings import Settings
@@ -67,6 +68,7 @@ def build(service: ChatService, settings: Settings) -> FastAPI:
     app = create_app(service, settings)
     if settings.api_only:
         return app
+    write_no_stubs()
     from rallychat import ui
 
     return ui.mount(app, service)
