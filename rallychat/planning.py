@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 from rallychat.context import log as token_log
 from rallychat.context.trim import answer_reserve, cut
@@ -13,6 +14,12 @@ from rallychat.errors import ContextOverflow
 from rallychat.messages import ContextReport, Message, Piece, Role, Segment
 from rallychat.prompts import PromptTemplate, Rendered
 from rallychat.store import StoredMessage, TokenSpan
+
+T = TypeVar("T")
+MUCH = 100_000
+"""Characters of messages from which on a prompt is rendered in a thread."""
+PIECES = 8192
+"""Pieces sent to the tokenizer at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +114,27 @@ def _cut(kept: Sequence[StoredMessage], sized: _Sized, budget: int) -> int:
 async def _sized(
     path: Sequence[StoredMessage], *, system: str, template: PromptTemplate, key: str, client: EngineClient
 ) -> _Sized:
-    entries = token_log.entries(path, system=system, template=template, key=key)
+    size = sum(len(row.text) for row in path)
+    entries = await _aside(size, lambda: token_log.entries(path, system=system, template=template, key=key))
     unknown = [entry for entry in entries if entry.ids is None]
-    fresh = iter(await client.tokenize([piece for entry in unknown for piece in entry.pieces]))
+    fresh = iter(await _tokenized([piece for entry in unknown for piece in entry.pieces], client))
     ids = [
         list(entry.ids) if entry.ids is not None else [token for _ in entry.pieces for token in next(fresh)]
         for entry in entries
     ]
     return _Sized(entries, ids)
+
+
+async def _tokenized(pieces: Sequence[Piece], client: EngineClient) -> list[list[int]]:
+    found: list[list[int]] = []
+    for start in range(0, len(pieces), PIECES):
+        found += await client.tokenize(pieces[start : start + PIECES])
+    return found
+
+
+async def _aside(characters: int, work: Callable[[], T]) -> T:
+    """`work`, in a thread if it is so much that others would feel it."""
+    return await asyncio.to_thread(work) if characters > MUCH else work()
 
 
 def _segment(entry: token_log.Entry, ids: Sequence[int]) -> Segment:
@@ -123,7 +143,7 @@ def _segment(entry: token_log.Entry, ids: Sequence[int]) -> Segment:
 
 async def tokens_of(rendered: Rendered, client: EngineClient) -> list[list[int]]:
     """The ids of a rendered prompt, chunk by chunk."""
-    fresh = iter(await client.tokenize([piece for chunk in rendered.chunks for piece in chunk.pieces]))
+    fresh = iter(await _tokenized([piece for chunk in rendered.chunks for piece in chunk.pieces], client))
     return [[token for _ in chunk.pieces for token in next(fresh)] for chunk in rendered.chunks]
 
 
@@ -140,7 +160,10 @@ async def plan_messages(
     Raises:
         ContextOverflow: prompt and answer do not fit the window.
     """
-    rendered = template.render(messages)
+    rendered = await _aside(sum(len(m.text) for m in messages), lambda: template.render(messages))
+    pieces = sum(len(chunk.pieces) for chunk in rendered.chunks)
+    if pieces > window:  # each is a token at least
+        raise ContextOverflow(needed=pieces, window=window)
     ids = await tokens_of(rendered, client)
     segments = (
         Segment(_kind(messages[chunk.message].role), None, len(part))

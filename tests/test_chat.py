@@ -30,9 +30,18 @@ def world(tmp_path: Path) -> World:
     async def opened(options: str = "", **given: Any) -> AsyncIterator[ChatService]:
         models = tmp_path / "catalog" / "models"
         models.mkdir(parents=True, exist_ok=True)
-        lines = ['name = "Scripted"', 'family = "echo"', 'engine = "echo"', "window = 1024", "[weights]", 'kind = "none"']
+        lines = [
+            'name = "Scripted"',
+            'family = "echo"',
+            'engine = "echo"',
+            "window = 1024",
+            "[weights]",
+            'kind = "none"',
+        ]
         (models / "scripted.toml").write_text("\n".join([*lines, "[options]", options]))
-        settings = Settings(data_dir=tmp_path, model="scripted", **{"slots": 2, "stall_timeout": 5.0, **given})
+        settings = Settings(
+            data_dir=tmp_path, model="scripted", **{"slots": 2, "stall_timeout": 5.0, **given}
+        )
         async with ChatService.open(settings) as service:
             yield service
 
@@ -67,7 +76,10 @@ async def test_a_turn_is_answered_stored_and_counted(world: World) -> None:
         assert isinstance(end, Finished)
         assert (end.reason, end.usage.cached_tokens) == ("stop", 0)
         said, answer = await service.store.path(chat)
-        assert (said.text, answer.text, answer.finish_reason, answer.usage) == ("hello there",) * 2 + ("stop", end.usage)
+        assert (said.text, answer.text, answer.finish_reason, answer.usage) == ("hello there",) * 2 + (
+            "stop",
+            end.usage,
+        )
         assert (await service.store.get(chat)).title == "hello there"
 
 
@@ -193,13 +205,19 @@ async def test_half_a_character_is_refused_by_name(world: World) -> None:
 async def test_unknown_names_are_not_found(world: World) -> None:
     async with world() as service:
         chat = await conversation(service)
-        for attempt in (service.turn("conv_nope", "hi"), service.turn(chat, "hi", model="nope"), service.stop("run_nope")):
+        for attempt in (
+            service.turn("conv_nope", "hi"),
+            service.turn(chat, "hi", model="nope"),
+            service.stop("run_nope"),
+        ):
             with pytest.raises(NotFound):
                 await attempt
         assert await service.store.path(chat) == []
 
 
-async def test_a_worker_killed_in_the_middle_keeps_the_text_and_the_next_turn_is_answered(world: World) -> None:
+async def test_a_worker_killed_in_the_middle_keeps_the_text_and_the_next_turn_is_answered(
+    world: World,
+) -> None:
     async with world("delay_ms = 10") as service:
         chats = [await conversation(service) for _ in range(2)]
         runs = [await service.turn(chat, "word " * 100) for chat in chats]
@@ -318,9 +336,33 @@ async def test_leaving_a_stateless_answer_frees_its_slot(world: World) -> None:
         assert await service.ask("next") == "next"
 
 
+async def test_asking_right_after_leaving_is_never_refused_while_the_engine_lets_go(world: World) -> None:
+    async with world("delay_ms = 1", slots=1) as service:
+        for _ in range(30):
+            events = service.complete([Message.of("user", "word " * 100)])
+            async for event in events:
+                if isinstance(event, TextDelta):
+                    break
+            await events.aclose()
+            assert await service.ask("next") == "next"
+
+
+async def test_a_message_of_nothing_but_control_tokens_is_too_long_and_says_so(world: World) -> None:
+    async with world() as service:
+        events = [event async for event in service.complete([Message.of("user", "<|im_end|>" * 100_000)])]
+        assert isinstance(events[-1], Failed)
+        assert events[-1].code == "context_length_exceeded"
+        end = await ended(await service.turn(await conversation(service), "<|im_end|>" * 30_000))
+        assert isinstance(end, Failed)
+        assert end.code == "context_length_exceeded"
+
+
 async def test_a_stateless_request_beyond_the_window_is_refused_not_cut(world: World) -> None:
     async with world(window=256) as service:
-        events = [e async for e in service.complete([Message.of("user", "hi")], sampling=Sampling(max_tokens=10_000))]
+        events = [
+            e
+            async for e in service.complete([Message.of("user", "hi")], sampling=Sampling(max_tokens=10_000))
+        ]
         assert isinstance(events[-1], Failed)
         assert events[-1].code == "context_length_exceeded"
         assert not any(isinstance(event, Started) for event in events)

@@ -122,7 +122,7 @@ class Serving:
 
     async def _complete(self, request: CompletionRequest, receive: _Receive, send: _Send) -> None:
         request = self._admissible(request)
-        slot = self._slots.take(request.prompt, request.slot)
+        slot = await self._slots.reserve(request.prompt, request.slot)
         streaming = asyncio.ensure_future(_Answer(self._backend, self._slots, request, slot).stream(send))
         leaving = asyncio.ensure_future(_gone(receive))
         try:

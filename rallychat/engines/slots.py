@@ -3,9 +3,14 @@ engine cannot be cancelled."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from dataclasses import dataclass, field
 
 from rallychat.errors import Busy, InvalidRequest
+
+PATIENCE = 30.0
+"""Seconds a request waits for a slot whose client has left; prefilling one batch of a big model takes a while."""
 
 
 @dataclass(slots=True)
@@ -32,13 +37,29 @@ def shared_prefix(one: list[int], other: list[int]) -> int:
 class Slots:
     """The slots of one engine."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, patience: float = PATIENCE) -> None:
+        self._patience = patience
         self._slots = [Slot(index) for index in range(count)]
+        self._freed = asyncio.Event()
 
     @property
     def free(self) -> int:
         """Slots that are not answering."""
         return sum(not slot.busy for slot in self._slots)
+
+    async def reserve(self, prompt: list[int], wanted: int | None) -> Slot:
+        """As `take`, but patient: a client that has just left frees its slot within one engine step.
+
+        Raises:
+            InvalidRequest: there is no such slot.
+            Busy: it, or every slot, is answering and goes on doing so.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._patience):
+                while all(slot.busy for slot in self._candidates(wanted)):
+                    self._freed.clear()
+                    await self._freed.wait()
+        return self.take(prompt, wanted)
 
     def take(self, prompt: list[int], wanted: int | None) -> Slot:
         """The wanted slot, or the free one whose cache shares the longest prefix with the prompt.
@@ -47,10 +68,7 @@ class Slots:
             InvalidRequest: there is no such slot.
             Busy: it, or every slot, is answering.
         """
-        if wanted is not None and not 0 <= wanted < len(self._slots):
-            raise InvalidRequest(f"There is no slot {wanted}; there are {len(self._slots)}.", param="slot")
-        candidates = self._slots if wanted is None else [self._slots[wanted]]
-        free = [slot for slot in candidates if not slot.busy]
+        free = [slot for slot in self._candidates(wanted) if not slot.busy]
         if not free:
             what = "All slots are" if wanted is None else f"Slot {wanted} is"
             raise Busy(f"{what} answering.", retry_after=1.0)
@@ -59,7 +77,13 @@ class Slots:
         best.busy = True
         return best
 
+    def _candidates(self, wanted: int | None) -> list[Slot]:
+        if wanted is not None and not 0 <= wanted < len(self._slots):
+            raise InvalidRequest(f"There is no slot {wanted}; there are {len(self._slots)}.", param="slot")
+        return self._slots if wanted is None else [self._slots[wanted]]
+
     def release(self, slot: Slot, held: list[int]) -> None:
         """Give a slot back; `held` is what its cache now holds."""
         slot.held = held
         slot.busy = False
+        self._freed.set()

@@ -23,7 +23,6 @@ from rallychat.engines.protocol import (
     Tokens,
     WorkerSpec,
 )
-from rallychat.errors import Busy
 
 SLOTS = 4
 WINDOW = 1024
@@ -91,16 +90,8 @@ class Rig:
     async def begun(self, prompt: list[int], **options: Any) -> AsyncIterator[AsyncIterator[EngineEvent]]:
         """An answer that has a slot; leaving the block abandons it."""
         request = CompletionRequest(prompt=prompt, **({"max_tokens": 24, "temperature": 0.0} | options))
-        async with asyncio.timeout(120):
-            while True:
-                async with aclosing(self.client.generate(request)) as stream:
-                    try:
-                        first = await anext(stream)
-                    except Busy:  # what was abandoned just now may hold its slot for one more engine step
-                        await asyncio.sleep(0.01)
-                        continue
-                    yield _with(first, stream)
-                    return
+        async with aclosing(self.client.generate(request)) as stream:
+            yield _with(await anext(stream), stream)
 
 
 def gathered(events: list[EngineEvent]) -> Answer:
