@@ -12,7 +12,9 @@ from rallychat.parsing import AnswerParser
 TAGS = ReasoningTags(open="<think>", close="</think>")
 
 
-def parsed(chunks: list[str], tags: ReasoningTags | None = TAGS, resume: tuple[Part, ...] = ()) -> tuple[Part, ...]:
+def parsed(
+    chunks: list[str], tags: ReasoningTags | None = TAGS, resume: tuple[Part, ...] = ()
+) -> tuple[Part, ...]:
     parser = AnswerParser(tags, resume=resume)
     for chunk in chunks:
         parser.feed(chunk)
@@ -41,7 +43,10 @@ def test_a_continued_answer_goes_on_inside_what_it_was_in() -> None:
     assert parsed(["more</think>done"], resume=(Reasoning("hm "),)) == (Reasoning("hm more"), Text("done"))
 
 
-@given(st.data(), st.lists(st.sampled_from(["<think>", "</think>", "<", "think", ">", "\n", "héllo ", "🦜"]), max_size=12))
+@given(
+    st.data(),
+    st.lists(st.sampled_from(["<think>", "</think>", "<", "think", ">", "\n", "héllo ", "🦜"]), max_size=12),
+)
 def test_every_split_of_a_stream_gives_the_same_parts(data: st.DataObject, words: list[str]) -> None:
     text = "".join(words)
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=8)))

@@ -107,7 +107,9 @@ async def test_a_failure_is_the_last_event_and_is_stored() -> None:
     assert (last.code, script.ends) == ("context_length_exceeded", [last])
 
 
-async def test_a_mistake_of_ours_is_logged_and_told_without_its_insides(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_mistake_of_ours_is_logged_and_told_without_its_insides(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     script = Script()
     run = script.run()
     script.say(RuntimeError("secret detail"))

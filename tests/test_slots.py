@@ -26,7 +26,9 @@ async def settle() -> None:
 class Visitor:
     """Takes a slot and keeps it until told to leave."""
 
-    def __init__(self, queue: SlotQueue, ids: list[int] | None = None, priority: Priority = Priority.CHAT) -> None:
+    def __init__(
+        self, queue: SlotQueue, ids: list[int] | None = None, priority: Priority = Priority.CHAT
+    ) -> None:
         self.positions: list[int] = []
         self.slot: Slot | None = None
         self._leave = asyncio.Event()
