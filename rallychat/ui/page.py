@@ -90,9 +90,7 @@ def _head() -> str:
     """Our part of the head. The version changes with the files, so that a new release is seen at once."""
     files = sorted(STATIC.glob("*"))
     version = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
-    styles = "\n".join(
-        f'<link rel="stylesheet" href="ui/static/{name}.css?v={version}">' for name in _STYLES
-    )
+    styles = "\n".join(f'<link rel="stylesheet" href="ui/static/{name}.css?v={version}">' for name in _STYLES)
     return (
         f"<script>{_BEFORE_PAINT}</script>\n{styles}\n"
         '<link rel="icon" type="image/svg+xml" href="ui/static/ball.svg">\n'

@@ -8,6 +8,7 @@ import { keepUp, liveMessage, messageOf, refresh } from "./transcript.js";
 let source = null;
 /** @type {Record<string, string>} */
 let tails = {};
+let heard = false;
 /** @type {() => void} */
 let onLost = () => {};
 
@@ -27,7 +28,10 @@ export function attach(run) {
   const stream = new EventSource(`ui/runs/${run}/stream`);
   source = stream;
   stream.addEventListener("begin", () => begin());
-  stream.addEventListener("status", (event) => status(JSON.parse(event.data).text));
+  stream.addEventListener("status", (event) => {
+    heard = true;
+    status(JSON.parse(event.data).text);
+  });
   stream.addEventListener("grow", (event) => grow(JSON.parse(event.data)));
   stream.addEventListener("end", (event) => end(JSON.parse(event.data)));
   stream.addEventListener("error", () => {
@@ -50,6 +54,7 @@ function place(name, part) {
 /** Also after a lost connection: the server tells everything again. */
 function begin() {
   tails = { answer: "", reasoning: "" };
+  heard = false;
   for (const part of ["answer", "reasoning"]) {
     place("finished", part)?.replaceChildren();
     place("tail", part)?.replaceChildren();
@@ -60,6 +65,11 @@ function begin() {
 function status(text) {
   const line = liveMessage()?.querySelector('[data-part="status"]');
   if (line) line.textContent = text;
+}
+
+/** What the menu knows of the model, while the run itself has said nothing yet. @param {string} text */
+export function waiting(text) {
+  if (!heard && !liveMessage()?.classList.contains("answering")) status(text);
 }
 
 /** @param {{part: string, finished: string, keep: number, tail: string}} update */

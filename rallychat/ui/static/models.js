@@ -2,6 +2,7 @@
 /** The model menu, the pill that names the model in use, and the line that says how far it is. */
 import { get, patch, post } from "./api.js";
 import { byId, confirmed, fragment, onAction, toast } from "./dom.js";
+import * as live from "./live.js";
 import { chat, learn, on, tellTabs } from "./state.js";
 
 /**
@@ -44,8 +45,9 @@ function draw() {
   const current = inUse();
   if (current) {
     byId("rc-model-name").textContent = current.name;
-    const percent = current.fraction === null ? "" : ` ${Math.floor(current.fraction * 100)} %`;
-    byId("rc-model-state").textContent = BUSY.includes(current.state) ? `${current.state}${percent}` : "";
+    const percent = current.fraction === null ? "" : `${Math.floor(current.fraction * 100)} %`;
+    byId("rc-model-state").textContent = BUSY.includes(current.state) ? percent || current.state : "";
+    if (BUSY.includes(current.state)) live.waiting(doing(current));
     document.querySelector(".model-pill")?.setAttribute("data-state", current.state);
   }
   readiness(current);
@@ -61,11 +63,15 @@ function readiness(current) {
   if (line.hidden || !current) return;
   line.classList.toggle("failed", current.state === "unavailable");
   if (current.state === "unavailable") line.textContent = current.note;
-  else {
-    const doing = current.state === "downloading" ? current.state_text.replace("%", " %") : "Loading";
-    line.textContent = `${doing} · ${current.name}. You can write your first message now.`;
-  }
+  else line.textContent = `${doing(current)}. You can write your first message now.`;
   line.style.setProperty("--done", `${(current.fraction ?? 0) * 100}%`);
+}
+
+/** @param {Entry} entry */
+function doing({ state, state_text: text, fraction, name }) {
+  if (state === "loading") return `Loading ${name}`;
+  const percent = fraction === null ? "" : `, ${Math.floor(fraction * 100)} %`;
+  return `${text.split(" ")[0]} ${name}${percent}`;
 }
 
 /** Redraws only cards that differ, so that focus and pointer stay where they are. */
