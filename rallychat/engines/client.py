@@ -5,9 +5,8 @@ Failures are translated here, by one table; above it only `rallychat.errors` exi
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -126,8 +125,9 @@ class EngineClient:
         headers = {"X-Session-ID": session} if session else {}
         reader = _Reader()
         async with self._sent("POST", "/v1/completions", body, headers) as response:
-            events = wire.events(response)
-            while (data := await self._next(events)) is not None and data != b"[DONE]":
+            async for data in wire.events(response):
+                if data == b"[DONE]":
+                    break
                 for event in reader.read(data):
                     yield event
         if reader.done is None:
@@ -157,26 +157,13 @@ class EngineClient:
             )
         return EngineInfo(engine="vllm", window=window)
 
-    async def _next(self, events: AsyncIterator[bytes]) -> bytes | None:
-        try:
-            async with asyncio.timeout(self._stall_timeout):
-                return await anext(events, None)
-        except TimeoutError as exc:
-            silence = f"The engine was silent for {self._stall_timeout:g} seconds."
-            raise EngineInterrupted(silence, hung=True) from exc
-
     async def _ask(
         self, method: str, path: str, body: dict[str, Any] | None = None, *, allow: int = 200
     ) -> tuple[int, dict[str, Any]]:
         try:
-            async with asyncio.timeout(self._stall_timeout):
-                async with self._sent(method, path, body, {}, allow=allow) as response:
-                    content = await response.body()
+            async with self._sent(method, path, body, {}, allow=allow) as response:
+                content = await response.body()
             return response.status, dict(orjson.loads(content)) if response.status == 200 and content else {}
-        except TimeoutError as exc:
-            raise EngineInterrupted(
-                f"The engine did not answer {path} in {self._stall_timeout:g} seconds.", hung=True
-            ) from exc
         except (orjson.JSONDecodeError, TypeError, ValueError) as exc:
             raise EngineInterrupted(f"The engine's answer to {path} is not JSON.") from exc
 
@@ -195,7 +182,14 @@ class EngineClient:
             content = b"" if body is None else orjson.dumps(body)
         except TypeError as exc:  # what orjson raises for half of a surrogate pair
             raise InvalidRequest(f"The request cannot be written as JSON: {exc}.") from exc
-        sent = wire.request(self._address, method, path, body=content, headers=self._headers | dict(headers))
+        sent = wire.request(
+            self._address,
+            method,
+            path,
+            body=content,
+            headers=self._headers | dict(headers),
+            patience=self._stall_timeout,
+        )
         try:
             async with sent as response:
                 if response.status not in (200, allow):
@@ -203,6 +197,8 @@ class EngineClient:
                 yield response
         except wire.Unreachable as exc:
             raise EngineUnavailable(f"The engine cannot be reached: {exc}.") from exc
+        except wire.Stalled as exc:
+            raise EngineInterrupted(f"The engine hangs: it was {exc}.") from exc
         except wire.WireError as exc:
             raise EngineInterrupted(f"The connection to the engine was lost: {exc}.") from exc
 

@@ -24,8 +24,8 @@ from rallychat.errors import EngineUnavailable, SettingsError
 
 _GRACE: Final = 3.0
 """Seconds between SIGTERM and SIGKILL."""
-_KEPT_LINES: Final = 40
-_LOG_PREFIX: Final = re.compile(r"^[\d.]+ [EWI] ")
+_KEPT_LINES: Final = 16
+_LOG_PREFIX: Final = re.compile(r"^[\d.]+ [EWI] +")
 _TELLING: Final = re.compile(r"error|fail|fatal|abort|assert|cannot|could not", re.IGNORECASE)
 
 
@@ -52,10 +52,10 @@ class WorkerProcess:
 
     @property
     def last_words(self) -> str:
-        """What the worker last wrote to standard error, the telling lines of it."""
-        lines = [_LOG_PREFIX.sub("", line) for line in self._said if line.strip()]
+        """What the worker wrote to standard error last: the first line of it that tells of a failure, if any does."""
+        lines = [_LOG_PREFIX.sub("", line).strip() for line in self._said if line.strip()]
         telling = [line for line in lines if _TELLING.search(line)]
-        return "; ".join(line.strip() for line in (telling or lines)[-3:])
+        return telling[0] if telling else "; ".join(lines[-2:])
 
     async def start(self) -> None:
         """Start the worker; returns when its engine is loaded and answers.

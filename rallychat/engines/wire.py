@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 _MAX_HEAD: Final = 64 * 1024
@@ -25,6 +25,10 @@ class WireError(Exception):
 
 class Unreachable(WireError):
     """No connection could be made: nothing was sent."""
+
+
+class Stalled(WireError):
+    """The peer was silent for too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,25 +65,25 @@ class Address:
 class Response:
     """A response whose head has arrived; its body is read through `chunks`."""
 
-    def __init__(self, status: int, headers: Mapping[str, str], reader: asyncio.StreamReader) -> None:
+    def __init__(self, status: int, headers: Mapping[str, str], connection: _Connection) -> None:
         self.status = status
         self.headers = headers
-        self._reader = reader
+        self._connection = connection
 
     async def chunks(self) -> AsyncGenerator[bytes]:
         """The body as it arrives, in pieces of any size. Raises WireError if it ends early."""
         if self.headers.get("transfer-encoding", "").lower() == "chunked":
-            async for piece in _dechunked(self._reader):
-                yield piece
+            chunked = _Chunked()
+            while not chunked.ended:
+                if piece := chunked.feed(await self._connection.read()):
+                    yield piece
             return
-        length = self.headers.get("content-length")
-        left = int(length) if length is not None and length.isdecimal() else None
+        length = self.headers.get("content-length", "")
+        left = int(length) if length.isdecimal() else None
         while left is None or left > 0:
-            piece = await self._reader.read(65536)
+            piece = await self._connection.read(may_end=left is None)
             if not piece:
-                if left is None:
-                    return
-                raise WireError("the connection ended within a response")
+                return
             if left is not None:
                 left -= len(piece)
             yield piece
@@ -97,27 +101,38 @@ class Response:
 
 @asynccontextmanager
 async def request(
-    address: Address, method: str, path: str, *, body: bytes = b"", headers: Mapping[str, str] | None = None
+    address: Address,
+    method: str,
+    path: str,
+    *,
+    body: bytes = b"",
+    headers: Mapping[str, str] | None = None,
+    patience: float = 60,
 ) -> AsyncGenerator[Response]:
     """Send one request; leaving the block closes its connection, whatever was read by then.
 
+    Args:
+        address: where to.
+        method: `GET` or `POST`.
+        path: the route, with its query.
+        body: JSON.
+        headers: more of them.
+        patience: seconds to wait for the connection, the head, and each piece of the body.
+
     Raises:
         Unreachable: no connection could be made.
+        Stalled: nothing came for `patience` seconds.
         WireError: the connection broke, or the answer is not HTTP.
     """
-    reader, writer = await address.connect()
+    connection = await _Connection.open(address, patience)
     try:
-        writer.write(_head(address, method, path, len(body), headers or {}) + body)
-        try:
-            await writer.drain()
-            yield await _response(reader)
-        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError) as exc:
-            raise WireError(str(exc) or "the connection was closed") from exc
+        connection.write(_head(address, method, path, len(body), headers or {}) + body)
+        yield await _response(connection)
     finally:
-        writer.transport.abort()
+        connection.close()
 
 
-async def events(response: Response) -> AsyncIterator[bytes]:
+async def events(response: Response) -> AsyncGenerator[bytes]:
     """The data of each server-sent event of a response (one `data:` line each, as all engines send them)."""
     rest = b""
     async for piece in response.chunks():
@@ -126,6 +141,108 @@ async def events(response: Response) -> AsyncIterator[bytes]:
         for line in lines:
             if line.startswith(b"data:"):
                 yield line[5:].strip()
+
+
+class _Connection:
+    """A connection that gives up when the peer is silent for too long.
+
+    One timer a connection, looked at when it fires: one around every read would cost more than the read.
+    """
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, patience: float, address: Address
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._patience = patience
+        self._address = address
+        self._loop = asyncio.get_running_loop()
+        self._waiting_since: float | None = None
+        self._stalled = False
+        self._timer = self._loop.call_later(patience, self._look)
+
+    @classmethod
+    async def open(cls, address: Address, patience: float) -> _Connection:
+        try:
+            async with asyncio.timeout(patience):
+                reader, writer = await address.connect()
+        except TimeoutError as exc:
+            raise Unreachable(f"no connection in {patience:g} seconds") from exc
+        return cls(reader, writer, patience, address)
+
+    def write(self, data: bytes) -> None:
+        self._writer.write(data)
+
+    async def read(self, *, may_end: bool = False) -> bytes:
+        """What has arrived; empty only at an end that `may_end` allows."""
+        piece = await self._awaited(self._reader.read(65536))
+        if not piece and not may_end:
+            raise WireError("it was closed")
+        return piece
+
+    async def head(self) -> bytes:
+        try:
+            return await self._awaited(self._reader.readuntil(b"\r\n\r\n"))
+        except asyncio.IncompleteReadError as exc:
+            raise WireError("it was closed") from exc
+        except asyncio.LimitOverrunError as exc:
+            raise WireError("the head of its answer is too long") from exc
+
+    def close(self) -> None:
+        self._timer.cancel()
+        self._writer.transport.abort()
+
+    async def _awaited(self, arriving: Coroutine[Any, Any, bytes]) -> bytes:
+        self._waiting_since = self._loop.time()
+        try:
+            piece = await arriving
+        except OSError as exc:
+            raise WireError(str(exc) or "it was closed") from exc
+        finally:
+            self._waiting_since = None
+            if self._stalled:
+                raise Stalled(f"silent for {self._patience:g} seconds")
+        return piece
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        silent = now - (self._waiting_since or now)
+        if silent < self._patience:
+            self._timer = self._loop.call_later(self._patience - silent, self._look)
+            return
+        self._stalled = True
+        self._writer.transport.abort()
+
+
+class _Chunked:
+    """Undoes chunked transfer coding; all chunks that arrived together come as one piece."""
+
+    def __init__(self) -> None:
+        self._raw = b""
+        self.ended = False
+
+    def feed(self, piece: bytes) -> bytes:
+        raw = self._raw + piece if self._raw else piece
+        done, parts = 0, []
+        while not self.ended and (end := raw.find(b"\r\n", done)) >= 0:
+            size = _hexadecimal(raw[done:end])
+            start = end + 2
+            self.ended = size == 0
+            if len(raw) < start + size + 2 or self.ended:
+                break
+            parts.append(raw[start : start + size])
+            done = start + size + 2
+        self._raw = raw[done:]
+        if len(self._raw) > _MAX_BODY:
+            raise WireError("a chunk of its answer is too large")
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _hexadecimal(line: bytes) -> int:
+    digits = line.split(b";", 1)[0].strip()
+    if not digits or len(digits) > 8 or digits.translate(None, b"0123456789abcdefABCDEF"):
+        raise WireError("its answer is not well-formed HTTP")
+    return int(digits, 16)
 
 
 def _head(address: Address, method: str, path: str, length: int, headers: Mapping[str, str]) -> bytes:
@@ -138,37 +255,13 @@ def _head(address: Address, method: str, path: str, length: int, headers: Mappin
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 
-async def _response(reader: asyncio.StreamReader) -> Response:
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+async def _response(connection: _Connection) -> Response:
+    head = (await connection.head()).decode("latin-1").split("\r\n")
     version, _, rest = head[0].partition(" ")
     status = rest.split(" ", 1)[0]
-    if not version.startswith("HTTP/1.") or not status.isdecimal():
-        raise WireError("the answer is not HTTP")
+    if not version.startswith("HTTP/1.") or len(status) != 3 or not status.isdecimal():
+        raise WireError("its answer is not HTTP")
     pairs = (line.partition(":") for line in head[1:] if ":" in line)
-    return Response(int(status), {name.strip().lower(): value.strip() for name, _, value in pairs}, reader)
-
-
-async def _dechunked(reader: asyncio.StreamReader) -> AsyncGenerator[bytes]:
-    """The body of a chunked response; all chunks that arrived together come as one piece."""
-    raw = b""
-    while True:
-        piece = await reader.read(65536)
-        if not piece:
-            raise WireError("the connection was closed")
-        raw += piece
-        done = 0
-        parts: list[bytes] = []
-        while (end := raw.find(b"\r\n", done)) >= 0:
-            size = int(raw[done:end].split(b";", 1)[0], 16)
-            start = end + 2
-            if size == 0:
-                if parts:
-                    yield b"".join(parts)
-                return
-            if len(raw) < start + size + 2:
-                break
-            parts.append(raw[start : start + size])
-            done = start + size + 2
-        raw = raw[done:]
-        if parts:
-            yield b"".join(parts)
+    return Response(
+        int(status), {name.strip().lower(): value.strip() for name, _, value in pairs}, connection
+    )
