@@ -42,7 +42,8 @@ class Menu:
         chosen = self._in_use(using)
         if all(each.model.id != chosen.id for each in cards):
             cards = [*cards, card(chosen, service.settings, service.pool, service.downloads)]
-        return {"using": chosen.id, "models": [self._entry(each) for each in cards]}
+        default = self._in_use(None).id
+        return {"using": chosen.id, "default": default, "models": [self._entry(each) for each in cards]}
 
     def load(self, name: str) -> str:
         """Fetches if needed, and loads, in the background."""

@@ -129,3 +129,29 @@ def test_a_download_that_fails_says_why(
             card = visit.page.locator('[data-model="tiny"]')
             card.get_by_role("button", name="Download only").click()
             expect(card.locator(".note")).to_contain_text("gone.gguf")
+
+
+def test_a_new_chat_begins_with_the_model_chosen_last(page: Page) -> None:
+    use_model(page, "Slow echo")
+    page.reload()
+    expect(page.locator("#rc-model-name")).to_have_text("Slow echo")
+
+
+def test_the_model_the_server_was_started_with_wins_over_an_older_choice(
+    tmp_path: Path, visiting: Visiting
+) -> None:
+    folder = write_models(tmp_path)
+    with serving(folder, model="markdown") as server, visiting(server.url) as visit:
+        older = '{"model": "slow", "over": "echo"}'
+        visit.page.evaluate("(value) => localStorage.setItem('rallychat.model', value)", older)
+        visit.page.reload()
+        expect(visit.page.locator("#rc-model-name")).to_have_text("Markdown echo")
+
+
+def test_a_model_that_left_the_catalog_is_forgotten(page: Page) -> None:
+    gone = '{"model": "gone", "over": "echo"}'
+    page.evaluate("(value) => localStorage.setItem('rallychat.model', value)", gone)
+    page.reload()
+    expect(page.locator("#rc-model-name")).to_have_text("Echo")
+    say(page, "still works")
+    answered(page)

@@ -13,6 +13,7 @@ const BUSY = ["downloading", "loading"];
 /** @type {Entry[]} */
 let entries = [];
 let using = "";
+let base = "";
 let timer = 0;
 /** @type {Map<string, string>} */
 const drawn = new Map();
@@ -33,12 +34,28 @@ export async function refresh() {
     const menu = await get(`/models${query}`);
     entries = menu.models;
     using = menu.using;
+    base = menu.default;
+    recall();
     draw();
   } catch {
     byId("rc-model-state").textContent = "no connection";
   }
   const busy = entries.some((entry) => BUSY.includes(entry.state));
   timer = setTimeout(refresh, busy ? 500 : dialog().open ? 2000 : 8000);
+}
+
+const REMEMBERED = "rallychat.model";
+
+/** A new chat begins with what was chosen last, unless the server was started with another model since. */
+function recall() {
+  if (chat.id !== null || chat.model !== null) {
+    if (chat.id === null && chat.model !== using) learn({ model: null }); // it has left the catalog
+    return;
+  }
+  const { model = "", over = "" } = JSON.parse(localStorage.getItem(REMEMBERED) ?? "{}");
+  if (over !== base || model === base || !entries.some((entry) => entry.id === model)) return;
+  using = model;
+  learn({ model });
 }
 
 function draw() {
@@ -115,7 +132,7 @@ async function tell(what, model) {
 
 /** @param {string} model */
 async function choose(model) {
-  localStorage.setItem("rallychat.model", model);
+  localStorage.setItem(REMEMBERED, JSON.stringify({ model, over: base }));
   learn({ model });
   try {
     if (chat.id) await patch(`/conversations/${chat.id}`, { model });

@@ -16,7 +16,7 @@
 export const blank = () => ({
   id: null,
   title: "",
-  model: localStorage.getItem("rallychat.model"),
+  model: null,
   system: "",
   sampling: {},
   tip: null,
