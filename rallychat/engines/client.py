@@ -65,6 +65,7 @@ class EngineClient:
         self._stall_timeout = stall_timeout
         self._info: EngineInfo | None = None
         self._foreign = False
+        self._model = ""
 
     async def info(self) -> EngineInfo:
         """What the engine says of itself; asked once. One without `/info` is taken for a vLLM server."""
@@ -121,9 +122,9 @@ class EngineClient:
             EngineInterrupted: it died, failed, or sent nothing for `stall_timeout` during this answer.
         """
         await self.info()
-        body = request.model_dump(exclude=set(_OURS) if self._foreign else None, exclude_none=True)
+        body = self._body(request)
         headers = {"X-Session-ID": session} if session else {}
-        reader = _Reader()
+        reader = _Reader(warming=request.max_tokens == 0)
         async with self._sent("POST", "/v1/completions", body, headers) as response:
             async for data in wire.events(response):
                 if data == b"[DONE]":
@@ -147,10 +148,17 @@ class EngineClient:
     async def aclose(self) -> None:
         """Nothing is kept open between requests; here so that callers need not know."""
 
+    def _body(self, request: CompletionRequest) -> dict[str, Any]:
+        body = request.model_dump(exclude_none=True)
+        if self._foreign:  # a vLLM server wants to hear its model's name, and at least one token of it
+            body = {name: value for name, value in body.items() if name not in _OURS}
+            body |= {"model": request.model or self._model, "max_tokens": max(1, request.max_tokens)}
+        return body
+
     async def _foreign_info(self) -> EngineInfo:
         _, answer = await self._ask("GET", "/v1/models")
         cards = answer.get("data") or [{}]
-        window = cards[0].get("max_model_len")
+        self._model, window = str(cards[0].get("id", "")), cards[0].get("max_model_len")
         if not isinstance(window, int):
             raise EngineRefused(
                 "The engine's /v1/models does not tell max_model_len.", hint="is it a vLLM server?"
@@ -206,7 +214,8 @@ class EngineClient:
 class _Reader:
     """Reads the chunks of one answer. Written by hand: a model per token would cost more than all the rest."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, warming: bool) -> None:
+        self._warming = warming
         self._reason: str | None = None
         self.done: Done | None = None
 
@@ -222,7 +231,7 @@ class _Reader:
             raise EngineInterrupted(str(chunk["error"]["message"]))
         for choice in chunk["choices"]:
             text, ids = choice["text"], choice.get("token_ids") or ()
-            if text or ids:
+            if (text or ids) and not self._warming:
                 found.append(Tokens(text, tuple(ids)))
             self._reason = choice.get("finish_reason") or self._reason
         if progress := chunk.get("prompt_progress"):
@@ -230,7 +239,8 @@ class _Reader:
         if (usage := chunk.get("usage")) and self._reason is not None:
             cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
             reason: Final = "length" if self._reason == "length" else "stop"
-            self.done = Done(reason, usage["prompt_tokens"], usage["completion_tokens"], cached)
+            generated = 0 if self._warming else usage["completion_tokens"]
+            self.done = Done(reason, usage["prompt_tokens"], generated, cached)
         return found
 
 

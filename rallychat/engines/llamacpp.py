@@ -110,7 +110,7 @@ class LlamaCpp:
                     ) from running.exception()
         finally:
             stream.cancelled = True
-            await asyncio.shield(running)
+            await asyncio.wait({running})  # the slot is free only when llama.cpp has let go of it
 
     async def _read(self, stream: _Stream, answer: _Answer) -> list[BackendEvent]:
         """Everything that has arrived, with neighbouring steps joined."""
@@ -219,6 +219,12 @@ class _Answer:
 
     def take(self, chunk: Any) -> BackendEvent | None:
         """The event a chunk stands for. Raises what an error chunk says."""
+        try:
+            return self._take(chunk)
+        except (KeyError, IndexError, TypeError) as exc:
+            raise EngineInterrupted("llama.cpp sent something that cannot be read.") from exc
+
+    def _take(self, chunk: Any) -> BackendEvent | None:
         if "error" in chunk:
             raise _refusal(chunk["error"])
         choice = chunk["choices"][0]
