@@ -29,6 +29,10 @@ MODELS = {
     "slow": f'name = "Slow echo"\n{ECHO}[options]\ndelay_ms = 15\n',
     "heavy": f'name = "Heavy echo"\n{ECHO}[options]\nload_ms = 1500\n',
     "broken": f'name = "Broken echo"\n{ECHO}[options]\nload_error = "the weights are damaged"\n',
+    "thinker": (
+        'name = "Thinker"\nfamily = "qwen3"\nengine = "echo"\nwindow = 8192\n[weights]\nkind = "none"\n'
+        '[options]\ndelay_ms = 5\nreplies = ["<think>First I count **slowly**.</think>The answer is 7."]\n'
+    ),
     "markdown": f'name = "Markdown echo"\n{ECHO}[options]\nreplies = ["""%s"""]\n',
 }
 MARKDOWN = """# Title

@@ -153,3 +153,14 @@ def test_an_example_fills_the_composer(page: Page) -> None:
     page.locator(".examples button").first.click()
     expect(page.get_by_label("Message", exact=True)).not_to_have_value("")
     expect(page.get_by_label("Message", exact=True)).to_be_focused()
+
+
+def test_what_a_model_thinks_is_folded_away_from_what_it_says(page: Page) -> None:
+    use_model(page, "Thinker")
+    say(page, "how many")
+    expect(page.locator(".message.live .reasoning")).to_be_visible()
+    answered(page)
+    expect(page.locator(".answer")).to_have_text("The answer is 7.")
+    expect(page.locator(".reasoning-text")).to_be_hidden()
+    page.get_by_text("Thoughts").click()
+    expect(page.locator(".reasoning-text strong")).to_have_text("slowly")
