@@ -31,7 +31,7 @@ MODELS = {
     "broken": f'name = "Broken echo"\n{ECHO}[options]\nload_error = "the weights are damaged"\n',
     "thinker": (
         'name = "Thinker"\nfamily = "qwen3"\nengine = "echo"\nwindow = 8192\n[weights]\nkind = "none"\n'
-        '[options]\ndelay_ms = 5\nreplies = ["<think>First I count **slowly**.</think>The answer is 7."]\n'
+        '[options]\ndelay_ms = 30\nreplies = ["<think>First I count **slowly**, one after the other, and then once more.</think>The answer is 7."]\n'
     ),
     "markdown": f'name = "Markdown echo"\n{ECHO}[options]\nreplies = ["""%s"""]\n',
 }
@@ -194,6 +194,7 @@ def say(page: Page, text: str) -> None:
     page.keyboard.press("Enter")
 
 
-def answered(page: Page, count: int = 1) -> None:
+def answered(page: Page, count: int = 1, *, seconds: float = 20) -> None:
     """Waits until so many answers are whole."""
-    expect(page.locator(".message.assistant:not(.live)")).to_have_count(count)
+    whole = page.locator(".message.assistant:not(.live)")
+    expect(whole).to_have_count(count, timeout=seconds * 1000)
