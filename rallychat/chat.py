@@ -177,9 +177,13 @@ class ChatService:
                 max_tokens=chosen.max_tokens,
             )
 
+        async def produce(emit: Emit) -> Finished:
+            tell = self._recorder.telling(answer, emit)
+            return await self._produce(growth, model, chosen, plan, conversation.id, tell)
+
         return self.runs.start(
             Run(
-                partial(self._produce, growth, model, chosen, plan, conversation.id),
+                produce,
                 partial(self._recorder.conclude, growth, answer),
                 conversation_id=conversation.id,
                 message_id=answer.id,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from rallychat.answering import Growth, logged_ids
 from rallychat.errors import EngineError, EngineInterrupted, RallyChatError
-from rallychat.messages import Failed, Finished, FinishReason
+from rallychat.messages import Event, Failed, Finished, FinishReason, ReasoningDelta, TextDelta
 from rallychat.parsing import AnswerParser
 from rallychat.pool import Pool
-from rallychat.runs import End, Run
+from rallychat.runs import Emit, End, Run
 from rallychat.store import ConversationStore, StoredMessage, TokenSpan
 
 
@@ -27,7 +27,19 @@ class Recorder:
     def open(self, answer: StoredMessage, parser: AnswerParser) -> Growth:
         """A growth for `answer`, saved from now on until it is concluded."""
         growth = self._growths[answer.id] = Growth(parser)
+        self._store.journal.begin(answer.id, answer.parts)
         return growth
+
+    def telling(self, answer: StoredMessage, emit: Emit) -> Emit:
+        """`emit`, with each word journalled before anybody sees it."""
+        journal = self._store.journal
+
+        def tell(event: Event) -> None:
+            if isinstance(event, TextDelta | ReasoningDelta):
+                journal.add(answer.id, event)
+            emit(event)
+
+        return tell
 
     async def conclude(self, growth: Growth, answer: StoredMessage, end: End) -> End:
         """Stores how an answer ended, in one transaction, and the token log beside it."""
@@ -46,6 +58,7 @@ class Recorder:
             report=plan.report if plan else None,
             span=await self._span(growth, answer),
         )
+        self._store.journal.end(answer.id)
         return growth.closed(end)
 
     async def _span(self, growth: Growth, answer: StoredMessage) -> TokenSpan | None:

@@ -25,8 +25,8 @@ End = Finished | Failed
 Conclude = Callable[[End], Awaitable[End]]
 """Stores how the answer ended, whatever happened; what it returns is told to the viewers."""
 
-SAVE_EVERY = 0.2
-"""Seconds between two writes of what is growing: the most a killed server can forget."""
+SAVE_EVERY = 0.5
+"""Seconds between two writes of what is growing; the store's journal holds what comes in between."""
 
 
 class Run:

@@ -7,7 +7,7 @@ processes of one machine, not across machines.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -45,6 +45,10 @@ class Owner:
         self.folder = folder
         self._lock = _lock(self._file(self.id))
 
+    def journal(self, owner: str) -> Path:
+        """The file of what an owner's answers last said."""
+        return self.folder / f"{owner}.journal"
+
     def take(self) -> None:
         """Takes this process's lock. Call under `starting`."""
         self._lock.acquire(timeout=0)
@@ -69,10 +73,13 @@ class Owner:
         lock.release()
         return False
 
-    def sweep(self) -> None:
-        """Removes the files dead processes left. Call under `starting`."""
+    def sweep(self, *, keep: Collection[str]) -> None:
+        """Removes the files dead processes left, but for the journals of `keep`. Call under `starting`."""
         for path in self.folder.glob("owner_*.lock"):
             self.is_live(path.stem)
+        for path in self.folder.glob("owner_*.journal"):
+            if path.stem != self.id and path.stem not in keep and not self.is_live(path.stem):
+                _remove(path)
 
     def _file(self, owner: str) -> Path:
         return self.folder / f"{owner}.lock"

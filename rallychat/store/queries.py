@@ -98,6 +98,12 @@ async def owners_of_running(db: AsyncConnection) -> list[str]:
     return [name for name in found if name is not None]
 
 
+async def restore(db: AsyncConnection, message_id: str, *, owner: str, parts: list[dict[str, str]]) -> None:
+    """Gives a running answer the parts its dead process's journal holds."""
+    mine = (messages.c.id == message_id, messages.c.owner == owner, messages.c.status == "running")
+    await db.execute(update(messages).where(*mine).values(parts=parts))
+
+
 async def interrupt(db: AsyncConnection, which: ColumnElement[bool], *, error: str) -> int:
     """Ends those running answers, keeping all that was saved of them; returns how many."""
     ended = {"status": "complete", "finish_reason": "interrupted", "error": error, "owner": None}

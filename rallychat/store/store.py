@@ -23,6 +23,7 @@ from rallychat.settings import Settings
 from rallychat.store import codec, queries
 from rallychat.store.database import Database, create_file
 from rallychat.store.ids import new_id
+from rallychat.store.journal import Journal, forget, recovered
 from rallychat.store.migrate import migrate
 from rallychat.store.owners import Owner, starting
 from rallychat.store.tables import LOCAL_USER, conversations, messages, preferences
@@ -46,6 +47,7 @@ class ConversationStore:
     def __init__(self, database: Database, owner: Owner) -> None:
         self._database = database
         self._owner = owner
+        self.journal = Journal(owner.journal(owner.id))
 
     @classmethod
     @asynccontextmanager
@@ -68,6 +70,7 @@ class ConversationStore:
             store = cls(database, owner)
             await store.interrupt_orphans()
             yield store
+            store.journal.close()
         finally:
             await database.aclose()
             owner.release()
@@ -80,8 +83,15 @@ class ConversationStore:
         gone = await asyncio.to_thread(_gone, self._owner, owners)
         if not gone:
             return 0
+        journals = [self._owner.journal(owner) for owner in gone]
+        newest = await asyncio.to_thread(lambda: [recovered(path) for path in journals])
         async with self._database.write() as db:
-            return await queries.interrupt(db, messages.c.owner.in_(gone), error=_INTERRUPTED)
+            for owner, texts in zip(gone, newest, strict=True):
+                for message_id, parts in texts.items():
+                    await queries.restore(db, message_id, owner=owner, parts=codec.parts_mended(parts))
+            interrupted = await queries.interrupt(db, messages.c.owner.in_(gone), error=_INTERRUPTED)
+        await asyncio.to_thread(forget, journals)
+        return interrupted
 
     @whole
     async def create(
@@ -361,7 +371,7 @@ def _claim(owner: Owner, path: Path, busy_timeout: float) -> None:
 def _gone(owner: Owner, others: Sequence[str]) -> builtins.list[str]:
     with starting(owner.folder, timeout=_START_TIMEOUT):
         gone = [other for other in others if not owner.is_live(other)]
-        owner.sweep()
+        owner.sweep(keep=gone)
     return gone
 
 

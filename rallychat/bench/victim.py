@@ -1,0 +1,42 @@
+"""A service that is killed: starts one turn per line of its input and tells on its output what a viewer saw.
+
+Its input is JSON lines: the settings, then `{"text": …}` for each turn. Its output is JSON lines: `{"conversation",
+"message", "seen"}` with the characters seen so far, after each event. It never ends by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+
+from rallychat.chat import ChatService
+from rallychat.messages import TextDelta
+from rallychat.runs import Run
+from rallychat.settings import Settings
+
+
+async def watch(run: Run) -> None:
+    """Tells what a viewer of the run sees."""
+    seen = 0
+    async for event in run.attach():
+        seen += len(event.text) if isinstance(event, TextDelta) else 0
+        line = {"conversation": run.conversation_id, "message": run.message_id, "seen": seen}
+        print(json.dumps(line), flush=True)
+
+
+async def main() -> None:
+    """Reads its turns, starts them all, and waits to be killed."""
+    settings, *turns = [json.loads(line) for line in sys.stdin]
+    async with ChatService.open(Settings.load(**settings)) as service:
+        await service.load(service.settings.model)
+        runs = []
+        for turn in turns:
+            conversation = await service.store.create()
+            runs.append(await service.turn(conversation.id, turn["text"]))
+        await asyncio.gather(*map(watch, runs))
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,104 @@
+"""The newest words of growing answers, on their way to the database.
+
+The database is written a few times a second; a process killed in between would forget what people have already
+read. So each delta is first appended to a file of the process, `run/<owner>.journal`: one write, no flush, which
+the operating system completes even for a process that dies in the next instruction. Whoever finds the dead
+process's answers reads its journal.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import orjson
+
+from rallychat.messages import Part, Reasoning, ReasoningDelta, Text, TextDelta
+
+log = logging.getLogger(__name__)
+
+_KINDS: dict[str, type[Text | Reasoning]] = {"text": Text, "reasoning": Reasoning}
+
+
+class Journal:
+    """One process's journal. Its file exists while answers grow.
+
+    Args:
+        path: the file; made when the first answer begins, removed when the last has ended.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: int | None = None
+        self._growing: set[str] = set()
+
+    def begin(self, message_id: str, parts: tuple[Part, ...]) -> None:
+        """An answer grows from now on; `parts` is what it has already (it is being continued)."""
+        self._growing.add(message_id)
+        self._write({"begin": message_id, "parts": [[part.kind, part.text] for part in parts]})
+
+    def add(self, message_id: str, delta: TextDelta | ReasoningDelta) -> None:
+        """More of an answer that has begun."""
+        self._write(
+            {
+                "add": message_id,
+                "kind": "text" if isinstance(delta, TextDelta) else "reasoning",
+                "text": delta.text,
+            }
+        )
+
+    def end(self, message_id: str) -> None:
+        """The answer is in the database, whole."""
+        self._growing.discard(message_id)
+        if not self._growing:
+            self.close()
+
+    def close(self) -> None:
+        """Removes the file, unless it holds what could not be stored: the next start tries again."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+        if not self._growing:
+            with suppress(OSError):
+                self._path.unlink(missing_ok=True)
+
+    def _write(self, line: Mapping[str, object]) -> None:
+        try:
+            if self._file is None:
+                self._file = os.open(self._path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+            os.write(self._file, orjson.dumps(line) + b"\n")
+        except OSError as exc:  # the answer goes on, and is still saved a few times a second
+            log.warning("the journal %s cannot be written: %s", self._path, exc.strerror)
+
+
+def recovered(path: Path) -> dict[str, tuple[Part, ...]]:
+    """What a dead process's journal holds, by message. A line cut by the death is left out."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError:
+        return {}
+    found: dict[str, list[tuple[type[Text | Reasoning], str]]] = {}
+    for line in lines[:-1]:
+        with suppress(orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+            row = orjson.loads(line)
+            if "begin" in row:
+                found[row["begin"]] = [(_KINDS[kind], text) for kind, text in row["parts"]]
+            else:
+                _grow(found[row["add"]], _KINDS[row["kind"]], row["text"])
+    return {message: tuple(kind(text) for kind, text in parts) for message, parts in found.items()}
+
+
+def forget(paths: Sequence[Path]) -> None:
+    """Removes journals whose answers are in the database now."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def _grow(parts: list[tuple[type[Text | Reasoning], str]], kind: type[Text | Reasoning], text: str) -> None:
+    if parts and parts[-1][0] is kind:
+        parts[-1] = (kind, parts[-1][1] + text)
+    else:
+        parts.append((kind, text))

@@ -1,0 +1,123 @@
+"""What people had read when the server was killed is there when it is back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rallychat.messages import Message, Part, Reasoning, ReasoningDelta, Text, TextDelta
+from rallychat.settings import Settings
+from rallychat.store import ConversationStore
+from rallychat.store.journal import Journal, recovered
+
+deltas = st.lists(
+    st.tuples(
+        st.sampled_from(["m1", "m2"]), st.builds(TextDelta, st.text()) | st.builds(ReasoningDelta, st.text())
+    ),
+    max_size=20,
+)
+
+
+def expected(parts: tuple[Part, ...], added: list[TextDelta | ReasoningDelta]) -> tuple[Part, ...]:
+    out = list(parts)
+    for delta in added:
+        kind = Text if isinstance(delta, TextDelta) else Reasoning
+        if out and isinstance(out[-1], kind):
+            out[-1] = kind(out[-1].text + delta.text)
+        else:
+            out.append(kind(delta.text))
+    return tuple(out)
+
+
+@given(deltas)
+def test_a_journal_gives_back_what_was_added_message_by_message(
+    tmp_path_factory: pytest.TempPathFactory, added: list[tuple[str, TextDelta | ReasoningDelta]]
+) -> None:
+    path = tmp_path_factory.mktemp("journal") / "owner_x.journal"
+    journal = Journal(path)
+    begun: tuple[Part, ...] = (Text("so far "),)
+    journal.begin("m1", begun)
+    journal.begin("m2", ())
+    for message, delta in added:
+        journal.add(message, delta)
+    wanted = {
+        "m1": expected(begun, [delta for message, delta in added if message == "m1"]),
+        "m2": expected((), [delta for message, delta in added if message == "m2"]),
+    }
+    assert recovered(path) == wanted
+    journal.end("m1")
+    assert path.exists()
+    journal.end("m2")
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "torn", [b'{"add":"m1","ki', b"\xff\xfe\n", b'{"add":"unknown","kind":"text","text":"x"}\n', b"[]\n"]
+)
+def test_a_line_that_the_death_cut_or_that_means_nothing_is_left_out(tmp_path: Path, torn: bytes) -> None:
+    path = tmp_path / "owner_x.journal"
+    journal = Journal(path)
+    journal.begin("m1", ())
+    journal.add("m1", TextDelta("whole"))
+    with path.open("ab") as file:
+        file.write(torn)
+    assert recovered(path) == {"m1": (Text("whole"),)}
+
+
+def test_no_journal_is_nothing_to_recover(tmp_path: Path) -> None:
+    assert recovered(tmp_path / "none") == {}
+
+
+def test_a_journal_that_cannot_be_written_does_not_end_the_answer(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = Journal(tmp_path / "nowhere" / "owner_x.journal")
+    journal.begin("m1", ())
+    journal.add("m1", TextDelta("a"))
+    journal.end("m1")
+    assert "cannot be written" in caplog.text
+
+
+VICTIM = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from rallychat.messages import Message, TextDelta
+from rallychat.settings import Settings
+from rallychat.store import ConversationStore
+
+async def main() -> None:
+    async with ConversationStore.open(Settings(data_dir=Path(sys.argv[1]))) as store:
+        conversation = await store.create()
+        _, answer = await store.begin(conversation.id, parent_id=None, user=Message.of("user", "hi"), model="m")
+        store.journal.begin(answer.id, ())
+        for word in ("never ", "saved ", "in the database"):
+            store.journal.add(answer.id, TextDelta(word))
+        print(conversation.id, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_server_killed_between_two_saves_has_forgotten_nothing(tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent
+    done = subprocess.run(  # noqa: ASYNC221 - nothing else runs in this loop
+        [sys.executable, "-c", VICTIM, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    async with ConversationStore.open(Settings(data_dir=tmp_path)) as store:
+        said, answer = await store.path(done.stdout.strip())
+        assert (said.message, answer.text) == (Message.of("user", "hi"), "never saved in the database")
+        assert (answer.status, answer.finish_reason) == ("complete", "interrupted")
+    assert list((tmp_path / "run").glob("*.journal")) == []
