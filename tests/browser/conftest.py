@@ -31,7 +31,8 @@ MODELS = {
     "broken": f'name = "Broken echo"\n{ECHO}[options]\nload_error = "the weights are damaged"\n',
     "thinker": (
         'name = "Thinker"\nfamily = "qwen3"\nengine = "echo"\nwindow = 8192\n[weights]\nkind = "none"\n'
-        '[options]\ndelay_ms = 30\nreplies = ["<think>First I count **slowly**, one after the other, and then once more.</think>The answer is 7."]\n'
+        "[options]\ndelay_ms = 30\n"
+        'replies = ["<think>First I count **slowly**, one by one, and once more.</think>The answer is 7."]\n'
     ),
     "markdown": f'name = "Markdown echo"\n{ECHO}[options]\nreplies = ["""%s"""]\n',
 }
