@@ -78,12 +78,12 @@ class _Server(uvicorn.Server):
 
 
 @contextmanager
-def serving(folder: Path, **given: Any) -> Iterator[Served]:
-    """Page and API over a data folder, on a free port, until the block ends."""
+def serving(folder: Path, *, port: int = 0, **given: Any) -> Iterator[Served]:
+    """Page and API over a data folder, on a free port if none is given, until the block ends."""
     settings = Settings(data_dir=folder, **{"model": "echo", **given})
     started = threading.Event()
     running: dict[str, Any] = {}
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server(("127.0.0.1", port))
 
     async def main() -> None:
         async with ChatService.open(settings) as service:

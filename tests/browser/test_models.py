@@ -155,3 +155,23 @@ def test_a_model_that_left_the_catalog_is_forgotten(page: Page) -> None:
     expect(page.locator("#rc-model-name")).to_have_text("Echo")
     say(page, "still works")
     answered(page)
+
+
+def test_a_first_message_says_that_the_model_is_still_on_its_way(
+    tmp_path: Path, visiting: Visiting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_models(tmp_path)
+    (folder / "catalog" / "models" / "tiny.toml").write_text(TINY)
+    with HubServer() as hub:
+        hub.held = True
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        with serving(folder, model="tiny") as server:
+            server.loop.call_soon_threadsafe(server.service.prepare)  # as the server does at its start
+            with visiting(server.url) as visit:
+                expect(visit.page.locator(".readiness")).to_contain_text("Downloading Tiny")
+                say(visit.page, "hello")
+                expect(visit.page.locator(".live-status")).to_contain_text(
+                    re.compile(r"Downloading Tiny, \d\d %")
+                )
+                hub.release()
+                expect(visit.page.locator(".notice.failed")).to_be_visible()

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import Served, Visiting, answered, say, use_model
+from tests.browser.conftest import Served, Visiting, answered, say, serving, use_model, write_models
 
 pytestmark = pytest.mark.browser
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
@@ -188,3 +190,20 @@ def test_every_button_has_a_name(page: Page) -> None:
             .filter((b) => !(b.getAttribute("aria-label") || b.textContent.trim())).map((b) => b.outerHTML)"""
     )
     assert nameless == []
+
+
+def test_a_server_that_was_restarted_shows_the_interrupted_answer(tmp_path: Path, visiting: Visiting) -> None:
+    folder = write_models(tmp_path)
+    with (
+        ExitStack() as running,
+        visiting((server := running.enter_context(serving(folder, model="slow"))).url) as visit,
+    ):
+        page = visit.page
+        say(page, "!count 2000")
+        expect(page.locator(".message.live .answer")).to_contain_text("5")
+        running.close()
+        port = int(server.url.rsplit(":", 1)[1])
+        running.enter_context(serving(folder, model="slow", port=port))
+        expect(page.locator(".notice")).to_contain_text("Interrupted.")
+        expect(page.locator(".answer")).to_contain_text("1 2 3 4 5")
+        expect(page.get_by_role("button", name="Continue", exact=True)).to_be_visible()
