@@ -23,6 +23,9 @@ from rallychat.store import StoredMessage
 
 QUESTION = "Tell story number {number}: a long one, with many people in it."
 
+WORDS = 60
+"""Characters an answer has, on average, when its maker is killed."""
+
 
 async def run_crash(settings: Settings, *, streams: int = 8) -> list[dict[str, Any]]:
     """One row per kind of death.
@@ -79,7 +82,7 @@ async def _server_dies(settings: Settings, streams: int) -> dict[str, Any]:
     process.stdin.write_eof()
     seen: dict[str, int] = {}
     conversations: dict[str, None] = {}
-    while len(seen) < streams or min(seen.values()) < 80:
+    while len(seen) < streams or min(seen.values()) == 0 or sum(seen.values()) < WORDS * streams:
         line = await process.stdout.readline()
         if not line:
             raise EngineUnavailable("The server that was to be killed ended by itself.")
@@ -96,7 +99,7 @@ async def _server_dies(settings: Settings, streams: int) -> dict[str, Any]:
 
 async def _some_text(run: Run) -> None:
     async for event in run.attach():
-        if isinstance(event, TextDelta) and len(run.text) > 80:
+        if isinstance(event, TextDelta) and len(run.text) > WORDS:
             return
 
 
