@@ -126,9 +126,12 @@ async def test_every_surprising_default_is_set(weights: Path) -> None:
 
 async def test_a_request_is_said_in_llama_cpps_words(weights: Path) -> None:
     bodies: list[dict[str, Any]] = []
-    FakeServer.script = staticmethod(
-        lambda body, callback: (bodies.append(body), callback(final("stop", 0)))[0]
-    )
+
+    def script(body: dict[str, Any], callback: Callable[[Any], bool]) -> None:
+        bodies.append(body)
+        callback(final("stop", 0))
+
+    FakeServer.script = staticmethod(script)
     await answered(
         opened(weights), temperature=0.7, top_p=0.9, top_k=5, min_p=0.1, repetition_penalty=1.2, seed=6
     )

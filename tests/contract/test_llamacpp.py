@@ -24,13 +24,13 @@ def llama(request: pytest.FixtureRequest) -> Iterator[Rig]:
         yield rig
 
 
-async def drawn(rig: Rig, **sampling: Any) -> Counter[int]:
+async def drawn(rig: Rig, draws: int = 60, **sampling: Any) -> Counter[int]:
     """How often each token came first, over many seeds."""
     prompt = await rig.chat("Name a random animal. The")
     found: Counter[int] = Counter()
 
     async def draw(slot: int) -> None:
-        for seed in range(slot, DRAWS, SLOTS):
+        for seed in range(slot, draws, SLOTS):
             options = {"max_tokens": 1, "ignore_eos": True, "temperature": 1.0, "seed": seed, "slot": slot}
             answer = await rig.answer(prompt, **(options | sampling))
             found[answer.ids[0] if answer.ids else -1] += 1
@@ -44,7 +44,10 @@ def shares(found: Counter[int]) -> dict[int, float]:
 
 
 async def test_temperature_sharpens_the_distribution_as_its_definition_says(llama: Rig) -> None:
-    warm, cold = shares(await drawn(llama, top_k=2)), shares(await drawn(llama, top_k=2, temperature=0.5))
+    warm, cold = (
+        shares(await drawn(llama, DRAWS, top_k=2)),
+        shares(await drawn(llama, DRAWS, top_k=2, temperature=0.5)),
+    )
     (best, p), (second, q) = sorted(warm.items(), key=lambda item: -item[1])
     expected = p * p / (p * p + q * q)
     # Three standard errors of the two estimates.
@@ -64,9 +67,9 @@ async def test_top_k_top_p_and_min_p_each_bound_what_can_come(llama: Rig) -> Non
     free = await drawn(llama)
     assert len(free) > 10
     assert len(await drawn(llama, top_k=3)) <= 3
-    assert len(await drawn(llama, top_p=0.1)) < len(free) / 3
-    assert len(await drawn(llama, min_p=0.5)) < len(free) / 3
-    assert len(await drawn(llama, temperature=0.1)) < len(free) / 3
+    assert len(await drawn(llama, top_p=0.1)) < len(free) / 2
+    assert len(await drawn(llama, min_p=0.5)) < len(free) / 2
+    assert len(await drawn(llama, temperature=0.1)) < len(free) / 2
 
 
 async def test_seeds_differ_and_no_seed_differs_each_time(llama: Rig) -> None:
