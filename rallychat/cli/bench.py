@@ -31,6 +31,13 @@ async def bench_page(settings: Settings, *, messages: str, rounds: int, as_json:
     show(rows, as_json=as_json, title=f"One update of a growing answer, {rounds} rounds")
 
 
+async def bench_crash(settings: Settings, *, streams: int, as_json: bool) -> None:
+    """What is lost when the engine, and when the server, is killed amid many answers."""
+    from rallychat.bench.crash import run_crash
+
+    show(await run_crash(settings, streams=streams), as_json=as_json, title=f"{settings.model}, killed amid answers")
+
+
 def numbers(text: str, *, name: str) -> list[int]:
     """The positive numbers in "1,4,8".
 

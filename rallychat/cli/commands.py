@@ -280,6 +280,19 @@ def bench_page(
     run(measure(settings, messages=messages, rounds=rounds, as_json=as_json))
 
 
+@bench_app.command("crash")
+def bench_crash(
+    model: ModelName = None,
+    streams: Annotated[int, typer.Option(min=1, help="Answers that grow while their maker is killed.")] = 8,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Kill the engine, then the server, amid many answers; count what is lost."""
+    from rallychat.cli.bench import bench_crash as measure
+
+    run(measure(settings_from(model=model, data_dir=data_dir), streams=streams, as_json=as_json))
+
+
 @app.command()
 def version() -> None:
     """Print the version."""
