@@ -180,9 +180,12 @@ async def test_a_connection_that_ends_early_is_interrupted() -> None:
 async def test_a_silent_engine_is_given_up(completion: list[bytes]) -> None:
     async with served(worker(completion)) as server:
         client = client_of(server, stall_timeout=0.2)
-        with pytest.raises(EngineInterrupted, match=r"The engine hangs: it was silent for 0\.2 seconds\."):
+        with pytest.raises(
+            EngineInterrupted, match=r"The engine hangs: it was silent for 0\.2 seconds\."
+        ) as caught:
             async for _ in client.generate(CompletionRequest(prompt=[1], max_tokens=1)):
                 pass
+    assert caught.value.hung
 
 
 async def test_a_reader_that_takes_its_time_is_no_silence_of_the_engine() -> None:

@@ -117,7 +117,7 @@ async def test_every_surprising_default_is_set(weights: Path) -> None:
         False,
         False,
     )
-    assert (given.n_batch, given.n_ubatch, given.flash_attn_type) == (256, 256, "DISABLED")
+    assert (given.n_batch, given.n_ubatch, given.flash_attn_type) == (128, 128, "DISABLED")
     assert (given.cpuparams.n_threads, given.cpuparams_batch.n_threads) == (5, 5)
     assert (given.ui, given.endpoint_slots, given.endpoint_props, given.endpoint_metrics) == (False,) * 4
     assert (given.port, given.cors_credentials, len(given.api_keys[0]) >= 32) == (0, False, True)

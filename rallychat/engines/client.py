@@ -206,7 +206,7 @@ class EngineClient:
         except wire.Unreachable as exc:
             raise EngineUnavailable(f"The engine cannot be reached: {exc}.") from exc
         except wire.Stalled as exc:
-            raise EngineInterrupted(f"The engine hangs: it was {exc}.") from exc
+            raise EngineInterrupted(f"The engine hangs: it was {exc}.", hung=True) from exc
         except wire.WireError as exc:
             raise EngineInterrupted(f"The connection to the engine was lost: {exc}.") from exc
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import secrets
 import shutil
+import site
 import socket
 import sys
 import tempfile
@@ -24,6 +26,9 @@ from rallychat.errors import EngineUnavailable, SettingsError
 
 _GRACE: Final = 3.0
 """Seconds between SIGTERM and SIGKILL."""
+_UNIX: Final = hasattr(socket, "AF_UNIX") and sys.platform != "win32"
+_PREFIX: Final = "rallychat-"
+_SOCKET: Final = "worker.sock"
 _KEPT_LINES: Final = 16
 _LOG_PREFIX: Final = re.compile(r"^[\d.]+ [EWI] +")
 _TELLING: Final = re.compile(r"error|fail|fatal|abort|assert|cannot|could not", re.IGNORECASE)
@@ -64,8 +69,10 @@ class WorkerProcess:
             EngineUnavailable: it ended, said why it cannot, or took too long. Nothing is left running.
             SettingsError: its options or its weights file are wrong.
         """
+        if _UNIX:
+            _sweep()
         # Not under the data folder: a socket's path must be shorter than 108 bytes.
-        self._folder = Path(tempfile.mkdtemp(prefix="rallychat-"))
+        self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
         try:
             async with asyncio.timeout(self._load_timeout):
                 await self._start(self._folder)
@@ -78,16 +85,16 @@ class WorkerProcess:
             raise
 
     async def _start(self, folder: Path) -> None:
-        unix = hasattr(socket, "AF_UNIX") and sys.platform != "win32"
         start = Start(
             spec=self.spec,
             folder=folder,
-            socket=folder / "worker.sock" if unix else None,
-            key=None if unix else secrets.token_urlsafe(32),
+            socket=folder / _SOCKET if _UNIX else None,
+            key=None if _UNIX else secrets.token_urlsafe(32),
         )
         pipe = asyncio.subprocess.PIPE
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "rallychat.engines.worker"),
+            *(sys.executable, "-P", "-m", "rallychat.engines.worker"),
+            env=_environment(),
             stdin=pipe,
             stdout=pipe,
             stderr=pipe,
@@ -102,7 +109,7 @@ class WorkerProcess:
         ready = await self._ready(await self._process.stdout.readline())
         self.client = EngineClient(
             socket=start.socket,
-            base_url=None if unix else f"http://127.0.0.1:{ready.port}",
+            base_url=None if _UNIX else f"http://127.0.0.1:{ready.port}",
             key=start.key,
             stall_timeout=self._stall_timeout,
         )
@@ -162,6 +169,25 @@ class WorkerProcess:
             rest = rest[-4096:]
         if rest:
             self._said.append(rest.decode(errors="replace"))
+
+
+def _environment() -> dict[str, str]:
+    """Ours, and the way to this very package if it is not installed. (-P leaves out the current folder.)"""
+    root = str(Path(__file__).parents[2])
+    known = {*site.getsitepackages(), site.getusersitepackages()}
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    added = [] if root in known or root in paths else [root]
+    return dict(os.environ) | ({"PYTHONPATH": os.pathsep.join([*added, *paths])} if added else {})
+
+
+def _sweep() -> None:
+    """Remove the folders of workers whose server was killed before it could."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_SOCKET}"):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(str(left))
+            except ConnectionRefusedError:  # nobody listens there any more
+                shutil.rmtree(left.parent, ignore_errors=True)
 
 
 def _ending(status: int) -> str:

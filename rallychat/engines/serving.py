@@ -122,8 +122,7 @@ class Serving:
 
     async def _complete(self, request: CompletionRequest, receive: _Receive, send: _Send) -> None:
         request = self._admissible(request)
-        slot = await self._slots.reserve(request.prompt, request.slot)
-        streaming = asyncio.ensure_future(_Answer(self._backend, self._slots, request, slot).stream(send))
+        streaming = asyncio.ensure_future(self._stream(request, send))
         leaving = asyncio.ensure_future(_gone(receive))
         try:
             await asyncio.wait({streaming, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -133,6 +132,10 @@ class Serving:
             await asyncio.wait({streaming})
         if not streaming.cancelled():
             streaming.result()
+
+    async def _stream(self, request: CompletionRequest, send: _Send) -> None:
+        slot = await self._slots.reserve(request.prompt, request.slot)
+        await _Answer(self._backend, self._slots, request, slot).stream(send)
 
     def _admissible(self, request: CompletionRequest) -> CompletionRequest:
         """The request, its answer limited to the window. Raises before anything is evaluated."""

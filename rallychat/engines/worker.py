@@ -124,11 +124,14 @@ class _Server(uvicorn.Server):
 def _listen(start: Start) -> socket.socket:
     if start.socket is not None:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(str(start.socket))
+        # Under its name it can be connected to from the first moment: one that refuses is known to be left over.
+        listener.bind(f"{start.socket}.new")
     else:
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         listener.bind(("127.0.0.1", 0))
     listener.listen(1024)
+    if start.socket is not None:
+        Path(f"{start.socket}.new").rename(start.socket)
     listener.setblocking(False)  # noqa: FBT003
     return listener
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -224,6 +226,34 @@ async def test_a_stopped_worker_leaves_no_process_and_no_folder() -> None:
     await worker.stop()
     assert not psutil.pid_exists(worker.pid)
     assert not folder.exists()
+
+
+async def test_what_a_killed_server_left_behind_is_removed_by_the_next_start() -> None:
+    worker = WorkerProcess(scripted_spec(), load_timeout=60, stall_timeout=10)
+    await worker.start()
+    left, used = (Path(tempfile.mkdtemp(prefix="rallychat-")) for _ in range(2))
+    for folder in (left, used):
+        (folder / "llama.sock").touch()
+    with socket.socket(socket.AF_UNIX) as forgotten, socket.socket(socket.AF_UNIX) as listening:
+        forgotten.bind(str(left / "worker.sock"))
+        listening.bind(str(used / "worker.sock"))
+        listening.listen()
+        other = WorkerProcess(scripted_spec(), load_timeout=60, stall_timeout=10)
+        await other.start()
+        assert (left.exists(), used.exists()) == (False, True)
+    shutil.rmtree(used)
+    assert (await worker.client.health())["status"] == "ok"
+    await asyncio.gather(worker.stop(), other.stop())
+
+
+async def test_a_worker_imports_nothing_from_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "orjson.py").write_text("raise SystemExit('taken over')")
+    monkeypatch.chdir(tmp_path)
+    worker = WorkerProcess(scripted_spec(), load_timeout=60, stall_timeout=10)
+    await worker.start()
+    await worker.stop()
 
 
 def test_a_worker_loads_nothing_of_the_server() -> None:
