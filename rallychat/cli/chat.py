@@ -6,6 +6,7 @@ Knows how an answer is shown and stopped; what /commands do is in slash.py.
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -47,6 +48,7 @@ ENDINGS = {
 
 async def chat(settings: Settings, *, system: str | None = None, resume: str | None = None) -> int:
     """Chat until Ctrl-D; with standard input that is no terminal, answer it once. Returns the exit code."""
+    logging.getLogger("rallychat").addHandler(logging.NullHandler())  # failures are told where they happen
     if not sys.stdin.isatty():
         async with ChatService.open(settings) as service:
             return await answer_once(service, sys.stdin.read(), system=system)

@@ -1,0 +1,138 @@
+"""`rallychat chat` in a real terminal: a process of its own behind a pseudo-terminal."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli_world import ROOT
+
+pty = pytest.importorskip("pty", reason="Windows has no pseudo-terminals; POSIX runs this")
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][AB0]|\x1b[=>]|\r")
+
+SLOW = """
+name = "Slow"
+family = "echo"
+engine = "echo"
+[weights]
+kind = "none"
+[options]
+delay_ms = 2
+"""
+
+
+class Screen:
+    """What a program has written to its terminal, without colours and cursor movements."""
+
+    def __init__(self, process: subprocess.Popen[bytes], master: int) -> None:
+        self.process = process
+        self._master = master
+        self.text = ""
+        self._seen = 0
+
+    def types(self, keys: str) -> None:
+        os.write(self._master, keys.encode())
+
+    def waits_for(self, pattern: str) -> str:
+        """Read until something new matches; the test run's own limit is the only clock."""
+        while not (found := re.compile(pattern).search(self.text, self._seen)):
+            self._read()
+        self._seen = found.end()
+        return found[0]
+
+    def ends(self) -> int:
+        """Read to the end; returns the exit code."""
+        try:
+            while True:
+                self._read()
+        except EOFError:
+            return self.process.wait()
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self._master, 65536)
+        except OSError:  # Linux says EIO where the other end is closed
+            data = b""
+        if not data:
+            raise EOFError(f"the program ended; it wrote: {self.text}")
+        if b"\x1b[6n" in data:  # "where is the cursor?"
+            self.types("\x1b[1;1R")
+        self.text += ESCAPES.sub("", data.decode(errors="replace"))
+
+
+@pytest.fixture
+def screen(tmp_path: Path) -> Iterator[Screen]:
+    models = tmp_path / "catalog" / "models"
+    models.mkdir(parents=True)
+    (models / "slow.toml").write_text(SLOW)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RALLYCHAT_")}
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rallychat", "chat", "slow", "--data-dir", str(tmp_path)],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        cwd=ROOT,
+        env={**kept, "TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"},
+        preexec_fn=lambda: _own_terminal(slave),
+    )
+    os.close(slave)
+    try:
+        yield Screen(process, master)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
+
+
+def _own_terminal(slave: int) -> None:
+    import fcntl
+    import termios
+
+    os.setsid()
+    fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+
+
+def test_a_person_says_hello_and_leaves(screen: Screen, tmp_path: Path) -> None:
+    screen.waits_for("RallyChat with Slow")
+    screen.types("!say Good *day*\r")
+    screen.waits_for(r"Good day\s")
+    screen.types("\x04")
+    assert screen.ends() == 0
+    assert "!say Good" in (tmp_path / "chat_history").read_text()
+
+
+def test_what_is_typed_during_an_answer_is_the_next_message(screen: Screen) -> None:
+    screen.waits_for(r"Ctrl-D\s+leaves")
+    screen.types("!count 200\r")
+    screen.waits_for("1 2 3 ")
+    screen.types("!say first\r!say second\r")
+    screen.waits_for(r"\nfirst\s")
+    screen.waits_for(r"\nsecond\s")
+    screen.types("/exit\r")
+    assert screen.ends() == 0
+
+
+def test_ctrl_c_in_the_terminal_stops_the_answer_only(screen: Screen) -> None:
+    screen.waits_for(r"Ctrl-D\s+leaves")
+    screen.types("!count 90000\r")
+    screen.waits_for("1 2 3 ")
+    screen.types("\x03")
+    screen.waits_for("Stopped; /continue goes on")
+    screen.types("!say still here\r")
+    screen.waits_for(r"still here\s")
+    screen.types("\x04")
+    assert screen.ends() == 0
+
+
+def test_a_terminal_that_is_closed_ends_the_program(screen: Screen) -> None:
+    screen.waits_for(r"Ctrl-D\s+leaves")
+    os.killpg(screen.process.pid, signal.SIGHUP)
+    assert screen.process.wait() != 0
