@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import shutil
@@ -226,6 +227,15 @@ def test_an_error_is_a_sentence_and_a_next_step_without_traceback(
     clone.pip = fail
     assert clone.rally.main(["serve"]) == 1
     assert capsys.readouterr().err.endswith("\nIt failed.\nTry again.\n")
+
+
+def test_a_disk_that_is_full_is_one_sentence_too(clone: Clone, capsys: pytest.CaptureFixture[str]) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    clone.pip = full
+    assert clone.rally.main(["serve"]) == 1
+    assert "\nThe disk is full.\n" in capsys.readouterr().err
 
 
 def test_browser_tests_without_a_browser_say_how_to_get_one(
