@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,8 +49,8 @@ async def run_page(
     """One row per chat length and way.
 
     Columns: `messages`, `way`, `updates`, `cpu_ms_per_update` (median CPU time to make one update),
-    `bytes_per_update` (median), `server_cpu_ms_per_update` (all CPU of the serving process while it streamed,
-    engine traffic and storing included, per update; only measured for the page).
+    `bytes_per_update` (median), `server_cpu_ms_per_update` (all CPU of the serving process from the first update
+    to the last, engine traffic and storing included; only measured for the page).
     """
     with tempfile.TemporaryDirectory(prefix="rallychat-bench-") as folder:
         catalog = Path(folder) / "catalog" / "models"
@@ -84,33 +85,30 @@ def _rows(count: int, measured: Measured) -> list[dict[str, Any]]:
 
 
 async def _round(service: ChatService, count: int, measured: Measured) -> None:
-    """Streams one answer into a chat of `count` messages, then makes its updates again, both ways in turn."""
+    """Streams one answer into a chat of `count` messages, then makes its updates again, each way alone."""
     conversation_id, history = await _chat(service, count)
     run = await service.turn(conversation_id, "Go on.")
     texts: list[str] = []
-    began = 0.0
+    clock: list[float] = []
     async with aclosing(Turns(service).watch(run)) as stream:
         async for sent in stream:
             if sent.startswith(b"event: grow"):
                 texts.append(run.text)
-                began = began or time.process_time()
-    measured.server_ms.append((time.process_time() - began) * 1000 / max(1, len(texts) - 1))
+                clock.append(time.process_time())
+    if len(clock) > 1:
+        measured.server_ms.append((clock[-1] - clock[0]) * 1000 / (len(clock) - 1))
     view = LiveView("Bench")
-    chatbot = _chatbot()
-    before = ""
-    for text in texts:
-        if text == before:
-            continue
+    for before, text in pairwise(["", *texts]):
         start = time.thread_time()
-        ours = view.grow("answer", text[len(before) :])
-        middle = time.thread_time()
-        theirs = orjson.dumps(chatbot.postprocess([*history, _said("assistant", text)]).model_dump())
-        end = time.thread_time()
-        before = text
-        measured.page_ms.append((middle - start) * 1000)
-        measured.page_bytes.append(len(ours))
-        measured.chatbot_ms.append((end - middle) * 1000)
-        measured.chatbot_bytes.append(len(theirs))
+        update = view.grow("answer", text[len(before) :])
+        measured.page_ms.append((time.thread_time() - start) * 1000)
+        measured.page_bytes.append(len(update))
+    chatbot = _chatbot()
+    for text in texts:
+        start = time.thread_time()
+        whole = orjson.dumps(chatbot.postprocess([*history, _said("assistant", text)]).model_dump())
+        measured.chatbot_ms.append((time.thread_time() - start) * 1000)
+        measured.chatbot_bytes.append(len(whole))
 
 
 async def _chat(service: ChatService, count: int) -> tuple[str, list[dict[str, str]]]:

@@ -18,7 +18,17 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 STATIC: Final = Path(__file__).parent / "static"
-_STYLES: Final = ("tokens", "frame", "sidebar", "transcript", "prose", "composer", "panel", "dialogs")
+_STYLES: Final = (
+    "tokens",
+    "frame",
+    "sidebar",
+    "transcript",
+    "empty",
+    "prose",
+    "composer",
+    "panel",
+    "dialogs",
+)
 _OPEN: Final = ("/assets/", "/static/", "/svelte/")
 _OPEN_EXACT: Final = frozenset(
     {"/", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", "/config", "/gradio_api/info"}
