@@ -17,7 +17,7 @@ from rallychat.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-NOT_SETTINGS = {"RALLYCHAT_CONFIG", "RALLYCHAT_DEBUG"}
+NOT_SETTINGS = {"RALLYCHAT_CONFIG", "RALLYCHAT_DEBUG", "RALLYCHAT_CHROMIUM", "RALLYCHAT_TEST_GGUF"}
 """Variables that are read before there are settings."""
 
 
