@@ -31,8 +31,9 @@ def said(code: str, **environment: str) -> str:
 
 
 def example(word: str) -> str:
-    (found,) = [code for code in EXAMPLES if word in code]
-    return found
+    found: list[str] = [code for code in EXAMPLES if word in code]
+    assert len(found) == 1
+    return found[0]
 
 
 def test_the_openai_example(tmp_path: Path) -> None:
