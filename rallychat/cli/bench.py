@@ -35,7 +35,11 @@ async def bench_crash(settings: Settings, *, streams: int, as_json: bool) -> Non
     """What is lost when the engine, and when the server, is killed amid many answers."""
     from rallychat.bench.crash import run_crash
 
-    show(await run_crash(settings, streams=streams), as_json=as_json, title=f"{settings.model}, killed amid answers")
+    show(
+        await run_crash(settings, streams=streams),
+        as_json=as_json,
+        title=f"{settings.model}, killed amid answers",
+    )
 
 
 def numbers(text: str, *, name: str) -> list[int]:
