@@ -22,6 +22,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from rallychat.messages import Piece as Piece
+
 
 class CompletionRequest(BaseModel):
     """Body of `POST /v1/completions`. Unknown fields are refused."""
@@ -69,14 +71,6 @@ class EngineInfo(BaseModel):
     eos_token: str = ""
     control_tokens: tuple[str, ...] = ()
     """Texts that tokenise to one control token; a user may type them, and they must stay text."""
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Text to tokenise; in `special` pieces control tokens are recognised, elsewhere they stay text."""
-
-    text: str
-    special: bool = True
 
 
 @dataclass(frozen=True, slots=True)
