@@ -10,6 +10,7 @@ import pytest
 import rallychat
 from rallychat.cli.options import settings_from
 from rallychat.errors import SettingsError
+from rallychat.settings import Settings
 from tests.cli_world import Person
 
 BROKEN = """
@@ -90,6 +91,49 @@ def test_a_wrong_setting_is_one_sentence_and_exit_code_1(person: Person) -> None
     assert (done.code, done.out) == (1, "")
     assert "Setting 'slots'" in done.err
     assert "Traceback" not in done.err
+
+
+@pytest.fixture
+def served(person: Person) -> list[Settings]:
+    """The settings that servers were started with; none really is."""
+    found: list[Settings] = []
+
+    async def serve(settings: Settings) -> int:
+        found.append(settings)
+        return 0
+
+    person.monkeypatch.setattr("rallychat.cli.serve.serve", serve)
+    return found
+
+
+def test_without_a_command_it_serves_and_opens_the_page(person: Person, served: list[Settings]) -> None:
+    assert person.types().code == 0
+    assert [(each.host, each.port, each.open_browser, each.api_only) for each in served] == [
+        ("127.0.0.1", 7860, True, False)
+    ]
+
+
+def test_every_flag_of_serve_is_a_setting(person: Person, served: list[Settings]) -> None:
+    switches = ["--api-only", "--no-browser", "--no-auth", "--offline"]
+    values = "--host ::1 --port 9 --data-dir elsewhere --slots 2 --window 512 --threads 3 --log-level debug"
+    assert person.types("serve", "echo", *values.split(), *switches).code == 0
+    assert served[0].model_dump(exclude_defaults=True) == {
+        "model": "echo", "host": "::1", "port": 9, "data_dir": Path("elsewhere"), "slots": 2, "window": 512,
+        "threads": 3, "log_level": "debug", "api_only": True, "open_browser": False, "no_auth": True, "offline": True,
+    }  # fmt: skip
+
+
+def test_flags_that_are_not_given_leave_the_file_in_force(person: Person, served: list[Settings]) -> None:
+    Path("rallychat.toml").write_text(
+        'api_only = true\nopen_browser = false\nno_auth = true\nmodel = "echo"\n'
+    )
+    person.types("serve")
+    assert (served[0].api_only, served[0].open_browser, served[0].no_auth, served[0].model) == (
+        True,
+        False,
+        True,
+        "echo",
+    )
 
 
 # --- errors -------------------------------------------------------------------------------------------------
