@@ -322,6 +322,15 @@ class ChatService:
         """
         return self.catalog.resolve(name or self.settings.model)
 
+    def named(self, name: str | None) -> Model:
+        """As `resolve`, for names that come from elsewhere: the catalog's models and the default, nothing else.
+
+        Paths and hub files are for whoever starts the server: a request must not make it open or fetch any file.
+        """
+        if name is None or name == self.settings.model:
+            return self.resolve(None)
+        return self.catalog.find(name)
+
     async def models(self) -> list[ModelCard]:
         """Every model of the menu with its state."""
         shown = [model for model in self.catalog.models.values() if not model.hidden]

@@ -41,6 +41,9 @@ class Scripted:
     def resolve(self, name: str | None) -> Any:
         return self.catalog.resolve(name or self.settings.model)
 
+    def named(self, name: str | None) -> Any:
+        return self.resolve(None) if name is None else self.catalog.find(name)
+
     def complete(
         self, messages: Sequence[Message], *, model: str | None = None, sampling: Sampling = ANY
     ) -> AsyncGenerator[Event, None]:

@@ -15,7 +15,7 @@ import pytest
 from rallychat.catalog import Sampling
 from rallychat.chat import ChatService
 from rallychat.errors import Conflict, InvalidRequest, NotFound, RallyChatError
-from rallychat.messages import Failed, Finished, Message, Started, TextDelta
+from rallychat.messages import Failed, Finished, Loading, Message, Started, TextDelta
 from rallychat.runs import Run
 from rallychat.settings import Settings
 
@@ -380,3 +380,20 @@ async def test_errors_are_of_our_tree(world: World) -> None:
     async with world('load_error = "no"') as service:
         with pytest.raises(RallyChatError):
             await service.ask("hi")
+
+
+async def test_everybody_who_waits_for_a_model_hears_that_it_is_loading(world: World) -> None:
+    async with world("load_ms = 300") as service:
+        runs = [await service.turn(await conversation(service), "hi") for _ in range(2)]
+        for run in runs:
+            events = [event async for event in run.attach()]
+            assert Loading("scripted", "load") in events
+
+
+async def test_a_name_from_elsewhere_is_never_a_path_or_a_hub_file(world: World, tmp_path: Path) -> None:
+    (tmp_path / "any.gguf").write_bytes(b"GGUF")
+    async with world() as service:
+        assert service.named(None).id == "scripted"
+        for name in (str(tmp_path / "any.gguf"), "owner/repo:file.gguf", "hub:owner/repo/file.gguf"):
+            with pytest.raises(NotFound):
+                service.named(name)

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from rallychat.api.answers import ModelList, ModelOut
 from rallychat.api.routing import JsonRoute, problems
-from rallychat.api.serving import model_named, service_of, started_at
+from rallychat.api.serving import service_of, started_at
 from rallychat.cards import ModelCard, card
 from rallychat.errors import NotFound
 
@@ -40,7 +40,7 @@ async def list_models(request: Request) -> Response:
 async def get_model(request: Request, model_id: str) -> Response:
     """One model, hidden ones included."""
     service = service_of(request)
-    model = model_named(service, model_id)
+    model = service.named(model_id)
     found = card(model, service.settings, service.pool, service.downloads)
     return _json(_described(found, started_at(request)))
 

@@ -23,26 +23,13 @@ def started_at(request: Request) -> int:
     return cast(int, request.app.state.started_at)
 
 
-def model_named(service: ChatService, name: str | None) -> Model:
-    """The default model, or the catalog's of this name.
-
-    Paths and hub files are for whoever starts the server: a request must not make it open or fetch any file.
-
-    Raises:
-        NotFound: the catalog has none of this name.
-    """
-    if name is None or name == service.settings.model:
-        return service.resolve(None)
-    return service.catalog.find(name)
-
-
 def model_to_use(service: ChatService, name: str | None) -> Model:
-    """`model_named`, if its weights are here or coming. Only the default model is fetched by asking for it.
+    """The model of this name, if its weights are here or coming. Only the default model is fetched by asking for it.
 
     Raises:
         NotFound, Conflict: there is no such model, or somebody must download it first.
     """
-    model, default = model_named(service, name), service.resolve(None)
+    model, default = service.named(name), service.resolve(None)
     if model.id == default.id or service.is_here(model) or service.downloads.progress(model.id) is not None:
         return model
     raise Conflict(

@@ -47,7 +47,6 @@ class Pool:
         self._settings = settings
         self._downloads = downloads
         self._engines: dict[str, Engine] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
         self._room = asyncio.Lock()
 
     def find(self, model_id: str) -> Engine | None:
@@ -67,26 +66,26 @@ class Pool:
             SourceError: the weights could not be fetched.
             EngineUnavailable: the engine could not be started.
         """
-        engine = self.find(model.id)
-        if engine is None or engine.state != "loaded":
-            async with self._locks.setdefault(model.id, asyncio.Lock()):
-                engine = self.find(model.id) or await self._start(model, tell)
-                if engine.state != "loaded":
-                    tell(Loading(model.id, "load"))
-                await engine.ready()
+        engine = self.find(model.id) or await self._start(model, tell)
+        if engine.state != "loaded":
+            tell(Loading(model.id, "load"))
+            await engine.ready()
         engine.used_at = time.monotonic()
         return engine
 
     async def _start(self, model: Model, tell: Tell) -> Engine:
+        """The engine of a model that has none. Everybody who waits for its weights hears how they come."""
         if not is_here(model, self._settings):
             tell(Loading(model.id, "download", 0.0))
             async for progress in self._downloads.watch(model):
                 tell(Loading(model.id, "download", _fraction(progress)))
         path = await self._downloads.ensure(model)
         async with self._room:
-            await self._make_room(model.id)
-            engine = Engine(worker_spec(model, str(path), self._settings), self._settings)
-            self._engines[model.id] = engine
+            engine = self.find(model.id)
+            if engine is None:
+                await self._make_room(model.id)
+                engine = Engine(worker_spec(model, str(path), self._settings), self._settings)
+                self._engines[model.id] = engine
         return engine
 
     async def _make_room(self, coming: str) -> None:

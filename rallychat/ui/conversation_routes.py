@@ -76,7 +76,7 @@ def router(service: ChatService) -> APIRouter:
         if "sampling" in given:
             given["sampling"] = changes.sampling.value()
         if given.get("model") is not None:
-            given["model"] = service.resolve(changes.model).id
+            given["model"] = service.named(changes.model).id
         return _facts(service, await store.update(conversation_id, **given))
 
     @routes.delete("/conversations/{conversation_id}")

@@ -47,14 +47,14 @@ class Menu:
 
     def load(self, name: str) -> str:
         """Fetches if needed, and loads, in the background."""
-        model = self._service.resolve(name)
+        model = self._service.named(name)
         self._failed.pop(model.id, None)
         self._service.prepare(model.id)
         return model.id
 
     def fetch(self, name: str) -> str:
         """Fetches in the background."""
-        model = self._service.resolve(name)
+        model = self._service.named(name)
         self._failed.pop(model.id, None)
         task = asyncio.create_task(self._fetch(model), name=f"download {model.id}")
         self._fetching.add(task)
@@ -71,7 +71,7 @@ class Menu:
 
     def _in_use(self, name: str | None) -> Model:
         try:
-            return self._service.resolve(name)
+            return self._service.named(name)
         except RallyChatError:  # the conversation's model has left the catalog
             return self._service.resolve(None)
 
@@ -110,17 +110,17 @@ def router(service: ChatService) -> APIRouter:
 
     @routes.post("/models/cancel")
     async def cancel(chosen: Chosen) -> dict[str, Any]:
-        model = service.resolve(chosen.model)
+        model = service.named(chosen.model)
         await service.downloads.cancel(model.id)
         return {"cancelled": model.id}
 
     @routes.post("/models/unload")
     async def unload(chosen: Chosen) -> dict[str, Any]:
-        await service.unload(chosen.model)
+        await service.unload(service.named(chosen.model).id)
         return {"unloaded": chosen.model}
 
     @routes.post("/models/remove")
     async def remove(chosen: Chosen) -> dict[str, Any]:
-        return {"freed": size(await service.remove(chosen.model))}
+        return {"freed": size(await service.remove(service.named(chosen.model).id))}
 
     return routes

@@ -58,7 +58,7 @@ class Turns:
         if said.conversation is not None:
             tip = (await self.service.store.get(said.conversation)).tip_id
             return await self.shown(await self.service.turn(said.conversation, said.text), after=tip)
-        model = self.service.resolve(said.model).id if said.model else None
+        model = self.service.named(said.model).id if said.model else None
         begun = await self.service.store.create(
             system=said.system, model=model, sampling=said.sampling.value()
         )
