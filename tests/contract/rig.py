@@ -25,7 +25,7 @@ from rallychat.engines.protocol import (
 )
 
 SLOTS = 4
-WINDOW = 1024
+WINDOW = 512
 
 
 def scripted_spec(**options: Any) -> WorkerSpec:
