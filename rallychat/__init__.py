@@ -1,7 +1,7 @@
 """RallyChat: a chatbot service for open language models.
 
 async with rallychat.open() as service:
-    print(await service.ask("What is the capital of France?"))
+    print(await service.ask("Give me three tips for better sleep."))
 """
 
 from __future__ import annotations

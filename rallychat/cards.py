@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rallychat.catalog import Model
+from rallychat.catalog.sizing import needed_memory
 from rallychat.context import log as token_log
 from rallychat.messages import ContextReport, Message, Timings, Usage
 from rallychat.pool import Pool
@@ -74,7 +75,7 @@ def card(model: Model, settings: Settings, pool: Pool, downloads: Downloads) -> 
         state = "unavailable"
     else:
         state = "ready" if is_here(model, settings) else "absent"
-    return ModelCard(model, state, progress, model.needed_memory, note)
+    return ModelCard(model, state, progress, needed_memory(model, settings), note)
 
 
 def inspection(

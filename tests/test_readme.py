@@ -45,7 +45,7 @@ def test_the_openai_example(tmp_path: Path) -> None:
 def test_the_python_example_without_a_server(tmp_path: Path) -> None:
     code = example("rallychat.open")
     out = said(code, RALLYCHAT_MODEL="echo", RALLYCHAT_DATA_DIR=str(tmp_path))
-    assert out == "What is the capital of France?\n"
+    assert out == "Give me three tips for better sleep.\n"
 
 
 @pytest.mark.real

@@ -135,6 +135,7 @@ def _facts(header: GGUF, file: Path) -> dict[str, Any]:
         "parameters": _as_written(header.parameters),
         "license": header.license,
         "window": max(header.context_length or 2048, 256),
+        "cache_bytes_per_token": header.kv_bytes_per_token,
     }
 
 

@@ -156,8 +156,10 @@ class Model(_Facts):
     license: str = ""
     window: int = Field(2048, ge=256)
     """Tokens the model was trained to see."""
+    cache_bytes_per_token: int | None = Field(None, ge=0)
+    """Bytes of KV cache one token takes at 16 bits: 4 x layers x KV heads x head size."""
     memory: int | None = None
-    """Bytes needed to run it with default settings; estimated from the weights if not given."""
+    """Bytes needed to run it; computed from weights, cache and settings if not given."""
     description: str = ""
     url: str = ""
     system: str | None = None
@@ -166,10 +168,3 @@ class Model(_Facts):
     """Not in the menu; can still be named."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Passed to the engine as they are."""
-
-    @property
-    def needed_memory(self) -> int | None:
-        """Bytes it needs to run: what its file says, else its weights and a third more; None if unknown."""
-        if self.memory is not None:
-            return self.memory
-        return int(self.weights.size * 1.33) + 128 * 2**20 if self.weights.size else None

@@ -23,6 +23,7 @@ from rich.table import Table
 
 import rallychat
 from rallychat.catalog import Catalog
+from rallychat.catalog.sizing import needed_memory
 from rallychat.cli.models import rows, size
 from rallychat.errors import RallyChatError
 from rallychat.settings import Settings
@@ -145,7 +146,7 @@ def memory(settings: Settings) -> Finding:
     now = psutil.virtual_memory()
     detail = f"{size(now.total)}, {size(now.available)} of it free"
     try:
-        needed = Catalog.load(settings).resolve(settings.model).needed_memory or 0
+        needed = needed_memory(Catalog.load(settings).resolve(settings.model), settings) or 0
     except RallyChatError as exc:
         return Finding("Memory", "broken", f"the default model: {exc.message}", exc.hint)
     if needed > now.available:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from rallychat import sources
 from rallychat.catalog import Catalog, Model
+from rallychat.catalog.sizing import needed_memory
 from rallychat.cli.progress import fetch_with_bar
 from rallychat.errors import InvalidRequest
 from rallychat.settings import Settings
@@ -58,7 +59,7 @@ def rows(catalog: Catalog, settings: Settings, *, everything: bool = False) -> l
 
 def row(model: Model, settings: Settings) -> Row:
     """One model's line."""
-    return Row(model, model.needed_memory, sources.is_here(model, settings))
+    return Row(model, needed_memory(model, settings), sources.is_here(model, settings))
 
 
 def list_models(settings: Settings, *, everything: bool, as_json: bool) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from rallychat.catalog import Model
+from rallychat.catalog.sizing import slot_window
 from rallychat.engines.protocol import WorkerSpec
 from rallychat.messages import Loading
 from rallychat.pool.engine import Engine
@@ -15,9 +16,6 @@ from rallychat.settings import Settings
 from rallychat.sources import Downloads, Progress, is_here
 
 log = logging.getLogger(__name__)
-
-DEFAULT_WINDOW = 8192
-"""Tokens per slot where neither the user nor a shorter model says otherwise: more costs memory."""
 
 Tell = Callable[[Loading], None]
 
@@ -29,7 +27,7 @@ def worker_spec(model: Model, path: str, settings: Settings) -> WorkerSpec:
         model=model.id,
         path=path,
         slots=settings.slots,
-        window=min(settings.window or DEFAULT_WINDOW, model.window),
+        window=slot_window(model, settings),
         threads=settings.threads,
         options=model.options or None,
     )
