@@ -1,0 +1,71 @@
+"""What a model needs is what its worker takes: weights, the caches of all slots, a little more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from rallychat.catalog import Catalog
+from rallychat.catalog.gguf import read_gguf
+from rallychat.catalog.sizing import needed_memory, slot_window
+from rallychat.catalog.types import FileWeights, Model, NoWeights
+from rallychat.settings import Settings
+
+GIB = 2**30
+
+
+def model(**given: object) -> Model:
+    facts = {"id": "m", "name": "M", "family": "chatml", "window": 32768, "cache_bytes_per_token": 100_000}
+    return Model.model_validate(
+        facts | {"weights": FileWeights(kind="file", path="m.gguf", size=GIB)} | given
+    )
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=memory))
+
+
+def test_the_window_is_halved_until_the_caches_take_a_quarter_of_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    windows = []
+    for memory in (64 * GIB, 12 * GIB, 4 * GIB, GIB // 8):
+        machine(monkeypatch, memory)
+        windows.append(slot_window(model(), Settings(slots=4)))
+    assert windows == [8192, 4096, 2048, 2048]
+
+
+def test_what_the_user_says_holds_up_to_what_the_model_was_trained_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine(monkeypatch, GIB // 8)
+    assert slot_window(model(), Settings(window=16384)) == 16384
+    assert slot_window(model(window=4096), Settings(window=16384)) == 4096
+
+
+def test_memory_counts_the_caches_of_all_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, 64 * GIB)
+    one, four = (needed_memory(model(), Settings(slots=slots)) for slots in (1, 4))
+    assert one is not None
+    assert four is not None
+    assert four - one == 3 * 8192 * 100_000
+    assert one > GIB + 8192 * 100_000
+
+
+def test_a_file_may_say_it_itself_and_nothing_may_be_known() -> None:
+    assert needed_memory(model(memory=7), Settings()) == 7
+    assert needed_memory(model(weights=NoWeights(kind="none")), Settings()) is None
+
+
+def test_every_model_of_the_menu_says_what_its_cache_takes() -> None:
+    menu = Catalog.load(Settings()).models.values()
+    assert [m.id for m in menu if not m.hidden and not m.cache_bytes_per_token] == []
+
+
+@pytest.mark.real
+def test_the_default_model_s_cache_is_as_its_weights_say(smollm2_gguf: Path) -> None:
+    default = Catalog.load(Settings()).resolve("smollm2-135m-instruct")
+    assert default.cache_bytes_per_token == read_gguf(smollm2_gguf).kv_bytes_per_token
