@@ -82,7 +82,9 @@ class Service:
         tokens = 0
         # The lightest client there is: the one that measures must not take the time it measures.
         path = "/v1/chat/completions"
-        async with wire.request(self._address, "POST", path, body=orjson.dumps(body), patience=600) as response:
+        async with wire.request(
+            self._address, "POST", path, body=orjson.dumps(body), patience=600
+        ) as response:
             if response.status != HTTPStatus.OK:
                 raise EngineUnavailable(f"The service answered {response.status}: {await response.body()!r}")
             async for event in wire.events(response):

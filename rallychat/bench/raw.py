@@ -13,7 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from rallychat.engines.llamacpp import common_params
+from rallychat.engines.llamacpp_params import common_params
 from rallychat.engines.protocol import WorkerSpec
 
 
@@ -37,7 +37,7 @@ def answer(server: Any, ids: list[int], slot: int, max_tokens: int) -> tuple[int
         "temperature": 0.0,
         "stream": True,
         "stream_options": {"include_usage": True},
-        "cache_prompt": False,
+        "cache_prompt": True,
         "id_slot": slot,
     }
     server.handle_completions(body, on_chunk)

@@ -1,7 +1,7 @@
 """`rallychat bench serve`: the service against the raw engine, and against the 2023 way where torch is installed.
 
 All arms answer the same prompts with the same weights, greedily, in turn within one run, so a noisy machine is
-noisy for all of them. Prompts differ in their first tokens, so no arm gains from a cache.
+noisy for all of them. Every prompt is new to both, so neither gains from a cache.
 """
 
 from __future__ import annotations
