@@ -2,7 +2,7 @@
 
 The format is documented at https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. A file is untrusted input: every
 length is checked against the bytes that are there before anything is allocated, so whatever the bytes, the outcome is
-a `GGUF` or a `SettingsError`. (The `gguf` package builds a NumPy view per token and needs seconds for one vocabulary.)
+a `GGUF` or a `SettingsError`.
 """
 
 from __future__ import annotations
