@@ -111,6 +111,33 @@ async def test_a_new_conversation_takes_an_empty_slot_before_another_s_cache() -
     await second.leave()
 
 
+async def test_strangers_get_neighbouring_slots_which_compute_together() -> None:
+    queue = ready(8)
+    first = [Visitor(queue, [n]) for n in range(8)]
+    await settle()
+    for visitor in first:
+        await visitor.leave()
+    strangers = [Visitor(queue, [100 + n]) for n in range(3)]
+    await settle()
+    taken = sorted(visitor.slot.index for visitor in strangers if visitor.slot)
+    assert taken == list(range(taken[0], taken[0] + 3))
+    for visitor in strangers:
+        await visitor.leave()
+
+
+async def test_a_stranger_spares_the_caches_that_were_used_last() -> None:
+    queue = ready(4)
+    visitors = [Visitor(queue, [n]) for n in range(4)]
+    await settle()
+    for visitor in reversed(visitors):  # slot 0 is used last
+        await visitor.leave()
+    stranger = Visitor(queue, [100])
+    await settle()
+    assert stranger.slot is not None
+    assert stranger.slot.index in (2, 3)
+    await stranger.leave()
+
+
 async def test_a_full_queue_refuses_with_the_seconds_to_wait() -> None:
     queue = ready(1, limit=1)
     holder, waiting = Visitor(queue), Visitor(queue)

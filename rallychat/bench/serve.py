@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ async def run_serve(
     the raw engine, user by user), `tokens`.
     """
     slots, window = max(users), 1024
-    model, prompts = await _prompts(settings, slots * (rounds + 1))
+    model, prompts = await _prompts(settings, slots + sum(users) * rounds)
     path = str(weights_path(model, settings))
     spec = WorkerSpec("llamacpp", model.id, path, slots=slots, window=window, threads=settings.threads)
     rows: list[dict[str, Any]] = []
@@ -64,8 +65,14 @@ async def run_serve(
         old = None
         if arms.has_torch():
             old = await stack.enter_async_context(arms.child("2023 threads", "rallychat.bench.threads", spec))
+        for arm in (
+            raw,
+            ours,
+        ):  # every slot has then held a prompt, and shares the template's first tokens with any
+            await arm.answer(prompts[:slots], 4)
+        fresh = iter(prompts[slots:])
         for count in users:
-            rows += await _compare(count, [raw, ours], old, prompts, rounds=rounds, max_tokens=max_tokens)
+            rows += await _compare(count, [raw, ours], old, fresh, rounds=rounds, max_tokens=max_tokens)
     return rows
 
 
@@ -88,20 +95,18 @@ async def _compare(
     count: int,
     pair: Sequence[Arm],
     old: Arm | None,
-    prompts: Sequence[Prompt],
+    fresh: Iterator[Prompt],
     *,
     rounds: int,
     max_tokens: int,
 ) -> list[dict[str, Any]]:
-    for arm in pair:  # the first answer of an arm pays for what is loaded lazily
-        await arm.answer(prompts[:count], 4)
     done: dict[str, list[Round]] = {arm.name: [] for arm in pair}
     for number in range(rounds):
-        asked = prompts[(number + 1) * count : (number + 2) * count]
+        asked = list(islice(fresh, count))
         for arm in pair if number % 2 else reversed(pair):
             done[arm.name].append(await arm.answer(asked, max_tokens))
     if old is not None:
-        done[old.name] = [await old.answer(prompts[:count], max_tokens) for _ in range(THREADS_ROUNDS)]
+        done[old.name] = [await old.answer(asked, max_tokens) for _ in range(THREADS_ROUNDS)]
     raw = done[pair[0].name]
     return [_row(count, name, found, raw) for name, found in done.items()]
 

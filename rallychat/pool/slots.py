@@ -1,8 +1,8 @@
 """Who gets which slot, and when. Pure scheduling inside one event loop; knows nothing of engines.
 
 A slot is one sequence in the engine's cache. Requests wait in order of priority, then arrival. The first in
-line picks the idle slot that holds most of its prompt, and failing that the one whose loss hurts least (empty,
-then longest unused).
+line picks the idle slot that holds most of its prompt, and failing that one whose loss hurts little (empty, or
+long unused).
 """
 
 from __future__ import annotations
@@ -146,13 +146,12 @@ class SlotQueue:
 
     def _grant(self) -> None:
         while self._open and self._line:
-            idle = [slot for slot in self._slots if not slot.busy]
-            if not idle:
+            if all(slot.busy for slot in self._slots):
                 break
             waiting = heapq.heappop(self._line)
             if waiting.granted.done():
                 continue
-            slot = _best(idle, waiting.ids)
+            slot = _best(self._slots, waiting.ids)
             slot.busy = True
             waiting.granted.set_result(slot)
         for position, waiting in enumerate(sorted(self._line), start=1):
@@ -161,10 +160,18 @@ class SlotQueue:
                 waiting.notify(position)
 
 
-def _best(idle: Sequence[Slot], ids: list[int]) -> Slot:
-    """The idle slot whose cache serves `ids` best; another conversation's cache is spared if possible."""
+def _best(slots: Sequence[Slot], ids: list[int]) -> Slot:
+    """The idle slot whose cache serves `ids` best; another conversation's cache is spared if possible.
+
+    A stranger gets an empty slot, or one of the older half, next to slots in use: llama.cpp computes
+    neighbouring slots in one batch, and scattered ones in several (measured: 30 % slower with every other slot).
+    """
+    idle = [slot for slot in slots if not slot.busy]
     shared = {slot.index: shared_prefix(slot.ids, ids) for slot in idle}
     kin = [slot for slot in idle if slot.ids and shared[slot.index] * 2 >= len(slot.ids)]
     if kin:
         return max(kin, key=lambda slot: (shared[slot.index], slot.used_at))
-    return min(idle, key=lambda slot: (len(slot.ids) > 0, slot.used_at))
+    oldest = sorted(idle, key=lambda slot: slot.used_at)[: (len(idle) + 1) // 2]
+    expendable = [slot for slot in idle if not slot.ids] or oldest
+    busy = [slot.index for slot in slots if slot.busy]
+    return min(expendable, key=lambda slot: (min((abs(slot.index - b) for b in busy), default=0), slot.index))
