@@ -134,7 +134,7 @@ async def test_a_stranger_spares_the_caches_that_were_used_last() -> None:
     stranger = Visitor(queue, [100])
     await settle()
     assert stranger.slot is not None
-    assert stranger.slot.index in (2, 3)
+    assert stranger.slot.index != 0
     await stranger.leave()
 
 
