@@ -175,5 +175,5 @@ async def _ready(url: str) -> None:
 
 
 def has_torch() -> bool:
-    """The 2023 way can be compared with: torch, transformers and the GGUF reader are installed."""
-    return all(find_spec(name) is not None for name in ("torch", "transformers", "gguf"))
+    """The 2023 way can be compared with: torch, transformers, accelerate and gguf are installed."""
+    return all(find_spec(name) is not None for name in ("torch", "transformers", "gguf", "accelerate"))
