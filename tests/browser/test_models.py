@@ -171,7 +171,7 @@ def test_a_first_message_says_that_the_model_is_still_on_its_way(
                 expect(visit.page.locator(".readiness")).to_contain_text("Downloading Tiny")
                 say(visit.page, "hello")
                 expect(visit.page.locator(".live-status")).to_contain_text(
-                    re.compile(r"Downloading Tiny, \d\d %")
+                    re.compile(r"Downloading Tiny, \d\d%")
                 )
                 hub.release()
                 expect(visit.page.locator(".notice.failed")).to_be_visible()

@@ -62,7 +62,7 @@ function draw() {
   const current = inUse();
   if (current) {
     byId("rc-model-name").textContent = current.name;
-    const percent = current.fraction === null ? "" : `${Math.floor(current.fraction * 100)} %`;
+    const percent = current.fraction === null ? "" : `${Math.floor(current.fraction * 100)}%`;
     byId("rc-model-state").textContent = BUSY.includes(current.state) ? percent || current.state : "";
     if (BUSY.includes(current.state)) live.waiting(doing(current));
     document.querySelector(".model-pill")?.setAttribute("data-state", current.state);
@@ -87,7 +87,7 @@ function readiness(current) {
 /** @param {Entry} entry */
 function doing({ state, state_text: text, fraction, name }) {
   if (state === "loading") return `Loading ${name}`;
-  const percent = fraction === null ? "" : `, ${Math.floor(fraction * 100)} %`;
+  const percent = fraction === null ? "" : `, ${Math.floor(fraction * 100)}%`;
   return `${text.split(" ")[0]} ${name}${percent}`;
 }
 
