@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from rallychat.errors import Busy, NotFound, RallyChatError
-from rallychat.messages import Event, Failed, Finished, Queued, ReasoningDelta, Started, TextDelta
+from rallychat.messages import Event, Failed, Finished, Queued, ReasoningDelta, TextDelta
 
 log = logging.getLogger(__name__)
 
@@ -163,11 +163,6 @@ def joined(events: Iterable[Event]) -> list[Event]:
         else:
             out.extend(batch)
     return out
-
-
-def started(events: Iterable[Event]) -> Started | None:
-    """The `Started` event among events, if it came."""
-    return next((event for event in events if isinstance(event, Started)), None)
 
 
 class Runs:
