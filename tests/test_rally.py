@@ -87,6 +87,36 @@ def test_the_test_group_is_added_once_and_kept_from_then_on(clone: Clone) -> Non
     assert any(word.startswith("pytest>=") for word in clone.installed[-1])
 
 
+def test_an_extra_is_added_once_and_kept_from_then_on(clone: Clone) -> None:
+    assert [clone.rally.main(["add", "hf"]) for _ in range(2)] == [0, 0]
+    assert clone.needs("test") == 2
+    assert all(any(word.startswith("transformers>=") for word in command) for command in clone.installed)
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["hg"], "There is no extra 'hg'."),
+        ([], "Nothing to add was named."),
+        (["test"], "There is no extra 'test'."),
+    ],
+)
+def test_what_is_no_extra_is_not_added(
+    clone: Clone, capsys: pytest.CaptureFixture[str], args: list[str], sentence: str
+) -> None:
+    assert clone.rally.main(["add", *args]) == 1
+    assert clone.installed == []
+    said = capsys.readouterr().err
+    assert said.startswith(sentence)
+    assert "./rally add hf" in said
+
+
+def test_a_group_that_is_gone_needs_nothing(clone: Clone) -> None:
+    clone.needs()
+    clone.rally.STAMP.write_text('{"digest": "old", "groups": ["bygone"]}')
+    assert clone.needs() == 2
+
+
 def test_pip_is_held_to_the_pinned_versions_and_builds_nothing(clone: Clone) -> None:
     clone.needs()
     assert clone.installed[0][-2:] == ["-e", str(clone.folder)]
@@ -279,10 +309,9 @@ def pins() -> dict[str, str]:
 
 def test_everything_that_is_required_is_pinned_to_a_version_that_will_do() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    groups = project["dependency-groups"]
-    required = [
-        Requirement(line) for line in (*project["project"]["dependencies"], *groups["test"], *groups["check"])
-    ]
+    tables = (project["dependency-groups"], project["project"]["optional-dependencies"])
+    added = [line for table in tables for lines in table.values() for line in lines]
+    required = [Requirement(line) for line in (*project["project"]["dependencies"], *added)]
     missing = [
         str(each)
         for each in required
