@@ -16,7 +16,7 @@ from rallychat.errors import Conflict, EngineInterrupted, InvalidRequest, RallyC
 from rallychat.messages import Event, Failed, Finished, Message, TextDelta
 from rallychat.parsing import AnswerParser
 from rallychat.planning import Plan, plan_ids, plan_messages, plan_text, plan_turn, tokens_of
-from rallychat.pool import Engine, Pool
+from rallychat.pool import Engine, Pool, Priority
 from rallychat.prompts import Rendered
 from rallychat.recording import Recorder
 from rallychat.runs import Emit, End, Run, Runs
@@ -192,7 +192,15 @@ class ChatService:
         )
 
     async def _produce(
-        self, growth: Growth, model: Model, sampling: Sampling, plan: Planner, session: str, emit: Emit
+        self,
+        growth: Growth,
+        model: Model,
+        sampling: Sampling,
+        plan: Planner,
+        session: str,
+        emit: Emit,
+        *,
+        priority: Priority = Priority.CHAT,
     ) -> Finished:
         engine = await self.pool.open(model, emit)
         return await generate(
@@ -203,12 +211,18 @@ class ChatService:
             sampling=sampling,
             emit=emit,
             session=session,
+            priority=priority,
         )
 
     # --- stateless ----------------------------------------------------------------------------------------
 
     async def complete(
-        self, messages: Sequence[Message], *, model: str | None = None, sampling: Sampling = ANY
+        self,
+        messages: Sequence[Message],
+        *,
+        model: str | None = None,
+        sampling: Sampling = ANY,
+        priority: Priority = Priority.CHAT,
     ) -> AsyncGenerator[Event, None]:
         """Answers `messages` without storing anything. Closing the generator stops the answer.
 
@@ -232,12 +246,17 @@ class ChatService:
             )
 
         growth = Growth(AnswerParser(family.reasoning))
-        async with aclosing(self._stateless(growth, chosen, merged, plan)) as events:
+        async with aclosing(self._stateless(growth, chosen, merged, plan, priority)) as events:
             async for event in events:
                 yield event
 
     async def complete_prompt(
-        self, prompt: str | Sequence[int], *, model: str | None = None, sampling: Sampling = ANY
+        self,
+        prompt: str | Sequence[int],
+        *,
+        model: str | None = None,
+        sampling: Sampling = ANY,
+        priority: Priority = Priority.CHAT,
     ) -> AsyncGenerator[Event, None]:
         """Continues a raw prompt, text or token ids, without a template. Closing it stops the answer."""
         chosen = self.resolve(model)
@@ -252,17 +271,18 @@ class ChatService:
 
         merged = sampling.over(Sampling(stop=())).over(self._sampling(chosen, Sampling()))
         growth = Growth(AnswerParser(None))
-        async with aclosing(self._stateless(growth, chosen, merged, plan)) as events:
+        async with aclosing(self._stateless(growth, chosen, merged, plan, priority)) as events:
             async for event in events:
                 yield event
 
     async def _stateless(
-        self, growth: Growth, model: Model, sampling: Sampling, plan: Planner
+        self, growth: Growth, model: Model, sampling: Sampling, plan: Planner, priority: Priority
     ) -> AsyncGenerator[Event, None]:
         async def conclude(end: End) -> End:
             return growth.closed(end)
 
-        run = self.runs.start(Run(partial(self._produce, growth, model, sampling, plan, ""), conclude))
+        produce = partial(self._produce, growth, model, sampling, plan, "", priority=priority)
+        run = self.runs.start(Run(produce, conclude))
         try:
             async with aclosing(run.attach()) as events:
                 async for event in events:
