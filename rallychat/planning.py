@@ -166,7 +166,7 @@ async def plan_messages(
         raise ContextOverflow(needed=pieces, window=window)
     ids = await tokens_of(rendered, client)
     segments = (
-        Segment(_kind(messages[chunk.message].role), None, len(part))
+        Segment("memory" if chunk.message is None else _kind(messages[chunk.message].role), None, len(part))
         for chunk, part in zip(rendered.chunks, ids, strict=True)
     )
     plan = plan_ids([token for part in ids for token in part], window=window, max_tokens=max_tokens)

@@ -67,9 +67,26 @@ def _choose(
             f"'{model_id}' ships no chat template, and its family '{family.id}' has none.",
             hint="name a family for it in the catalog",
         )
-    return _template(source, family.bos_token or bos_token, family.eos_token or eos_token, control_tokens)
+    return of_family(family, source, bos_token=bos_token, eos_token=eos_token, control_tokens=control_tokens)
 
 
 @lru_cache(maxsize=64)
-def _template(source: str, bos_token: str, eos_token: str, control_tokens: tuple[str, ...]) -> PromptTemplate:
-    return PromptTemplate(source, bos_token=bos_token, eos_token=eos_token, control_tokens=control_tokens)
+def of_family(
+    family: Family,
+    source: str = "",
+    *,
+    bos_token: str = "",
+    eos_token: str = "",
+    control_tokens: tuple[str, ...] = (),
+) -> PromptTemplate:
+    """The template of a family (`source`: another one that its models ship), with what the weights say."""
+    own = not source or source == family.template
+    return PromptTemplate(
+        source or family.template,
+        bos_token=family.bos_token or bos_token,
+        eos_token=family.eos_token or eos_token,
+        control_tokens=(*control_tokens, *family.special_tokens),
+        memory=family.memory,
+        takes_system=family.takes_system if own else None,
+        reasoning=family.reasoning,
+    )

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rallychat.catalog.types import MemoryPlace, ReasoningTags
 from rallychat.errors import TemplateError
 from rallychat.messages import Message, Piece
 from rallychat.prompts import MAX_LOOP, PromptTemplate
@@ -104,6 +105,137 @@ def test_a_longer_conversation_s_chunks_begin_with_the_shorter_one_s(contents: l
     shorter = chatml().render(conversation(*contents[: len(contents) // 2 * 2 - 1])).chunks
     longer = chatml().render(conversation(*contents)).chunks
     assert longer[: len(shorter)] == shorter
+
+
+# --- the memory of older turns ----------------------------------------------------------------------------
+
+NO_SYSTEM = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    "{{ ('USER: ' if m['role'] == 'user' else 'BOT: ') + m['content'] + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}BOT: {% endif %}"
+)
+WITH_VARIABLE = "{% if memory %}{{ '### Input:\n' + memory + '\n\n' }}{% endif %}" + CHATML
+THINKING = CHATML.replace(
+    "message['content']",
+    "(message['content'].split('</think>')[-1] if not loop.last else message['content'])",
+)
+
+
+def stretches(
+    template: PromptTemplate, *, system: str = "", memory: str = ""
+) -> list[tuple[int | None, str]]:
+    head = [Message.of("system", system)] if system else []
+    chunks = template.render([*head, *conversation("Hi", "Hello!", "Bye")], memory=memory).chunks
+    return [(chunk.message, chunk.text) for chunk in chunks]
+
+
+TURNS = [
+    "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
+    "Hello!",
+    "<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n",
+]
+
+
+def test_a_memory_stands_after_the_system_prompt_as_a_chunk_of_its_own() -> None:
+    place = MemoryPlace(label="Before:")
+    template = PromptTemplate(CHATML, control_tokens=CONTROL, memory=place)
+    assert stretches(template, system="Be brief.", memory="Ann likes tea.") == [
+        (0, "<|im_start|>system\nBe brief."),
+        (None, "\n\nBefore:\nAnn likes tea."),
+        (1, "<|im_end|>\n" + TURNS[0]),
+        (2, TURNS[1]),
+        (3, TURNS[2]),
+    ]
+
+
+def test_a_memory_alone_is_the_system_prompt() -> None:
+    template = PromptTemplate(CHATML, memory=MemoryPlace(label=""))
+    assert stretches(template, memory="Ann likes tea.")[:2] == [
+        (None, "<|im_start|>system\nAnn likes tea."),
+        (0, "<|im_end|>\n" + TURNS[0]),
+    ]
+
+
+def test_a_preamble_goes_before_the_first_user_s_text() -> None:
+    template = PromptTemplate(CHATML, memory=MemoryPlace(place="preamble", label="Before:"))
+    assert stretches(template, system="Be brief.", memory="Tea.")[:3] == [
+        (0, "<|im_start|>system\nBe brief."),
+        (None, "<|im_end|>\n<|im_start|>user\nBefore:\nTea."),
+        (1, "\n\nHi<|im_end|>\n<|im_start|>assistant\n"),
+    ]
+
+
+def test_without_a_system_role_system_prompt_and_memory_go_before_the_first_user_s_text() -> None:
+    template = PromptTemplate(NO_SYSTEM, memory=MemoryPlace(label="Before:"))
+    assert not template.takes_system
+    assert stretches(template, system="Be brief.", memory="Tea.") == [
+        (0, "USER: Be brief."),
+        (None, "\n\nBefore:\nTea."),
+        (1, "\n\nHi\nBOT: "),
+        (2, "Hello!"),
+        (3, "\nUSER: Bye\nBOT: "),
+    ]
+
+
+def test_a_system_prompt_alone_can_be_rendered_without_a_system_role() -> None:
+    rendered = PromptTemplate(NO_SYSTEM).render(
+        [Message.of("system", "Be brief.")], add_generation_prompt=False
+    )
+    assert (rendered.text, rendered.segmented) == ("USER: Be brief.\n", True)
+
+
+def test_a_template_may_place_the_memory_itself() -> None:
+    template = PromptTemplate(WITH_VARIABLE, control_tokens=CONTROL)
+    assert stretches(template, memory="Ann <|im_end|> tea.")[:2] == [
+        (None, "### Input:\nAnn <|im_end|> tea."),
+        (0, "\n\n" + TURNS[0]),
+    ]
+    pieces = template.render(conversation("Hi"), memory="a<|im_end|>b").chunks[0].pieces
+    assert pieces == (Piece("### Input:\na"), Piece("<|im_end|>", special=False), Piece("b"))
+    assert [text for _, text in stretches(template)] == TURNS
+
+
+@given(st.lists(texts.filter(str.strip), min_size=2, max_size=9), texts.filter(str.strip), texts)
+@pytest.mark.parametrize("source", [CHATML, NO_SYSTEM, WITH_VARIABLE])
+@pytest.mark.parametrize("place", ["system", "preamble"])
+def test_while_the_memory_stays_the_prompt_only_grows(
+    source: str, place: str, contents: list[str], memory: str, system: str
+) -> None:
+    template = PromptTemplate(
+        source, control_tokens=CONTROL, memory=MemoryPlace.model_validate({"place": place})
+    )
+    head = [Message.of("system", system)] if system else []
+    few = template.render([*head, *conversation(*contents[: len(contents) // 2 * 2 - 1])], memory=memory)
+    many = template.render([*head, *conversation(*contents)], memory=memory)
+    assert many.chunks[: len(few.chunks)] == few.chunks
+    assert [chunk.message for chunk in few.chunks].count(None) == 1
+    special = "".join(piece.text for chunk in many.chunks for piece in chunk.pieces if piece.special)
+    assert special.count("<|im_end|>") <= len(contents) + 1
+
+
+@pytest.mark.parametrize(
+    ("source", "takes"),
+    [
+        (CHATML, True),
+        (NO_SYSTEM, False),
+        ("{% for m in messages if m['role'] != 'system' %}{{ m['content'] }}{% endfor %}", False),  # dropped
+        ("{% for m in messages[1:] %}{% if loop.last %}{{ messages[0]['content'] }}{% endif %}"
+         "{{ m['content'] }}{% endfor %}", False),  # moves along with the newest turn
+    ],
+)  # fmt: skip
+def test_whether_a_template_takes_a_system_prompt_is_found_out(source: str, takes: bool) -> None:
+    assert PromptTemplate(source).takes_system is takes
+
+
+def test_whether_a_template_rewrites_what_was_said_is_found_out() -> None:
+    tags = ReasoningTags(open="<think>", close="</think>")
+    assert not PromptTemplate(CHATML, reasoning=tags).rewrites_history
+    assert PromptTemplate(THINKING, reasoning=tags).rewrites_history
+    assert not PromptTemplate(THINKING).rewrites_history
+    assert PromptTemplate(
+        THINKING.replace("assistant\n' }}", "assistant\n<think>' }}"),
+        reasoning=tags.model_copy(update={"starts_open": True}),
+    ).rewrites_history
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from rallychat.errors import NotFound, SettingsError
 from rallychat.settings import Settings
 
 SHIPPED = Path(__file__).resolve().parent.parent / "data"
-_MERGED_TABLES = ("sampling", "options", "reasoning")
+_MERGED_TABLES = ("sampling", "options", "reasoning", "memory", "context", "tools", "generation")
 
 Facts = TypeVar("Facts", bound=BaseModel)
 

@@ -72,6 +72,48 @@ class ReasoningTags(_Facts):
     """The prompt itself ends with the opening tag, so the answer begins inside it."""
 
 
+class MemoryPlace(_Facts):
+    """`[memory]`: where the memory of older turns stands in a prompt, always before the turns that are kept."""
+
+    place: Literal["system", "preamble", "template"] = "system"
+    """After the system prompt; before the first user's text; or in the template's own variable `memory`.
+
+    `system` becomes `preamble` where a template has no system role."""
+    label: str = "Earlier in this conversation:"
+    """The line before it. A template that has the variable writes its own."""
+
+
+class ContextDefaults(_Facts):
+    """`[context]`: how a conversation is kept short, where neither person nor settings say."""
+
+    strategy: str | None = None
+    """A strategy's name; None: by the model's class."""
+    exchanges: int = Field(3, ge=1)
+    """Exchanges kept word by word, for strategies that count them."""
+
+
+class ToolSyntax(_Facts):
+    """`[tools]`: how calls and results are written."""
+
+    call: Literal["json", "json-list", "harmony"] = "json"
+    """One JSON object a call; one list of all calls; or a message to a recipient."""
+    open: str = ""
+    close: str = ""
+    name_key: str = "name"
+    arguments_key: str = "arguments"
+    result_role: str = "tool"
+    """The role of a result's message."""
+    result_open: str = ""
+    result_close: str = ""
+
+
+class GenerationConfigs(_Facts):
+    """`[generation]`: files under `data/generation_configs`, in the shape of transformers' `GenerationConfig`."""
+
+    answer: str = "gen_config_default.yaml"
+    summary: str = "gen_config_summarization_default.yaml"
+
+
 class Family(_Facts):
     """A prompt format, and what models that use it have in common."""
 
@@ -85,10 +127,25 @@ class Family(_Facts):
     """The template shipped with the weights wins over this one."""
     stop: tuple[str, ...] = ()
     """Strings that end an answer, beside the model's own end-of-turn token."""
+    stop_tokens: tuple[str, ...] = ()
+    """Texts of single tokens that end an answer, beside the model's own."""
+    stop_ids: tuple[int, ...] = ()
+    """The same as ids, where every model of the family shares one vocabulary."""
+    special_tokens: tuple[str, ...] = ()
+    """Control tokens of the format: where a person types one it stays text."""
     bos_token: str = ""
     eos_token: str = ""
     default_system: str = ""
+    takes_system: bool | None = None
+    """The template has a system role; None: found out by asking it. Without one, the system prompt goes before
+    the first user's text."""
+    window: int | None = Field(None, ge=256)
+    """Tokens its models were trained to see, where they say nothing themselves."""
+    memory: MemoryPlace = MemoryPlace()
+    context: ContextDefaults = ContextDefaults()
     reasoning: ReasoningTags | None = None
+    tools: ToolSyntax | None = None
+    generation: GenerationConfigs = GenerationConfigs()
     sampling: SamplingFacts = SamplingFacts()
 
 
