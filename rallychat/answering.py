@@ -43,6 +43,9 @@ class Growth:
     cached_tokens: int = 0
     queued_ms: float = 0.0
     first_token_ms: float = 0.0
+    gaps: list[float] = field(default_factory=list)
+    """Seconds between one arrival of tokens and the next."""
+    told_at: float = 0.0
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -144,8 +147,12 @@ async def _attempt(
 
 
 def _grow(growth: Growth, event: Tokens, emit: Emit) -> None:
-    if not growth.first_token_ms:
+    now = time.monotonic()
+    if growth.told_at:
+        growth.gaps.append(now - growth.told_at)
+    else:
         growth.first_token_ms = growth.elapsed_ms()
+    growth.told_at = now
     growth.completion_tokens += max(1, len(event.ids))
     growth.raw.append(event.text)
     if event.text and not event.ids:

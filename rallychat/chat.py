@@ -14,6 +14,7 @@ from rallychat.cards import Inspection, ModelCard, card, inspection
 from rallychat.catalog import ANY, Catalog, Family, Model, Sampling
 from rallychat.errors import Conflict, EngineInterrupted, InvalidRequest, RallyChatError
 from rallychat.messages import Event, Failed, Finished, Message, TextDelta
+from rallychat.metrics import Metrics
 from rallychat.parsing import AnswerParser
 from rallychat.planning import Plan, plan_ids, plan_messages, plan_text, plan_turn, tokens_of
 from rallychat.pool import Engine, Pool, Priority
@@ -40,6 +41,7 @@ class ChatService:
         self.store = store
         self.downloads = Downloads(settings)
         self.pool = Pool(settings, self.downloads)
+        self.metrics = Metrics(self.pool)
         self._recorder = Recorder(store, self.pool)
         self.runs = Runs(self._recorder.save)
         self._background: set[asyncio.Task[None]] = set()
@@ -202,17 +204,20 @@ class ChatService:
         *,
         priority: Priority = Priority.CHAT,
     ) -> Finished:
-        engine = await self.pool.open(model, emit)
-        return await generate(
-            growth,
-            engine=engine,
-            plan=lambda: plan(engine),
-            family=self.catalog.family(model),
-            sampling=sampling,
-            emit=emit,
-            session=session,
-            priority=priority,
-        )
+        with self.metrics.answer(model.id, growth) as outcome:
+            engine = await self.pool.open(model, emit)
+            end = await generate(
+                growth,
+                engine=engine,
+                plan=lambda: plan(engine),
+                family=self.catalog.family(model),
+                sampling=sampling,
+                emit=emit,
+                session=session,
+                priority=priority,
+            )
+            outcome.reason = end.reason
+        return end
 
     # --- stateless ----------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""GET /healthz: the process answers. GET /readyz: a chat would be answered, or why not."""
+"""GET /healthz: the process answers. /readyz: a chat would be answered, or why not. /metrics: for Prometheus."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rallychat.api.routing import JsonRoute, problems
 from rallychat.api.serving import service_of
 from rallychat.cards import card
 from rallychat.errors import RallyChatError
+from rallychat.metrics import CONTENT_TYPE
 
 if TYPE_CHECKING:
     from rallychat.chat import ChatService
@@ -47,6 +48,16 @@ async def readyz(request: Request) -> Response:
     ready = store.ok and model.ok
     said = Readiness(status="ready" if ready else "not_ready", store=store, model=model)
     return _json(said, 200 if ready else 503)
+
+
+@router.get(
+    "/metrics",
+    response_model=None,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **problems(403, 500)},
+)
+async def metrics(request: Request) -> Response:
+    """Counts and times by model, for Prometheus; no user text."""
+    return Response(service_of(request).metrics.text(), media_type=CONTENT_TYPE)
 
 
 async def _store(service: ChatService) -> Check:

@@ -25,6 +25,7 @@ request_id: ContextVar[str] = ContextVar("request_id", default="-")
 
 _GIVEN = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 
+_OURS = frozenset({"/v1", "/healthz", "/readyz", "/metrics", "/openapi.json"})
 _EVERYWHERE = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"same-origin"))
 _NOT_PAGES = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
@@ -34,7 +35,7 @@ _NOT_PAGES = (
 
 def is_ours(path: str) -> bool:
     """The path belongs to the API, not to a page beside it."""
-    return path.startswith("/v1/") or path in {"/v1", "/healthz", "/readyz", "/openapi.json"}
+    return path.startswith("/v1/") or path in _OURS
 
 
 def log_failure(exc: BaseException) -> None:

@@ -52,6 +52,10 @@ class Pool:
         engine = self._engines.get(model_id)
         return None if engine is None or engine.state in ("stopped", "unavailable") else engine
 
+    def engines(self) -> list[Engine]:
+        """Every engine there is, whatever its state."""
+        return list(self._engines.values())
+
     def error(self, model_id: str) -> str:
         """Why the model's engine could not be started, or empty."""
         engine = self._engines.get(model_id)

@@ -1,0 +1,85 @@
+"""What operators see of answers and engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.api_world import chat, echoing
+
+SECRET = "the-password-is-hunter2"
+
+
+def samples(text: str) -> dict[str, float]:
+    """Value by name and labels, histograms by their counts and sums."""
+    return {
+        f"{sample.name}{sorted(sample.labels.values())}": sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if not sample.name.endswith(("_bucket", "_created"))
+    }
+
+
+async def test_an_answer_is_counted_with_its_tokens_and_times(tmp_path: Path) -> None:
+    async with echoing(tmp_path) as (http, _):
+        first = (await http.post("/v1/chat/completions", json=chat(SECRET))).json()["usage"]
+        again = (await http.post("/v1/chat/completions", json=chat(SECRET))).json()["usage"]
+        response = await http.get("/metrics")
+    seen = samples(response.text)
+    cached = again["prompt_tokens_details"]["cached_tokens"]
+    assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert cached > 0
+    assert seen["rallychat_answers_total['echo', 'stop']"] == 2
+    assert seen["rallychat_tokens_total['cached', 'echo']"] == cached
+    prompts = first["prompt_tokens"] + again["prompt_tokens"]
+    assert seen["rallychat_tokens_total['echo', 'evaluated']"] == prompts - cached
+    written = first["completion_tokens"] + again["completion_tokens"]
+    assert seen["rallychat_tokens_total['echo', 'generated']"] == written
+    assert seen["rallychat_first_token_seconds_count['echo']"] == 2
+    assert (
+        0 < seen["rallychat_first_token_seconds_sum['echo']"] <= seen["rallychat_answer_seconds_sum['echo']"]
+    )
+
+
+async def test_how_the_engines_stand_is_told(tmp_path: Path) -> None:
+    async with echoing(tmp_path, slots=3) as (http, _):
+        before = samples((await http.get("/metrics")).text)
+        await http.post("/v1/chat/completions", json=chat())
+        after = samples((await http.get("/metrics")).text)
+    assert not any("'echo'" in name for name in before)
+    assert [after[f"rallychat_{what}['echo']"] for what in ("slots", "slots_busy", "queue_length")] == [
+        3,
+        0,
+        0,
+    ]
+    assert (after["rallychat_engine_up['echo']"], after["rallychat_engine_restarts_total['echo']"]) == (1, 0)
+
+
+async def test_no_word_of_a_person_is_in_the_metrics(tmp_path: Path) -> None:
+    async with echoing(tmp_path) as (http, _):
+        await http.post("/v1/chat/completions", json=chat(SECRET))
+        text = (await http.get("/metrics")).text
+    assert SECRET not in text
+
+
+async def test_an_answer_that_fails_is_counted_under_its_code(tmp_path: Path) -> None:
+    async with echoing(tmp_path, window=256) as (http, _):
+        refused = await http.post("/v1/chat/completions", json=chat("word " * 2000))
+        seen = samples((await http.get("/metrics")).text)
+    code = refused.json()["error"]["code"]
+    assert seen[f"rallychat_answers_total{sorted(['echo', code])}"] == 1
+    assert not any(name.startswith("rallychat_tokens") for name in seen)
+
+
+async def test_a_foreign_page_cannot_read_them(tmp_path: Path) -> None:
+    async with echoing(tmp_path) as (http, _):
+        refused = await http.get("/metrics", headers={"host": "evil.example"})
+    assert refused.status_code == 403
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/metrics?x=1"])
+async def test_nothing_can_be_posted_there(tmp_path: Path, path: str) -> None:
+    async with echoing(tmp_path) as (http, _):
+        assert (await http.post(path)).status_code == 405
