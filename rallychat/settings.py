@@ -66,6 +66,31 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(7860, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     model: str = Field("smollm2-135m-instruct", description="Model used where none is asked for.")
+    base_url: str | None = Field(
+        default=None, description="Hub repository or folder of the checkpoint to start with."
+    )
+    ft_ckpt_url: str | None = Field(
+        default=None, description="Hub repository or folder of the LoRA adapter to start with."
+    )
+    gen_config_path: Path | None = Field(
+        default=None, description="YAML file of the generation config for answers."
+    )
+    gen_config_summarization_path: Path | None = Field(
+        default=None, description="YAML file of the generation config for summaries of the conversation."
+    )
+    multi_gpu: bool = Field(
+        default=False, description="Spread the model over all GPUs, in fp16 and never in int8."
+    )
+    force_download_ckpt: bool = Field(
+        default=False,
+        description="Download the weights of the first model again, whether they are here or not.",
+    )
+    chat_only_mode: bool = Field(
+        default=False, description="Show the chat alone on the page, without menus and panels."
+    )
+    share: bool = Field(
+        default=False, description="Make the page reachable from the internet through Gradio's tunnel."
+    )
     api_only: bool = Field(default=False, description="Serve the API without the web page.")
     open_browser: bool = Field(default=True, description="Open the page in the browser when ready.")
     no_auth: bool = Field(default=False, description="Serve beyond this machine without login.")
@@ -132,7 +157,7 @@ class Settings(BaseSettings):
     @property
     def beyond_loopback(self) -> bool:
         """Other machines can reach the server."""
-        return not is_loopback(self.host)
+        return self.share or not is_loopback(self.host)
 
     @property
     def models_dir(self) -> Path:
