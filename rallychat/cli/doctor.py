@@ -272,7 +272,7 @@ def models(settings: Settings) -> list[dict[str, Any]]:
     return [
         {
             **row.as_dict(),
-            "fits": (row.memory or 0) < total * 0.9 and (row.here or (row.model.weights.size or 0) < free),
+            "fits": (row.memory or 0) < total * 0.9 and (row.here or (row.model.size or 0) < free),
         }
         for row in rows(Catalog.load(settings), settings)
     ]

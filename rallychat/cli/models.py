@@ -43,7 +43,7 @@ class Row:
                 "description",
             }
         )
-        return {**facts, "size": self.model.weights.size, "memory": self.memory, "state": self.state}
+        return {**facts, "size": self.model.size, "memory": self.memory, "state": self.state}
 
     @property
     def state(self) -> str:
@@ -77,7 +77,7 @@ def list_models(settings: Settings, *, everything: bool, as_json: bool) -> None:
         table.add_row(
             f"[bold]{escape(each.model.id)}[/]{default}",
             each.model.parameters,
-            size(each.model.weights.size),
+            size(each.model.size),
             size(each.memory),
             each.model.license,
             "[green]yes[/]" if each.here else "-",
@@ -99,7 +99,7 @@ def show_model(settings: Settings, name: str, *, as_json: bool) -> None:
     facts = {
         **row(model, settings).as_dict(),
         "url": model.url,
-        "weights": model.weights.model_dump(exclude_none=True),
+        "weights": _where(model),
         "path": str(sources.weights_path(model, settings)),
         "sampling": model.sampling.value().as_dict(),
     }
@@ -160,6 +160,12 @@ def size(count: int | None) -> str:
     if count < 1e9:
         return f"{count / 1e6:.0f} MB"
     return f"{count / 1e9:.1f} GB"
+
+
+def _where(model: Model) -> dict[str, Any]:
+    """Where what runs comes from."""
+    source = model.checkpoint if model.engine == "transformers" else model.weights
+    return source.model_dump(exclude_none=True, exclude_defaults=True) if source else {}
 
 
 def _plain(value: object) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from rallychat.catalog import Model
 from rallychat.catalog.sizing import slot_window
 from rallychat.engines.protocol import WorkerSpec
+from rallychat.errors import EngineUnavailable
 from rallychat.messages import Loading
 from rallychat.pool.engine import Engine
 from rallychat.settings import Settings
@@ -22,6 +23,8 @@ Tell = Callable[[Loading], None]
 
 def worker_spec(model: Model, path: str, settings: Settings) -> WorkerSpec:
     """What a worker is told to run."""
+    if model.engine == "transformers":
+        raise EngineUnavailable(f"There is no engine here for checkpoints such as {model.name}.")
     return WorkerSpec(
         engine=model.engine,
         model=model.id,

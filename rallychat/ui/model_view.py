@@ -47,10 +47,9 @@ class ModelCardView:
 def view_of(card: ModelCard) -> ModelCardView:
     """A card as the menu shows it."""
     model = card.model
-    weights = getattr(model.weights, "download_size", None) or model.weights.size
     facts = (
         ("Parameters", " ".join(filter(None, (model.parameters, model.quantization)))),
-        ("Download", size(weights) if weights else ""),
+        ("Download", size(model.download_size) if model.download_size else ""),
         ("Memory", size(card.memory) if card.memory else ""),
         ("Window", f"{model.window:,} tokens"),
         ("Licence", model.license),
@@ -66,7 +65,7 @@ def view_of(card: ModelCard) -> ModelCardView:
         use_label=_USE_LABEL[card.state],
         fraction=card.progress.fraction if card.progress else None,
         note=card.note,
-        removable=on_disk and model.weights.kind in ("wheel", "hub"),
+        removable=on_disk and model.fetched,
     )
 
 
