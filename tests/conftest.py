@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,3 +21,20 @@ def smollm2_gguf() -> Path:
     settings = Settings()
     model = Catalog.load(settings).resolve("smollm2-135m-instruct")
     return fetch(model, settings, on_progress=lambda _: None)
+
+
+@pytest.fixture(scope="session")
+def taught_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama that speaks in sentences, made once per run."""
+    from tests import checkpoints
+
+    return checkpoints.llama(tmp_path_factory.mktemp("taught") / "llama", taught=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `hf` need the extra: without it they are skipped, and the summary says why."""
+    missing = [name for name in ("torch", "transformers", "peft") if find_spec(name) is None]
+    if missing:
+        for item in items:
+            if item.get_closest_marker("hf"):
+                item.add_marker(pytest.mark.skip(reason=f"no {missing[0]} here: ./rally add hf"))

@@ -39,8 +39,12 @@ FOREIGN = {
     "typer": {"cli"},
     "prompt_toolkit": {"cli"},
     "prometheus_client": {"metrics"},
-    "torch": {"bench"},
-    "transformers": {"bench"},
+    "torch": {"engines", "bench"},
+    "transformers": {"engines", "bench"},
+    "tokenizers": {"engines"},
+    "peft": {"engines"},
+    "torchao": {"engines"},
+    "bitsandbytes": {"engines"},
 }
 """Libraries, and the only subjects that may know them."""
 

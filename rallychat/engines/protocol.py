@@ -107,7 +107,7 @@ EngineEvent = Prefill | Tokens | Done
 class WorkerSpec:
     """What a worker process is to run. Sent to it as JSON."""
 
-    engine: Literal["llamacpp", "echo"]
+    engine: Literal["llamacpp", "transformers", "echo"]
     model: str
     """Name, for logs and `/v1/models`."""
     path: str = ""

@@ -65,6 +65,10 @@ def open_backend(spec: WorkerSpec, folder: Path) -> Backend:
             from rallychat.engines.llamacpp import LlamaCpp
 
             return LlamaCpp(spec, folder=folder)
+        case "transformers":
+            from rallychat.engines.transformers import Transformers
+
+            return Transformers(spec)
         case "echo":
             from rallychat.engines.echo import Echo
 
