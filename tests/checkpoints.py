@@ -183,7 +183,7 @@ def _lesson(sayings: list[list[int]], header: list[int], vocabulary: int, genera
     def below(high: int) -> int:
         return int(torch.randint(high, (1,), generator=generator))
 
-    noise = torch.randint(3, vocabulary, (below(24),), generator=generator).tolist()
+    noise: list[int] = torch.randint(3, vocabulary, (below(24),), generator=generator).tolist()
     row = noise + header
     while len(row) < 128:
         row = row + sayings[below(len(sayings))]
