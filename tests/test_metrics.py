@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.api_world import chat, echoing
 
+ROOT = Path(__file__).parent.parent
 SECRET = "the-password-is-hunter2"
 
 
@@ -83,3 +86,25 @@ async def test_a_foreign_page_cannot_read_them(tmp_path: Path) -> None:
 async def test_nothing_can_be_posted_there(tmp_path: Path, path: str) -> None:
     async with echoing(tmp_path) as (http, _):
         assert (await http.post(path)).status_code == 405
+
+
+async def test_the_dashboard_asks_for_metrics_and_labels_that_exist(tmp_path: Path) -> None:
+    async with echoing(tmp_path) as (http, _):
+        await http.post("/v1/chat/completions", json=chat())
+        text = (await http.get("/metrics")).text
+    known = {
+        sample.name: set(sample.labels)
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    dashboard = json.loads((ROOT / "deploy" / "grafana.json").read_text(encoding="utf-8"))
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    named = {name for expr in asked for name in re.findall(r"rallychat_\w+", expr)}
+    labels = {
+        label
+        for expr in asked
+        for found in re.findall(r"\{([^}]*)\}", expr)
+        for label in re.findall(r"(\w+)=", found)
+    }
+    assert named <= set(known)
+    assert labels <= set.union(*known.values())
