@@ -361,6 +361,10 @@ class ChatService:
         shown = [model for model in self.catalog.models.values() if not model.hidden]
         return [card(model, self.settings, self.pool, self.downloads) for model in shown]
 
+    def card(self, name: str) -> ModelCard:
+        """One model with its state, also one that the menu hides."""
+        return card(self.named(name), self.settings, self.pool, self.downloads)
+
     async def load(self, model_id: str) -> None:
         """Fetches and loads a model, and waits until it can answer."""
         await self.pool.open(self.resolve(model_id))

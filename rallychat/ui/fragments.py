@@ -12,7 +12,8 @@ from markupsafe import Markup
 
 from rallychat.ui import markdown
 from rallychat.ui.context_view import ContextView
-from rallychat.ui.model_view import ModelCardView
+from rallychat.ui.model_view import MenuView, ModelCardView
+from rallychat.ui.review_view import ReviewView
 from rallychat.ui.views import Day, MessageView
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
@@ -30,7 +31,22 @@ def conversations(days: Sequence[Day], *, older: str | None, more: bool = False)
 
 def model_card(card: ModelCardView) -> str:
     """One card of the model menu."""
-    return _render("model.html", card=card)
+    return _render("card.html", card=card)
+
+
+def menu(view: MenuView) -> str:
+    """The landing page of the model menu."""
+    return _render("menu.html", menu=view)
+
+
+def model_state(card: ModelCardView) -> str:
+    """What of the review page follows the model's state."""
+    return _render("review_state.html", card=card)
+
+
+def review(view: ReviewView) -> str:
+    """The review page of one model."""
+    return _render("review.html", view=view, card=view.card)
 
 
 def context(view: ContextView | None) -> str:

@@ -7,15 +7,18 @@ from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter
+from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict
 
-from rallychat.cards import ModelCard, card
+from rallychat.cards import ModelCard
 from rallychat.catalog import Model
 from rallychat.chat import ChatService
 from rallychat.errors import RallyChatError, SourceCancelled
 from rallychat.ui import fragments
 from rallychat.ui.door import PageRoute
-from rallychat.ui.model_view import defaults_of, view_of
+from rallychat.ui.machine import Machine
+from rallychat.ui.model_view import ModelCardView, defaults_of, menu_of, parameters_of, view_of
+from rallychat.ui.review_view import review_of
 from rallychat.ui.views import size
 
 
@@ -34,16 +37,33 @@ class Menu:
         self._service = service
         self._fetching: set[asyncio.Task[None]] = set()
         self._failed: dict[str, str] = {}
+        self._machine = Machine.here()
 
     async def shown(self, using: str | None) -> dict[str, Any]:
-        """Every card; that of the model in use also if the menu hides it."""
-        service = self._service
-        cards = await service.models()
+        """How far every model is; of the one in use also what the page needs to know before a turn.
+
+        Asked often, so it is small: cards are asked for one by one, when their state has changed.
+        """
         chosen = self._in_use(using)
-        if all(each.model.id != chosen.id for each in cards):
-            cards = [*cards, card(chosen, service.settings, service.pool, service.downloads)]
-        default = self._in_use(None).id
-        return {"using": chosen.id, "default": default, "models": [self._entry(each) for each in cards]}
+        cards = await self._cards(chosen)
+        family = self._service.catalog.family(chosen)
+        return {
+            "using": chosen.id,
+            "default": self._in_use(None).id,
+            "window": chosen.window,
+            "defaults": defaults_of(chosen, family),
+            "models": [_state(view) for view in cards],
+        }
+
+    async def page(self, using: str | None) -> str:
+        """The landing page: every model's card, by size."""
+        cards = await self._cards(self._in_use(using))
+        sizes = {card.id: parameters_of(self._service.named(card.id)) for card in cards}
+        return await asyncio.to_thread(fragments.menu, menu_of(cards, self._machine, sizes))
+
+    def card(self, name: str) -> str:
+        """One model's card as it is now."""
+        return fragments.model_card(self._view(self._service.card(name)))
 
     def load(self, name: str) -> str:
         """Fetches if needed, and loads, in the background."""
@@ -75,20 +95,38 @@ class Menu:
         except RallyChatError:  # the conversation's model has left the catalog
             return self._service.resolve(None)
 
-    def _entry(self, each: ModelCard) -> dict[str, Any]:
+    def state(self, name: str) -> str:
+        """What of a model's review page follows its state."""
+        return fragments.model_state(self._view(self._service.card(name)))
+
+    def review(self, name: str) -> str:
+        """The review page of one model."""
+        each = self._service.card(name)
+        family = self._service.catalog.family(each.model)
+        defaults = each.model.sampling.value().over(family.sampling.value())
+        return fragments.review(review_of(each, self._view(each), family, self._machine, defaults))
+
+    async def _cards(self, chosen: Model) -> list[ModelCardView]:
+        """Every card; that of the model in use also if the menu hides it."""
+        cards = await self._service.models()
+        if all(each.model.id != chosen.id for each in cards):
+            cards = [*cards, self._service.card(chosen.id)]
+        return [self._view(each) for each in cards]
+
+    def _view(self, each: ModelCard) -> ModelCardView:
         noted = replace(each, note=each.note or self._failed.get(each.model.id, ""))
-        view = view_of(noted)
-        return {
-            "id": view.id,
-            "name": view.name,
-            "state": view.state,
-            "state_text": view.state_text,
-            "fraction": view.fraction,
-            "note": view.note,
-            "window": each.model.window,
-            "defaults": defaults_of(each, self._service.catalog.family(each.model)),
-            "html": fragments.model_card(view),
-        }
+        return view_of(noted, self._service.catalog.family(each.model), self._machine)
+
+
+def _state(view: ModelCardView) -> dict[str, Any]:
+    return {
+        "id": view.id,
+        "name": view.name,
+        "state": view.state,
+        "state_text": view.state_text,
+        "fraction": view.fraction,
+        "note": view.note,
+    }
 
 
 def router(service: ChatService) -> APIRouter:
@@ -99,6 +137,22 @@ def router(service: ChatService) -> APIRouter:
     @routes.get("/models")
     async def shown(using: str | None = None) -> dict[str, Any]:
         return await menu.shown(using)
+
+    @routes.get("/menu")
+    async def page(using: str | None = None) -> HTMLResponse:
+        return HTMLResponse(await menu.page(using))
+
+    @routes.get("/models/card")
+    async def one(model: str) -> HTMLResponse:
+        return HTMLResponse(menu.card(model))
+
+    @routes.get("/models/state")
+    async def state(model: str) -> HTMLResponse:
+        return HTMLResponse(menu.state(model))
+
+    @routes.get("/models/review")
+    async def review(model: str) -> HTMLResponse:
+        return HTMLResponse(menu.review(model))
 
     @routes.post("/models/load")
     async def load(chosen: Chosen) -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from rallychat.cards import ModelCard, ModelState
-from rallychat.catalog import Family, Sampling
+from rallychat.catalog import Family, Model, Sampling
+from rallychat.ui.machine import Fit, Machine
 from rallychat.ui.views import size
 
 _STATE_TEXT: Final[dict[ModelState, str]] = {
@@ -26,6 +29,16 @@ _USE_LABEL: Final[dict[ModelState, str]] = {
     "unavailable": "Try again",
 }
 _STAGE_TEXT: Final = {"download": "Downloading", "unpack": "Unpacking", "verify": "Checking"}
+_ENGINES: Final = {"llamacpp": "GGUF", "transformers": "Checkpoint", "echo": "Built in"}
+_SIZES: Final = (
+    (1e9, "Small", "below 1B parameters"),
+    (4.5e9, "Medium", "1B to 4B"),
+    (10e9, "Large", "5B to 9B"),
+    (25e9, "Very large", "10B to 24B"),
+    (float("inf"), "Huge", "25B and more"),
+)
+_UNSIZED: Final = ("Others", "size not known")
+_SCALES: Final = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,23 +47,69 @@ class ModelCardView:
 
     id: str
     name: str
+    family: str
+    family_name: str
+    engine: str
     description: str
     facts: tuple[tuple[str, str], ...]
+    memory: str
+    memory_share: float
+    fit: Fit
     state: ModelState
     state_text: str
     use_label: str
     fraction: float | None
     note: str
     removable: bool
+    words: str
+    """What a search looks through."""
+
+    @property
+    def here(self) -> bool:
+        """Its weights are on this machine."""
+        return self.state not in ("absent", "downloading")
 
 
-def view_of(card: ModelCard) -> ModelCardView:
+@dataclass(frozen=True, slots=True)
+class SizeGroup:
+    """Models of about one size, small ones first."""
+
+    name: str
+    range: str
+    cards: Sequence[ModelCardView]
+
+
+@dataclass(frozen=True, slots=True)
+class MenuView:
+    """The landing page: every model by size, and the families one can choose from."""
+
+    groups: Sequence[SizeGroup]
+    families: Sequence[tuple[str, str]]
+    machine: str
+    count: int
+
+
+def menu_of(cards: Iterable[ModelCardView], machine: Machine, sizes: dict[str, float | None]) -> MenuView:
+    """The menu over `cards`; `sizes` has each model's number of parameters."""
+    groups: dict[tuple[str, str], list[ModelCardView]] = {}
+    shown = sorted(cards, key=lambda card: (sizes[card.id] is None, sizes[card.id] or 0, card.name))
+    for card in shown:
+        groups.setdefault(_group(sizes[card.id]), []).append(card)
+    families = sorted({(card.family, card.family_name) for card in shown}, key=lambda family: family[1])
+    return MenuView(
+        [SizeGroup(name, span, listed) for (name, span), listed in groups.items()],
+        families,
+        machine.said(),
+        len(shown),
+    )
+
+
+def view_of(card: ModelCard, family: Family, machine: Machine) -> ModelCardView:
     """A card as the menu shows it."""
     model = card.model
     facts = (
         ("Parameters", " ".join(filter(None, (model.parameters, model.quantization)))),
-        ("Download", size(model.download_size) if model.download_size else ""),
-        ("Memory", size(card.memory) if card.memory else ""),
+        ("Download", download_size(model)),
         ("Window", f"{model.window:,} tokens"),
         ("Licence", model.license),
     )
@@ -58,15 +117,39 @@ def view_of(card: ModelCard) -> ModelCardView:
     return ModelCardView(
         id=model.id,
         name=model.name,
+        family=family.id,
+        family_name=family.name,
+        engine=_ENGINES[model.engine],
         description=model.description,
         facts=tuple(fact for fact in facts if fact[1]),
+        memory=size(card.memory) if card.memory else "",
+        memory_share=machine.share(card.memory),
+        fit=machine.fit(card.memory),
         state=card.state,
         state_text=_state_text(card),
         use_label=_USE_LABEL[card.state],
         fraction=card.progress.fraction if card.progress else None,
         note=card.note,
         removable=on_disk and model.fetched,
+        words=" ".join((model.name, model.id, family.name, model.license, model.description)).casefold(),
     )
+
+
+def download_size(model: Model) -> str:
+    """What has to come over the network, as a person reads it; empty if that is not known."""
+    return size(model.download_size) if model.download_size else ""
+
+
+def parameters_of(model: Model) -> float | None:
+    """How many parameters the authors say it has: 135e6 for "135M"."""
+    found = re.search(r"(\d+(?:\.\d+)?)\s*([KMBT])\b", model.parameters, re.IGNORECASE)
+    return float(found[1]) * _SCALES[found[2].upper()] if found else None
+
+
+def _group(parameters: float | None) -> tuple[str, str]:
+    if parameters is None:
+        return _UNSIZED
+    return next((name, span) for below, name, span in _SIZES if parameters < below)
 
 
 def _state_text(card: ModelCard) -> str:
@@ -77,7 +160,7 @@ def _state_text(card: ModelCard) -> str:
     return stage if fraction is None else f"{stage} {fraction:.0%}"
 
 
-def defaults_of(card: ModelCard, family: Family) -> dict[str, Any]:
+def defaults_of(model: Model, family: Family) -> dict[str, Any]:
     """The generation parameters in force where a person sets none, JSON-ready."""
-    asked: Sampling = card.model.sampling.value().over(family.sampling.value())
+    asked: Sampling = model.sampling.value().over(family.sampling.value())
     return asked.as_dict()

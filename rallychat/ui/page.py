@@ -28,6 +28,8 @@ _STYLES: Final = (
     "composer",
     "panel",
     "dialogs",
+    "menu",
+    "review",
 )
 _OPEN: Final = ("/assets/", "/static/", "/svelte/")
 _OPEN_EXACT: Final = frozenset(

@@ -16,7 +16,6 @@ def test_a_model_is_chosen_loaded_and_answers(page: Page, served: Served) -> Non
     page.get_by_title("Choose a model").click()
     card = page.locator("#rc-models").get_by_role("article", name="Heavy echo", exact=True)
     expect(card).to_contain_text("Apache-2.0")
-    expect(card).to_contain_text("8,192 tokens")
     card.get_by_role("button", name="Use").click()
     expect(page.locator("#rc-model-name")).to_have_text("Heavy echo")
     say(page, "are you there")
@@ -84,7 +83,8 @@ def test_a_model_is_downloaded_with_progress_and_removed(
         with serving(folder) as server, visiting(server.url) as visit:
             page = visit.page
             page.get_by_title("Choose a model").click()
-            card = page.locator('[data-model="tiny"]')
+            page.get_by_role("link", name="Tiny", exact=True).click()
+            card = page.locator("#rc-review").get_by_role("region", name="State")
             expect(card).to_contain_text("Not downloaded")
             card.get_by_role("button", name="Download only").click()
             expect(card.get_by_role("progressbar")).to_have_attribute("value", re.compile(r"0\.4|0\.5"))
@@ -108,8 +108,8 @@ def test_a_download_can_be_cancelled(
         with serving(folder) as server, visiting(server.url) as visit:
             page = visit.page
             page.get_by_title("Choose a model").click()
-            card = page.locator('[data-model="tiny"]')
-            card.get_by_role("button", name="Download only").click()
+            card = page.locator('#rc-menu [data-model="tiny"]')
+            card.get_by_role("button", name="Download and use").click()
             expect(card).to_contain_text(re.compile(r"Downloading \d\d%"))
             card.get_by_role("button", name="Cancel").click()
             hub.release()
@@ -125,8 +125,8 @@ def test_a_download_that_fails_says_why(
     with HubServer() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         with serving(folder) as server, visiting(server.url) as visit:
-            visit.page.get_by_title("Choose a model").click()
-            card = visit.page.locator('[data-model="tiny"]')
+            visit.page.goto(f"{server.url}/#models/tiny")
+            card = visit.page.locator("#rc-review").get_by_role("region", name="State")
             card.get_by_role("button", name="Download only").click()
             expect(card.locator(".note")).to_contain_text("gone.gguf")
 
@@ -175,3 +175,23 @@ def test_a_first_message_says_that_the_model_is_still_on_its_way(
                 )
                 hub.release()
                 expect(visit.page.locator(".notice.failed")).to_be_visible()
+
+
+def test_the_menu_is_searched_and_back_leads_from_a_model_to_the_menu_to_the_chat(page: Page) -> None:
+    page.get_by_title("Choose a model").click()
+    menu = page.locator("#rc-menu")
+    expect(menu.get_by_role("heading", name="Small")).to_be_visible()
+    page.get_by_label("Search models").fill("SMOLLM2 apache 360")
+    expect(menu.get_by_role("article")).to_have_count(1)
+    expect(page.get_by_text("1 model ·")).to_be_visible()
+    page.get_by_role("link", name="SmolLM2 360M Instruct", exact=True).click()
+    expect(page.get_by_role("heading", name="SmolLM2 360M Instruct")).to_be_visible()
+    expect(page.locator("#rc-review")).to_contain_text("8,192 tokens")
+    page.go_back()
+    expect(menu.get_by_role("article")).to_have_count(1)
+    page.get_by_label("Search models").fill("no such thing")
+    page.get_by_role("button", name="Show all").click()
+    expect(menu.get_by_role("article").nth(5)).to_be_visible()
+    page.go_back()
+    expect(page.get_by_role("heading", name="Your serve.")).to_be_visible()
+    expect(page.locator("#rc-models")).to_be_hidden()

@@ -6,7 +6,9 @@ import * as context from "./context.js";
 import * as conversation from "./conversation.js";
 import { listen } from "./dom.js";
 import * as keys from "./keys.js";
+import * as menu from "./menu.js";
 import * as models from "./models.js";
+import * as review from "./review.js";
 import * as settings from "./settings.js";
 import * as sidebar from "./sidebar.js";
 import * as theme from "./theme.js";
@@ -37,6 +39,8 @@ async function main() {
   composer.start();
   sidebar.start();
   models.start();
+  menu.start();
+  review.start();
   settings.start();
   context.start();
   keys.start();

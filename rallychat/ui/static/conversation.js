@@ -90,7 +90,10 @@ function fromAddress() {
 
 export async function start() {
   live.start(() => setTimeout(() => chat.id && open(chat.id, { address: "keep" }), 1000));
-  window.addEventListener("popstate", () => void fromAddress());
+  window.addEventListener("popstate", () => {
+    const id = new URLSearchParams(location.search).get("c");
+    if (id !== chat.id) void fromAddress(); // else only the part behind the # has changed: the model menu's
+  });
   onOtherTab((id) => {
     emit("listed");
     if (id === chat.id) void sync();

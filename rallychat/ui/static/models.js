@@ -1,47 +1,45 @@
 // @ts-check
-/** The model menu, the pill that names the model in use, and the line that says how far it is. */
+/** How far the models are: the pill that names the one in use, the line that says what is waited for, and what can be done with each. */
 import { get, patch, post } from "./api.js";
-import { byId, confirmed, fragment, onAction, toast } from "./dom.js";
+import { byId, confirmed, onAction, toast } from "./dom.js";
 import * as live from "./live.js";
 import { chat, learn, on, tellTabs } from "./state.js";
 
 /**
- * @typedef {{id: string, name: string, state: string, state_text: string, fraction: number | null,
- *   note: string, window: number, defaults: Record<string, any>, html: string}} Entry
+ * @typedef {{id: string, name: string, state: string, state_text: string, fraction: number | null, note: string}} Entry
+ * @typedef {{using: string, default: string, window: number, defaults: Record<string, any>, examples: string[], models: Entry[]}} Menu
  */
-const BUSY = ["downloading", "loading"];
-/** @type {Entry[]} */
-let entries = [];
-let using = "";
-let base = "";
+export const BUSY = ["downloading", "loading"];
+/** @type {Menu} */
+let menu = { using: "", default: "", window: 0, defaults: {}, examples: [], models: [] };
 let timer = 0;
-/** @type {Map<string, string>} */
-const drawn = new Map();
 /** @type {Set<() => void>} */
 const watchers = new Set();
 
-const dialog = () => /** @type {HTMLDialogElement} */ (byId("rc-models"));
-
-/** The model that will answer next. @returns {Entry | undefined} */
-export const inUse = () => entries.find((entry) => entry.id === using);
-/** @param {() => void} watcher */
+export const entries = () => menu.models;
+export const using = () => menu.using;
+/** What is in force where a person sets nothing, of the model in use. */
+export const defaults = () => menu.defaults;
+/** Prompts to begin with, of the model in use. */
+export const examples = () => menu.examples ?? [];
+/** @param {string} id */
+export const entryOf = (id) => menu.models.find((entry) => entry.id === id);
+/** @param {() => void} watcher called whenever anything may have changed */
 export const onModels = (watcher) => watchers.add(watcher);
+const watched = () => byId("rc-models").hasAttribute("open");
 
 export async function refresh() {
   clearTimeout(timer);
   try {
     const query = chat.model ? `?using=${encodeURIComponent(chat.model)}` : "";
-    const menu = await get(`/models${query}`);
-    entries = menu.models;
-    using = menu.using;
-    base = menu.default;
-    recall();
+    menu = await get(`/models${query}`);
+    if (recall()) return void refresh();
     draw();
   } catch {
     byId("rc-model-state").textContent = "no connection";
   }
-  const busy = entries.some((entry) => BUSY.includes(entry.state));
-  timer = setTimeout(refresh, busy ? 500 : dialog().open ? 2000 : 8000);
+  const busy = menu.models.some((entry) => BUSY.includes(entry.state));
+  timer = setTimeout(refresh, busy ? 500 : watched() ? 2000 : 8000);
 }
 
 const REMEMBERED = "rallychat.model";
@@ -49,17 +47,17 @@ const REMEMBERED = "rallychat.model";
 /** A new chat begins with what was chosen last, unless the server was started with another model since. */
 function recall() {
   if (chat.id !== null || chat.model !== null) {
-    if (chat.id === null && chat.model !== using) learn({ model: null }); // it has left the catalog
-    return;
+    if (chat.id === null && chat.model !== menu.using) learn({ model: null }); // it has left the catalog
+    return false;
   }
   const { model = "", over = "" } = JSON.parse(localStorage.getItem(REMEMBERED) ?? "{}");
-  if (over !== base || model === base || !entries.some((entry) => entry.id === model)) return;
-  using = model;
+  if (over !== menu.default || model === menu.default || !entryOf(model)) return false;
   learn({ model });
+  return true;
 }
 
 function draw() {
-  const current = inUse();
+  const current = entryOf(menu.using);
   if (current) {
     byId("rc-model-name").textContent = current.name;
     const percent = current.fraction === null ? "" : `${Math.floor(current.fraction * 100)}%`;
@@ -68,7 +66,6 @@ function draw() {
     document.querySelector(".model-pill")?.setAttribute("data-state", current.state);
   }
   readiness(current);
-  if (dialog().open) cards();
   for (const watcher of watchers) watcher();
 }
 
@@ -91,32 +88,8 @@ function doing({ state, state_text: text, fraction, name }) {
   return `${text.split(" ")[0]} ${name}${percent}`;
 }
 
-/** Redraws only cards that differ, so that focus and pointer stay where they are. */
-function cards() {
-  const box = byId("rc-model-cards");
-  for (const entry of entries) {
-    const old = box.querySelector(`[data-model="${CSS.escape(entry.id)}"]`);
-    if (!old || drawn.get(entry.id) !== entry.html) {
-      const focused = old?.contains(document.activeElement)
-        ? /** @type {HTMLElement} */ (document.activeElement).dataset.action
-        : null;
-      const fresh = fragment(entry.html);
-      if (old) old.replaceWith(fresh);
-      else box.append(fresh);
-      drawn.set(entry.id, entry.html);
-      const card = box.querySelector(`[data-model="${CSS.escape(entry.id)}"]`);
-      if (focused) /** @type {HTMLElement | null} */ (card?.querySelector("button"))?.focus();
-    }
-  }
-  for (const card of box.querySelectorAll(".model")) {
-    const current = /** @type {HTMLElement} */ (card).dataset.model === using;
-    card.classList.toggle("using", current);
-    card.setAttribute("aria-current", String(current));
-  }
-}
-
 /** @param {HTMLElement} element */
-const modelOf = (element) => /** @type {HTMLElement} */ (element.closest(".model")).dataset.model ?? "";
+const modelOf = (element) => /** @type {HTMLElement} */ (element.closest("[data-model]")).dataset.model ?? "";
 
 /** @param {string} what @param {string} model */
 async function tell(what, model) {
@@ -131,8 +104,8 @@ async function tell(what, model) {
 }
 
 /** @param {string} model */
-async function choose(model) {
-  localStorage.setItem(REMEMBERED, JSON.stringify({ model, over: base }));
+export async function choose(model) {
+  localStorage.setItem(REMEMBERED, JSON.stringify({ model, over: menu.default }));
   learn({ model });
   try {
     if (chat.id) await patch(`/conversations/${chat.id}`, { model });
@@ -141,32 +114,24 @@ async function choose(model) {
   }
   await tell("load", model);
   tellTabs(chat.id);
-  if (inUse()?.state !== "unavailable" && inUse()?.state !== "downloading") dialog().close();
+  const state = entryOf(model)?.state ?? "";
+  if (!["unavailable", "downloading"].includes(state)) /** @type {HTMLDialogElement} */ (byId("rc-models")).close();
 }
 
 /** @param {string} model */
 async function removeModel(model) {
-  const entry = entries.find((each) => each.id === model);
-  const text = `The weights of ${entry?.name ?? model} are deleted from this machine. They can be downloaded again.`;
+  const text = `The weights of ${entryOf(model)?.name ?? model} are deleted from this machine. They can be downloaded again.`;
   if (!(await confirmed({ title: "Remove from disk?", text, yes: "Remove" }))) return;
   const answer = await tell("remove", model);
   if (answer) toast(`${answer.freed} freed.`);
 }
 
 export function start() {
-  onAction("models", async () => {
-    dialog().showModal();
-    await refresh();
-  });
   onAction("use-model", (element) => choose(modelOf(element)));
   onAction("download-model", (element) => tell("download", modelOf(element)));
   onAction("cancel-download", (element) => tell("cancel", modelOf(element)));
   onAction("unload-model", (element) => tell("unload", modelOf(element)));
   onAction("remove-model", (element) => removeModel(modelOf(element)));
-  onAction("close-dialog", (element) => element.closest("dialog")?.close());
-  dialog().addEventListener("click", (event) => event.target === dialog() && dialog().close());
-  on("opened", () => void refresh());
-  on("run", () => void refresh());
-  on("ended", () => void refresh());
+  for (const name of /** @type {const} */ (["opened", "run", "ended"])) on(name, () => void refresh());
   void refresh();
 }

@@ -2,7 +2,7 @@
 /** System prompt and generation parameters of the open conversation; an empty field follows the model. */
 import { patch } from "./api.js";
 import { byId, onAction } from "./dom.js";
-import { inUse, onModels } from "./models.js";
+import { defaults as inForce, onModels } from "./models.js";
 import { chat, learn, on } from "./state.js";
 
 const FALLBACK = { temperature: 1, top_p: 1, top_k: 0, min_p: 0, repetition_penalty: 1, max_tokens: "to the window's end", seed: "random" };
@@ -22,7 +22,7 @@ function fill() {
 }
 
 function hints() {
-  const defaults = inUse()?.defaults ?? {};
+  const defaults = inForce();
   for (const [name, value] of Object.entries(FALLBACK)) {
     field(name).placeholder = String(defaults[name] ?? value);
   }
