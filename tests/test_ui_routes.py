@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,15 @@ delay_ms = 20
 
 
 @asynccontextmanager
-async def page(folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, ChatService]]:
-    """The page's routes over the echo engine, without Gradio's frame."""
-    models = folder / "catalog" / "models"
-    models.mkdir(parents=True)
-    (models / "slow.toml").write_text(SLOW)
-    async with ChatService.open(Settings(data_dir=folder, model="echo")) as service:
+async def page(
+    folder: Path, *, models: Mapping[str, str] | None = None, **given: Any
+) -> AsyncIterator[tuple[httpx.AsyncClient, ChatService]]:
+    """The page's routes over the echo engine, without Gradio's frame; `models` are files of the user's own."""
+    catalog = folder / "catalog" / "models"
+    catalog.mkdir(parents=True)
+    for name, facts in {"slow": SLOW, **(models or {})}.items():
+        (catalog / f"{name}.toml").write_text(facts)
+    async with ChatService.open(Settings(data_dir=folder, **{"model": "echo", **given})) as service:
         app = FastAPI()
         for each in (conversation_routes, turn_routes, model_routes):
             app.include_router(each.router(service), prefix="/ui")

@@ -141,7 +141,9 @@ def download_size(model: Model) -> str:
 
 
 def parameters_of(model: Model) -> float | None:
-    """How many parameters the authors say it has: 135e6 for "135M"."""
+    """How many parameters it has: as counted, else as its authors say it, 135e6 for "135M"."""
+    if model.checkpoint and model.checkpoint.parameters:
+        return float(model.checkpoint.parameters)
     found = re.search(r"(\d+(?:\.\d+)?)\s*([KMBT])\b", model.parameters, re.IGNORECASE)
     return float(found[1]) * _SCALES[found[2].upper()] if found else None
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from rallychat.cards import ModelCard
 from rallychat.catalog import Family, Model, Sampling
-from rallychat.catalog.types import HubWeights, WheelWeights
+from rallychat.catalog.types import Adapter, Checkpoint, HubWeights, WheelWeights
 from rallychat.ui.machine import Fit, Machine
 from rallychat.ui.model_view import ModelCardView
 from rallychat.ui.views import size
@@ -98,9 +98,23 @@ def origins_of(model: Model) -> list[Origin]:
             origins.append(Origin("GGUF file", f"{name} {version} on the package registry"))
         case _:
             pass
-    if model.url:
+    if model.checkpoint:
+        origins += _checkpoint(model.checkpoint, model.adapters)
+    if model.url and all(origin.url != model.url for origin in origins):
         origins.append(Origin("Model card", model.url.removeprefix(_HUB), model.url))
     return origins
+
+
+def _checkpoint(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Iterator[Origin]:
+    yield _repository("Base checkpoint" if adapters else "Checkpoint", checkpoint)
+    if checkpoint.living_copy:
+        yield Origin("Living copy", checkpoint.living_copy, f"{_HUB}{checkpoint.living_copy}")
+    for adapter in adapters:
+        yield _repository("LoRA adapter", adapter)
+
+
+def _repository(what: str, part: Checkpoint | Adapter) -> Origin:
+    return Origin(what, part.where, f"{_HUB}{part.repo}" if part.repo else "")
 
 
 def _precisions(each: ModelCard, machine: Machine) -> list[Precision]:

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rallychat.cards import ModelCard
+from rallychat.catalog import Model
+from rallychat.catalog.load import SHIPPED, Catalog
+from rallychat.settings import Settings
+from rallychat.ui.machine import Machine
+from rallychat.ui.model_view import menu_of, parameters_of, view_of
+from tests.test_ui_routes import page
+
+ALPACA = """
+name = "Alpaca LoRA 7B"
+family = "chatml"
+license = "other"
+[checkpoint]
+repo = "decapoda-research/llama-7b-hf"
+living_copy = "huggyllama/llama-7b"
+architecture = "LlamaForCausalLM"
+parameters = 6738415616
+size = 13476839424
+[[checkpoint.adapters]]
+name = "alpaca"
+repo = "tloen/alpaca-lora-7b"
+size = 67201357
+"""
+
+
+def of_parameters(text: str) -> Model:
+    return Model.model_validate(
+        {
+            "id": text or "none",
+            "name": text or "None",
+            "family": "echo",
+            "engine": "echo",
+            "parameters": text,
+            "weights": {"kind": "none"},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "counted"),
+    [("135M", 135e6), ("1.7B", 1.7e9), ("12.8B", 12.8e9), ("8x7B", 7e9), ("", None), ("many", None)],
+)
+def test_a_number_of_parameters_is_read_as_authors_write_it(said: str, counted: float | None) -> None:
+    assert parameters_of(of_parameters(said)) == counted
+
+
+def test_models_stand_in_groups_by_size_and_those_of_unknown_size_last(tmp_path: Path) -> None:
+    family = Catalog.load(Settings(data_dir=tmp_path)).families["echo"]
+    models = [of_parameters(said) for said in ("", "7B", "135M", "65B", "3B", "360M")]
+    machine = Machine(16 * 10**9)
+    cards = [view_of(ModelCard(each, "absent", None, None, ""), family, machine) for each in models]
+    menu = menu_of(cards, machine, {each.id: parameters_of(each) for each in models})
+    assert [(group.name, [card.name for card in group.cards]) for group in menu.groups] == [
+        ("Small", ["135M", "360M"]),
+        ("Medium", ["3B"]),
+        ("Large", ["7B"]),
+        ("Huge", ["65B"]),
+        ("Others", ["None"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("needed", "fit"), [(None, "unknown"), (5, "fits"), (80, "fits"), (81, "tight"), (101, "too large")]
+)
+def test_memory_is_compared_with_what_the_machine_has(needed: int | None, fit: str) -> None:
+    assert Machine(100).fit(needed) == fit
+
+
+async def test_the_landing_page_has_a_card_of_every_model_that_is_not_hidden(tmp_path: Path) -> None:
+    async with page(tmp_path) as (client, service):
+        html = (await client.get("/ui/menu")).text
+        listed = [model.id for model in service.catalog.models.values() if not model.hidden]
+        assert len(listed) >= len(list((SHIPPED / "models").glob("*.toml"))) - 2
+        for id_ in [*listed, "echo"]:
+            assert html.count(f'data-model="{id_}"') == 1, id_
+
+
+async def test_the_menu_that_is_asked_often_is_small(tmp_path: Path) -> None:
+    async with page(tmp_path) as (client, service):
+        answer = await client.get("/ui/models")
+        assert len(answer.content) < 200 * len(service.catalog.models) + 500
+
+
+async def test_the_review_page_names_base_adapter_and_living_copy(tmp_path: Path) -> None:
+    models = tmp_path / "catalog" / "models"
+    async with page(tmp_path, models={"alpaca": ALPACA}) as (client, _):
+        assert (models / "alpaca.toml").exists()
+        html = (await client.get("/ui/models/review", params={"model": "alpaca"})).text
+        for id_ in ("decapoda-research/llama-7b-hf", "tloen/alpaca-lora-7b", "huggyllama/llama-7b"):
+            assert f'<a href="https://huggingface.co/{id_}"' in html
+        assert "Living copy" in html
+
+
+async def test_a_page_of_a_model_that_is_not_there_says_so(tmp_path: Path) -> None:
+    async with page(tmp_path) as (client, _):
+        for path in ("/ui/models/review", "/ui/models/card", "/ui/models/state"):
+            answer = await client.get(path, params={"model": "/etc/passwd"})
+            assert answer.status_code == 404
+            assert answer.json()["error"]["message"] == "There is no model '/etc/passwd'."
