@@ -238,6 +238,11 @@ def test_whether_a_template_rewrites_what_was_said_is_found_out() -> None:
     ).rewrites_history
 
 
+def test_a_template_that_writes_more_between_prompt_and_answer_later_is_not_cut() -> None:
+    source = "{% for m in messages %}{% if not loop.first %}{{ '\n---\n' }}{% endif %}{{ m['content'] }}{% endfor %}"
+    assert not PromptTemplate(source).render(conversation("a", "b", "c")).segmented
+
+
 @pytest.mark.parametrize(
     "source",
     [
@@ -283,4 +288,6 @@ def test_what_hugging_face_templates_use_is_there() -> None:
     )
     rendered = PromptTemplate(source, bos_token="<s>").render(conversation("é", "b"))
     assert rendered.text == '<s>{"role": "user", "content": "é"}14---'
+    marked = "{% for m in messages %}{% generation %}{{ m['content'] }}{% endgeneration %}{% endfor %}"
+    assert PromptTemplate(marked).render(conversation("a", "b")).text == "ab"
     assert MAX_LOOP > 100_000

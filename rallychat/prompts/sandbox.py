@@ -13,9 +13,10 @@ from functools import lru_cache
 from typing import Any
 
 from jinja2 import TemplateError as JinjaTemplateError
-from jinja2 import meta
+from jinja2 import meta, nodes
 from jinja2.exceptions import SecurityError
-from jinja2.ext import loopcontrols
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rallychat.errors import TemplateError
@@ -76,6 +77,16 @@ def uses(source: str, variable: str) -> bool:
     return variable in meta.find_undeclared_variables(_environment().parse(source))
 
 
+class _Generation(Extension):
+    """`{% generation %}`: marks an answer for training; here it only stands around it."""
+
+    tags = {"generation"}  # noqa: RUF012 - as its base class has it
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 class _Sandbox(ImmutableSandboxedEnvironment):
     """Refuses what could take unbounded memory, beside what Jinja's own sandbox refuses."""
 
@@ -128,7 +139,7 @@ def _tojson(value: Any, indent: int | None = None, ensure_ascii: bool = False) -
 
 def _environment() -> _Sandbox:
     # Hugging Face's settings: what authors test their templates with.
-    env = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    env = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation])
     for name in ("center", "format", "xmlattr", "urlize", "wordwrap"):
         env.filters.pop(name, None)
     env.filters["tojson"] = _tojson

@@ -87,7 +87,7 @@ class PromptTemplate:
 
         text_of = partial(self._run, laid, add_generation_prompt=add_generation_prompt)
         plain = text_of(shielded)
-        spans = spans_of(plain, shielded, text_of, begin, end)
+        spans = spans_of(plain, shielded, text_of, begin, end) if self._continues else None
         split = Splitter({char: token for token, char in shields.items()}, self._control_pattern)
         if spans is None:
             whole = Chunk(len(messages) - 1, split.pieces(plain, 0, len(plain), ()))
@@ -112,16 +112,35 @@ class PromptTemplate:
 
         Reasoning models' templates leave the thoughts of older answers out.
         """
-        asked = [Message.of("user", _ASKED)]
-        before = f"{_THOUGHT}{self._reasoning.close}{_SAID}" if self._reasoning else _SAID
+        said = f"{_THOUGHT}{self._reasoning.close}{_SAID}" if self._reasoning else _SAID
         if self._reasoning and not self._reasoning.starts_open:
-            before = self._reasoning.open + before
+            said = self._reasoning.open + said
         try:
-            prompt = self._plain(asked)
-            later = self._plain([*_turn(_ASKED, before), Message.of("user", _ASKED_AGAIN)])
+            prompt, later = self._turns(said)
         except TemplateError:
-            return False
-        return not later.startswith(prompt + before)
+            return self._reasoning is not None  # it takes no thoughts in older answers
+        return not (later.startswith(prompt) and later[len(prompt) :].lstrip().startswith(said))
+
+    @cached_property
+    def _continues(self) -> bool:
+        """A prompt and the answer to it begin the next prompt, but for white space.
+
+        Where a template writes more or less between them, parts of old prompts must not be put together.
+        """
+        if self._reasoning is not None:
+            return True  # what stands between them is for the model to write
+        try:
+            prompt, later = self._turns(_SAID)
+        except TemplateError:
+            return True
+        before, _, _ = later.partition(_SAID)
+        return before.rstrip() == prompt.rstrip()
+
+    def _turns(self, said: str) -> tuple[str, str]:
+        """A first prompt, and the one after `said` was answered."""
+        return self._plain([Message.of("user", _ASKED)]), self._plain(
+            [*_turn(_ASKED, said), Message.of("user", _ASKED_AGAIN)]
+        )
 
     def _plain(self, messages: Sequence[Message]) -> str:
         laid = layout.plain(messages)
