@@ -11,7 +11,7 @@ from functools import partial
 from rallychat import templates
 from rallychat.answering import Growth, generate
 from rallychat.cards import Inspection, ModelCard, card, inspection
-from rallychat.catalog import ANY, Catalog, Family, Model, Sampling
+from rallychat.catalog import ANY, Catalog, Family, Model, Sampling, generation, starting
 from rallychat.errors import Conflict, EngineInterrupted, InvalidRequest, RallyChatError
 from rallychat.messages import Event, Failed, Finished, Message, TextDelta
 from rallychat.metrics import Metrics
@@ -39,6 +39,9 @@ class ChatService:
         self.settings = settings
         self.catalog = catalog
         self.store = store
+        self.notes: tuple[str, ...] = ()
+        self._generation = generation.read(settings.gen_config_path)
+        self.summarization = generation.read(settings.gen_config_summarization_path)
         self.downloads = Downloads(settings)
         self.pool = Pool(settings, self.downloads)
         self.metrics = Metrics(self.pool)
@@ -57,7 +60,9 @@ class ChatService:
         settings = settings or Settings.load()
         async with AsyncExitStack() as stack:
             store = await stack.enter_async_context(ConversationStore.open(settings))
-            service = cls(settings, Catalog.load(settings), store)
+            begin = starting.start(settings, Catalog.load(settings))
+            service = cls(begin.settings, begin.catalog, store)
+            service.notes = begin.notes
             stack.push_async_callback(service._close)
             yield service
 
@@ -397,7 +402,7 @@ class ChatService:
 
     def _sampling(self, model: Model, asked: Sampling) -> Sampling:
         family = self.catalog.family(model)
-        return asked.over(model.sampling.value()).over(family.sampling.value())
+        return asked.over(self._generation).over(model.sampling.value()).over(family.sampling.value())
 
 
 def _default_system(model: Model, family: Family) -> str:

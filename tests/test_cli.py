@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -114,13 +115,89 @@ def test_without_a_command_it_serves_and_opens_the_page(person: Person, served: 
 
 
 def test_every_flag_of_serve_is_a_setting(person: Person, served: list[Settings]) -> None:
-    switches = ["--api-only", "--no-browser", "--no-auth", "--offline"]
+    switches = ["--api-only", "--no-browser", "--no-auth", "--offline", "--multi-gpu", "--share"]
+    switches += ["--force-download-ckpt", "--chat-only-mode"]
     values = "--host ::1 --port 9 --data-dir elsewhere --slots 2 --window 512 --threads 3 --log-level debug"
+    values += " --gen-config-path a.yaml --gen-config-summarization-path b.yaml"
     assert person.types("serve", "echo", *values.split(), *switches).code == 0
     assert served[0].model_dump(exclude_defaults=True) == {
         "model": "echo", "host": "::1", "port": 9, "data_dir": Path("elsewhere"), "slots": 2, "window": 512,
         "threads": 3, "log_level": "debug", "api_only": True, "open_browser": False, "no_auth": True, "offline": True,
+        "multi_gpu": True, "share": True, "force_download_ckpt": True, "chat_only_mode": True,
+        "gen_config_path": Path("a.yaml"), "gen_config_summarization_path": Path("b.yaml"),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", ["--force-download-ckpt", "--force-download_ckpt"])
+def test_downloading_again_can_be_spelled_both_ways(
+    person: Person, served: list[Settings], flag: str
+) -> None:
+    assert person.types("serve", flag).code == 0
+    assert served[0].force_download_ckpt
+
+
+def test_local_files_only_is_offline(person: Person, served: list[Settings]) -> None:
+    assert person.types("serve", "--local-files-only").code == 0
+    assert served[0].offline
+
+
+LLM_AS_CHATBOT = """
+### for Alpaca 7B
+BASE_URL=decapoda-research/llama-7b-hf
+FINETUNED_CKPT_URL=tloen/alpaca-lora-7b
+GEN_CONFIG=configs/gen_config_default.yaml
+SUMMARIZE_GEN_CONFIG=configs/gen_config_summarization_default.yaml
+
+rallychat serve --base-url $BASE_URL \\
+  --ft-ckpt-url $FINETUNED_CKPT_URL \\
+  --gen-config-path $GEN_CONFIG \\
+  --gen-config-summarization-path $SUMMARIZE_GEN_CONFIG
+
+unset FINETUNED_CKPT_URL
+### for StableLM 7B
+BASE_URL=stabilityai/stablelm-tuned-alpha-7b
+GEN_CONFIG=configs/gen_config_stablelm.yaml
+SUMMARIZE_GEN_CONFIG=configs/gen_config_summarization_stablelm.yaml
+
+rallychat serve --base-url $BASE_URL \\
+  --ft-ckpt-url $FINETUNED_CKPT_URL \\
+  --gen-config-path $GEN_CONFIG \\
+  --gen-config-summarization-path $SUMMARIZE_GEN_CONFIG
+"""
+"""The examples of LLM-As-Chatbot's README, with the program's name alone changed."""
+
+
+def test_the_commands_of_llm_as_chatbot_are_understood(person: Person, served: list[Settings]) -> None:
+    split = 'rallychat() { printf "%s\\0" "$@"; printf "\\n"; }'
+    typed = subprocess.run(
+        ["bash", "-c", f"{split}\n{LLM_AS_CHATBOT}"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    for line in typed:
+        assert person.types(*line.rstrip("\0").split("\0")).code == 0
+    assert [each.model_dump(exclude_defaults=True, exclude={"data_dir"}) for each in served] == [
+        {
+            "base_url": "decapoda-research/llama-7b-hf",
+            "ft_ckpt_url": "tloen/alpaca-lora-7b",
+            "gen_config_path": Path("configs/gen_config_default.yaml"),
+            "gen_config_summarization_path": Path("configs/gen_config_summarization_default.yaml"),
+        },
+        {
+            "base_url": "stabilityai/stablelm-tuned-alpha-7b",
+            "gen_config_path": Path("configs/gen_config_stablelm.yaml"),
+            "gen_config_summarization_path": Path("configs/gen_config_summarization_stablelm.yaml"),
+        },
+    ]
+
+
+def test_a_flag_of_an_empty_variable_was_not_given(person: Person, served: list[Settings]) -> None:
+    assert person.types("serve", "--base-url", "", "--ft-ckpt-url", "--gen-config-path").code == 0
+    assert served[0].model_dump(exclude_defaults=True, exclude={"data_dir"}) == {}
+
+
+def test_a_model_and_a_base_are_not_both_taken(person: Person, served: list[Settings]) -> None:
+    done = person.types("serve", "echo", "--base-url", "owner/model")
+    assert (done.code, served) == (2, [])
+    assert "both say what to start with" in done.err
 
 
 def test_flags_that_are_not_given_leave_the_file_in_force(person: Person, served: list[Settings]) -> None:

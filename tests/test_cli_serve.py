@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import signal
 import socket
@@ -16,7 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from rallychat.cli.serve import listen, refuse_strangers, url_of
+from rallychat.cli.serve import listen, refuse_contradictions, refuse_strangers, url_of
 from rallychat.errors import SettingsError
 from rallychat.settings import Settings
 from tests.cli_world import ROOT
@@ -194,3 +195,63 @@ def test_gradio_is_imported_without_writing_stubs() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.split() == ["<lambda>", "ComponentMeta"]
+
+
+# --- sharing ------------------------------------------------------------------------------------------------
+
+FRPC = """#!/bin/sh
+echo "login to server success"
+echo "start proxy success: https://abc.example/$5"
+exec sleep 600
+"""
+
+
+@pytest.fixture
+def gradio_tunnel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in for the program that Gradio opens its tunnel with; it says which port it leads to."""
+    system, machine = platform.system().lower(), {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
+    program = tmp_path / "hf" / "gradio" / "frpc" / f"frpc_{system}_{machine}_v0.3"
+    program.parent.mkdir(parents=True)
+    program.write_text(FRPC)
+    program.chmod(0o755)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("GRADIO_SHARE_SERVER_ADDRESS", "127.0.0.1:9")
+    return program
+
+
+def test_sharing_wants_to_be_sure(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="public address") as refused:
+        refuse_strangers(Settings(data_dir=tmp_path, share=True))
+    assert "--no-auth" in refused.value.hint
+    refuse_strangers(Settings(data_dir=tmp_path, share=True, no_auth=True))
+
+
+@pytest.mark.parametrize("asked", [{"share": True}, {"force_download_ckpt": True}])
+def test_what_needs_the_network_is_refused_offline(tmp_path: Path, asked: dict[str, bool]) -> None:
+    with pytest.raises(SettingsError, match="--offline forbids it"):
+        refuse_contradictions(Settings(data_dir=tmp_path, offline=True, **asked))  # type: ignore[arg-type]
+
+
+def test_a_shared_server_says_its_public_address_and_answers_to_it(
+    tmp_path: Path, gradio_tunnel: Path
+) -> None:
+    with server(tmp_path, "echo", "--api-only", "--share", "--no-auth") as at:
+        port = at.url.rpartition(":")[2]
+        line = next(line for line in at.process.stderr or () if "internet" in line)
+        assert f"https://abc.example/{port}" in line
+        headers = {"host": "abc.example", "origin": "https://abc.example"}
+        said = {"messages": [{"role": "user", "content": "Hello"}]}
+        answer = httpx.post(f"{at.url}/v1/chat/completions", json=said, headers=headers, timeout=60)
+        assert answer.status_code == 200
+        assert at.ends() == 0
+
+
+def test_a_tunnel_that_fails_is_one_sentence_and_the_server_goes_on(
+    tmp_path: Path, gradio_tunnel: Path
+) -> None:
+    gradio_tunnel.write_text("not a program")
+    with server(tmp_path, "echo", "--api-only", "--share", "--no-auth") as at:
+        line = next(line for line in at.process.stderr or () if "No public address" in line)
+        assert line.count(". ") == 0
+        assert httpx.get(f"{at.url}/healthz").status_code == 200
+        assert at.ends() == 0

@@ -13,10 +13,13 @@ import typer
 from rallychat import __version__
 from rallychat.cli.options import (
     DataDir,
+    Forgiving,
+    GenConfig,
     Json,
     ModelName,
     Offline,
     Slots,
+    SummaryGenConfig,
     Threads,
     Window,
     complain,
@@ -110,9 +113,17 @@ def _serve(settings: Settings) -> None:
     run(start_serving(settings))
 
 
-@app.command()
+@app.command(cls=Forgiving)
 def serve(
     model: ModelName = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="Hub repository or folder of the checkpoint to start with.")
+    ] = None,
+    ft_ckpt_url: Annotated[
+        str | None, typer.Option(help="Hub repository or folder of the LoRA adapter to start with.")
+    ] = None,
+    gen_config_path: GenConfig = None,
+    gen_config_summarization_path: SummaryGenConfig = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on (127.0.0.1).")] = None,
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port to listen on (7860); 0 takes a free one.")
@@ -136,9 +147,28 @@ def serve(
     remote_code: Annotated[
         list[str] | None, typer.Option(help="A model whose own Python code may run; can be repeated.")
     ] = None,
+    multi_gpu: Annotated[
+        bool, typer.Option("--multi-gpu", help="Spread the model over all GPUs, in fp16 and never in int8.")
+    ] = False,
+    force_download_ckpt: Annotated[
+        bool,
+        typer.Option(
+            "--force-download-ckpt",
+            "--force-download_ckpt",
+            help="Download the weights again, whether they are here or not.",
+        ),
+    ] = False,
     slots: Slots = None,
     window: Window = None,
     threads: Threads = None,
+    chat_only_mode: Annotated[
+        bool,
+        typer.Option("--chat-only-mode", help="Show the chat alone on the page, without menus and panels."),
+    ] = False,
+    share: Annotated[
+        bool,
+        typer.Option("--share", help="Reachable from the internet through Gradio's tunnel; wants --no-auth."),
+    ] = False,
     no_auth: Annotated[
         bool, typer.Option("--no-auth", help="Allow everyone who reaches the address, without login.")
     ] = False,
@@ -148,9 +178,19 @@ def serve(
     offline: Offline = False,
 ) -> None:
     """Serve the page and the API until Ctrl-C."""
+    if model and (base_url or ft_ckpt_url):
+        raise typer.BadParameter(f"'{model}' and --base-url or --ft-ckpt-url both say what to start with.")
     _serve(
         settings_from(
             model=model,
+            base_url=base_url,
+            ft_ckpt_url=ft_ckpt_url,
+            gen_config_path=gen_config_path,
+            gen_config_summarization_path=gen_config_summarization_path,
+            multi_gpu=multi_gpu or None,
+            force_download_ckpt=force_download_ckpt or None,
+            chat_only_mode=chat_only_mode or None,
+            share=share or None,
             host=host,
             port=port,
             data_dir=data_dir,
@@ -178,6 +218,8 @@ def chat(
     resume: Annotated[
         str | None, typer.Option("--open", help="Go on with a conversation: its id, or `last`.")
     ] = None,
+    gen_config_path: GenConfig = None,
+    gen_config_summarization_path: SummaryGenConfig = None,
     window: Window = None,
     threads: Threads = None,
     offline: Offline = False,
@@ -186,7 +228,13 @@ def chat(
     from rallychat.cli.chat import chat as start_chat
 
     settings = settings_from(
-        model=model, data_dir=data_dir, window=window, threads=threads, offline=offline or None
+        model=model,
+        data_dir=data_dir,
+        gen_config_path=gen_config_path,
+        gen_config_summarization_path=gen_config_summarization_path,
+        window=window,
+        threads=threads,
+        offline=offline or None,
     )
     run(start_chat(settings, system=system, resume=resume))
 

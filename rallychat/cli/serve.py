@@ -9,9 +9,10 @@ import signal
 import socket
 import sys
 import webbrowser
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from rich.console import Console
 
@@ -38,6 +39,7 @@ async def serve(settings: Settings, *, console: Console | None = None) -> int:
     """
     console = console or Console(stderr=True)
     refuse_strangers(settings)
+    refuse_contradictions(settings)
     configure_logging(settings)
     listener = listen(settings)
     if listener is None:
@@ -47,6 +49,9 @@ async def serve(settings: Settings, *, console: Console | None = None) -> int:
 
     with listener:
         async with ChatService.open(settings) as service:
+            settings = service.settings
+            for note in service.notes:
+                console.print(note, style="yellow", markup=False)
             ready = asyncio.create_task(make_ready(service, console))
             await asyncio.sleep(0)  # lets the worker start before the imports below take a core
             try:
@@ -54,7 +59,8 @@ async def serve(settings: Settings, *, console: Console | None = None) -> int:
                 server = build_server(
                     app, started=lambda: greet(url, settings, console), stopping=service.runs.aclose
                 )
-                await server.serve(sockets=[listener])
+                async with shared(settings, listener, console):
+                    await server.serve(sockets=[listener])
             finally:
                 ready.cancel()
             console.print("Stopped. Running answers are stored.", style="dim")
@@ -80,6 +86,8 @@ async def make_ready(service: ChatService, console: Console) -> None:
 
     try:
         model = service.resolve(None)
+        if service.settings.force_download_ckpt:
+            await service.remove(model.id)
         await fetch_with_bar(service.downloads, model, service.settings, console)
         await service.load(service.settings.model)
     except RallyChatError as exc:
@@ -99,10 +107,26 @@ def refuse_strangers(settings: Settings) -> None:
     """
     if settings.no_auth or not settings.beyond_loopback:
         return
+    if settings.share:
+        raise SettingsError(
+            "--share would let everyone who learns the public address use RallyChat without login.",
+            hint="say --no-auth too if that is what you want",
+        )
     raise SettingsError(
         f"Listening on {settings.host} would let everyone who reaches it use RallyChat without login.",
         hint="stay on 127.0.0.1, or say --no-auth if the network itself keeps strangers out",
     )
+
+
+def refuse_contradictions(settings: Settings) -> None:
+    """Refuse what cannot both be done.
+
+    Raises:
+        SettingsError: naming both.
+    """
+    if settings.offline and (settings.force_download_ckpt or settings.share):
+        what = "--share" if settings.share else "--force-download-ckpt"
+        raise SettingsError(f"{what} needs the network, and --offline forbids it.", hint="leave one out")
 
 
 def already_running(settings: Settings) -> bool:
@@ -173,6 +197,31 @@ def greet(url: str, settings: Settings, console: Console) -> None:
     console.print(f"RallyChat's {what} is at [bold]{url}[/] [dim](Ctrl-C stops)[/]")
     if settings.open_browser and not settings.api_only:
         open_page(url)
+
+
+@asynccontextmanager
+async def shared(settings: Settings, listener: socket.socket, console: Console) -> AsyncIterator[None]:
+    """With `share`: has a public address while the block runs. A failure is said; the server goes on without."""
+    if not settings.share:
+        yield
+        return
+    from rallychat.ui import tunnel
+
+    async def share() -> None:
+        try:
+            here = urlsplit(url_of(settings, listener))
+            url = await tunnel.open_tunnel(here.hostname or "", here.port or 0, folder=settings.data_dir)
+        except RallyChatError as exc:
+            complain(exc.message, exc.hint)
+        else:
+            console.print(f"Everyone on the internet reaches it at [bold]{url}[/]")
+
+    sharing = asyncio.create_task(share())
+    try:
+        yield
+    finally:
+        sharing.cancel()
+        tunnel.close()
 
 
 def open_page(url: str) -> None:

@@ -36,7 +36,7 @@ def mount_page(app: FastAPI, service: ChatService) -> FastAPI:
     )
     frame = app.routes[-1]
     assert isinstance(frame, Mount)
-    frame.app = Page(frame.app)
+    frame.app = Page(frame.app, chat_only=service.settings.chat_only_mode)
     return app
 
 

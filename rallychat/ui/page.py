@@ -30,6 +30,7 @@ _STYLES: Final = (
     "dialogs",
     "menu",
     "review",
+    "chat_only",
 )
 _OPEN: Final = ("/assets/", "/static/", "/svelte/")
 _OPEN_EXACT: Final = frozenset(
@@ -43,11 +44,16 @@ _STRANGERS: Final = re.compile(r'\s*<meta\s+(?:property|name)="(?:og|twitter):[^
 
 
 class Page:
-    """Wraps Gradio's application: finishes its index page, and closes the routes nobody needs."""
+    """Wraps Gradio's application: finishes its index page, and closes the routes nobody needs.
 
-    def __init__(self, gradio_app: ASGIApp) -> None:
+    With `chat_only` the page hides what is beside the chat; its routes stay as they are.
+    """
+
+    def __init__(self, gradio_app: ASGIApp, *, chat_only: bool = False) -> None:
         self._app = gradio_app
         self._head = _head()
+        if chat_only:
+            self._head = f"<script>document.documentElement.dataset.chatOnly=''</script>\n{self._head}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers as Gradio would, where that is wanted."""
