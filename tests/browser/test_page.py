@@ -207,3 +207,14 @@ def test_a_server_that_was_restarted_shows_the_interrupted_answer(tmp_path: Path
         expect(page.locator(".notice")).to_contain_text("Interrupted.")
         expect(page.locator(".answer")).to_contain_text("1 2 3 4 5")
         expect(page.get_by_role("button", name="Continue", exact=True)).to_be_visible()
+
+
+def test_the_chat_can_stand_alone(tmp_path: Path, visiting: Visiting) -> None:
+    with serving(tmp_path, chat_only_mode=True) as alone, visiting(f"{alone.url}/#models") as visit:
+        page = visit.page
+        say(page, "Hello")
+        answered(page)
+        for hidden in ("#rc-left", "#rc-right", ".model-pill", "#rc-models"):
+            expect(page.locator(hidden)).not_to_be_visible()
+        page.get_by_role("button", name="New chat").click()
+        expect(page.locator("#rc-empty")).to_be_visible()

@@ -13,7 +13,7 @@ const drawn = new Map();
 /** @returns {string | null} null: not at the menu; empty: at its landing page; else a model's id */
 function place() {
   const [what, ...rest] = location.hash.slice(1).split("/");
-  if (what !== "models") return null;
+  if (what !== "models" || "chatOnly" in document.documentElement.dataset) return null;
   try {
     return decodeURIComponent(rest.join("/"));
   } catch {
