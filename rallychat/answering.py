@@ -41,6 +41,9 @@ class Growth:
     raw: list[str] = field(default_factory=list)
     completion_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    cuts: list[int] = field(default_factory=list)
+    """Lengths of the deltas that were told."""
     queued_ms: float = 0.0
     first_token_ms: float = 0.0
     gaps: list[float] = field(default_factory=list)
@@ -55,7 +58,8 @@ class Growth:
     @property
     def usage(self) -> Usage:
         """Tokens so far."""
-        return Usage(len(self.plan.ids) if self.plan else 0, self.completion_tokens, self.cached_tokens)
+        prompt = len(self.plan.ids) if self.plan else 0
+        return Usage(prompt, self.completion_tokens, self.cached_tokens, self.reasoning_tokens)
 
     @property
     def timings(self) -> Timings:
@@ -153,7 +157,9 @@ def _grow(growth: Growth, event: Tokens, emit: Emit) -> None:
     else:
         growth.first_token_ms = growth.elapsed_ms()
     growth.told_at = now
-    growth.completion_tokens += max(1, len(event.ids))
+    count = max(1, len(event.ids))
+    growth.completion_tokens += count
+    growth.reasoning_tokens += count if growth.parser.thinking else 0
     growth.raw.append(event.text)
     if event.text and not event.ids:
         growth.ids = None

@@ -16,7 +16,7 @@ from rallychat.errors import Conflict, EngineInterrupted, InvalidRequest, RallyC
 from rallychat.messages import Event, Failed, Finished, Message, TextDelta
 from rallychat.metrics import Metrics
 from rallychat.parsing import AnswerParser
-from rallychat.planning import Plan, plan_ids, plan_messages, plan_text, plan_turn, tokens_of
+from rallychat.planning import Plan, leading_system, plan_ids, plan_messages, plan_text, plan_turn, tokens_of
 from rallychat.pool import Engine, Pool, Priority
 from rallychat.prompts import Rendered
 from rallychat.recording import Recorder
@@ -94,7 +94,7 @@ class ChatService:
             NotFound: no such conversation or model. Conflict: it is still answering. InvalidRequest: no text.
         """
         user = Message.of("user", checked(text))
-        conversation = await self._free(conversation_id)
+        conversation = await self.free_conversation(conversation_id)
         parent = conversation.tip_id if parent_id is UNSET else parent_id
         if not conversation.title:
             await self.store.update(conversation_id, title=title_of(text))
@@ -103,7 +103,7 @@ class ChatService:
     async def regenerate(self, message_id: str, *, model: str | None = None, sampling: Sampling = ANY) -> Run:
         """Another answer beside `message_id` (an answer, or a user's message that has none)."""
         row = await self.store.message(message_id)
-        conversation = await self._free(row.conversation_id)
+        conversation = await self.free_conversation(row.conversation_id)
         parent = row.parent_id if row.role == "assistant" else row.id
         if parent is None:
             raise InvalidRequest(
@@ -129,16 +129,17 @@ class ChatService:
             raise InvalidRequest("Only answers can be continued.", param="message_id")
         if row.finish_reason == "stop":
             raise Conflict("This answer is complete.", hint="ask for more in a message of your own")
-        conversation = await self._free(row.conversation_id)
+        conversation = await self.free_conversation(row.conversation_id)
         model = self.resolve(row.model or conversation.model)
         answer = await self.store.resume(row.id)
-        return await self._run(conversation, answer, None, model, sampling)
+        return await self.run_answer(conversation, answer, None, model, sampling)
 
     async def stop(self, run_id: str) -> End:
         """Stops one answer, within one step of its engine. What had arrived is kept."""
         return await self.runs.get(run_id).stop()
 
-    async def _free(self, conversation_id: str) -> Conversation:
+    async def free_conversation(self, conversation_id: str) -> Conversation:
+        """A conversation that can be answered in. Raises Conflict while it is answering."""
         conversation = await self.store.get(conversation_id)
         if self.runs.of_conversation(conversation_id) is not None:
             raise Conflict("This conversation is still answering.", hint="stop it or wait for its end")
@@ -157,16 +158,19 @@ class ChatService:
         said, answer = await self.store.begin(
             conversation.id, parent_id=parent_id, user=user, model=chosen.id
         )
-        return await self._run(conversation, answer, said, chosen, sampling)
+        return await self.run_answer(conversation, answer, said, chosen, sampling)
 
-    async def _run(
+    async def run_answer(
         self,
         conversation: Conversation,
         answer: StoredMessage,
         said: StoredMessage | None,
         model: Model,
         sampling: Sampling,
+        *,
+        aside: bool = False,
     ) -> Run:
+        """Makes a stored answer that is marked as running; `aside`: the conversation does not wait for it."""
         family = self.catalog.family(model)
         chosen = self._sampling(model, sampling.over(conversation.sampling))
         growth = self._recorder.open(answer, AnswerParser(family.reasoning, resume=answer.parts))
@@ -174,9 +178,10 @@ class ChatService:
         async def plan(engine: Engine) -> Plan:
             path = await self.store.path(conversation.id, tip=answer.id if answer.parts else answer.parent_id)
             template = templates.of_engine(model, family, engine.info)
+            asked_system, path = leading_system(conversation.system, path)
             return await plan_turn(
                 path,
-                system=conversation.system or _default_system(model, family),
+                system=asked_system or _default_system(model, family),
                 template=template,
                 facts=(model.id, template.source),
                 client=engine.client,
@@ -192,9 +197,10 @@ class ChatService:
             Run(
                 produce,
                 partial(self._recorder.conclude, growth, answer),
-                conversation_id=conversation.id,
+                conversation_id="" if aside else conversation.id,
                 message_id=answer.id,
                 user_message_id=said.id if said else answer.parent_id,
+                before=answer.parts,
             )
         )
 
@@ -340,7 +346,8 @@ class ChatService:
         )
         family = self.catalog.family(model)
         template = await templates.of_model(model, family, weights_path(model, self.settings), self.pool)
-        return inspection(model, conversation.system or _default_system(model, family), path, template)
+        system, path = leading_system(conversation.system, path)
+        return inspection(model, system or _default_system(model, family), path, template)
 
     # --- models -------------------------------------------------------------------------------------------
 

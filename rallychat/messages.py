@@ -55,11 +55,15 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one answer. `cached_tokens` of the prompt were reused from the engine's KV cache."""
+    """Tokens of one answer. `cached_tokens` of the prompt were reused from the engine's KV cache.
+
+    `reasoning_tokens` of the completion were thought, not said (tags included).
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

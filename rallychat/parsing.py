@@ -25,6 +25,11 @@ class AnswerParser:
         self._trim = False
 
     @property
+    def thinking(self) -> bool:
+        """What comes next is thought, as far as is known."""
+        return self._inside
+
+    @property
     def parts(self) -> tuple[Part, ...]:
         """Everything parsed so far."""
         return tuple(kind("".join(texts)) for kind, texts in self._parts if any(texts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
@@ -98,6 +99,13 @@ async def plan_turn(
             if entry.message_id and len(sized.entries) >= len(kept)
         },
     )
+
+
+def leading_system(system: str, path: Sequence[StoredMessage]) -> tuple[str, list[StoredMessage]]:
+    """System messages that begin a path belong to its system prompt; returns that, and the rest of the path."""
+    head = list(itertools.takewhile(lambda row: row.role == "system", path))
+    told = [text for text in (system, *(row.text for row in head)) if text]
+    return "\n\n".join(told), list(path[len(head) :])
 
 
 def _cut(kept: Sequence[StoredMessage], sized: _Sized, budget: int) -> int:

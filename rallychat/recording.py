@@ -23,28 +23,35 @@ class Recorder:
         self._store = store
         self._pool = pool
         self._growths: dict[str, Growth] = {}
+        self._tells: dict[str, Emit] = {}
 
     def open(self, answer: StoredMessage, parser: AnswerParser) -> Growth:
         """A growth for `answer`, saved from now on until it is concluded."""
-        growth = self._growths[answer.id] = Growth(parser)
+        cuts = [len(part.text) for part in answer.parts]
+        growth = self._growths[answer.id] = Growth(parser, cuts=cuts)
         self._store.journal.begin(answer.id, answer.parts)
         return growth
 
     def telling(self, answer: StoredMessage, emit: Emit) -> Emit:
         """`emit`, with each word journalled before anybody sees it."""
-        journal = self._store.journal
+        journal, growth = self._store.journal, self._growths[answer.id]
 
         def tell(event: Event) -> None:
             if isinstance(event, TextDelta | ReasoningDelta):
                 journal.add(answer.id, event)
+                growth.cuts.append(len(event.text))
             emit(event)
 
+        self._tells[answer.id] = tell
         return tell
 
     async def conclude(self, growth: Growth, answer: StoredMessage, end: End) -> End:
         """Stores how an answer ended, in one transaction, and the token log beside it."""
         self._growths.pop(answer.id, None)
-        growth.parser.finish()
+        tell = self._tells.pop(answer.id, None)
+        for delta in growth.parser.finish():  # held back in case it was the beginning of a tag
+            if tell is not None:
+                tell(delta)
         plan = growth.plan
         if plan is not None and plan.spans:
             await self._store.save_spans({key: span for key, span in plan.spans.items() if key != answer.id})
@@ -57,6 +64,7 @@ class Recorder:
             timings=growth.timings,
             report=plan.report if plan else None,
             span=await self._span(growth, answer),
+            cuts=growth.cuts,
         )
         self._store.journal.end(answer.id)
         return growth.closed(end)

@@ -10,11 +10,12 @@ import itertools
 import logging
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Literal
 
 from rallychat.errors import Busy, NotFound, RallyChatError
-from rallychat.messages import Event, Failed, Finished, Queued, ReasoningDelta, TextDelta
+from rallychat.messages import Event, Failed, Finished, Part, Queued, ReasoningDelta, TextDelta
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class Run:
         produce: makes the answer; cancelled by `stop`.
         conclude: stores the end; called exactly once.
         conversation_id, message_id, user_message_id: where it is stored; empty for answers that are not.
+        before: what the answer said before this run goes on with it.
     """
 
     def __init__(
@@ -46,11 +48,13 @@ class Run:
         conversation_id: str = "",
         message_id: str = "",
         user_message_id: str | None = None,
+        before: tuple[Part, ...] = (),
     ) -> None:
         self.id = f"run_{uuid.uuid4().hex}"
         self.conversation_id = conversation_id
         self.message_id = message_id
         self.user_message_id = user_message_id
+        self.before = before
         self.end: End | None = None
         self._events: list[Event] = []
         self._viewers: set[asyncio.Event] = set()
@@ -74,10 +78,10 @@ class Run:
         """What was thought so far in this run."""
         return "".join(event.text for event in self._events if isinstance(event, ReasoningDelta))
 
-    async def attach(self) -> AsyncGenerator[Event, None]:
+    async def attach(self, *, apart: bool = False) -> AsyncGenerator[Event, None]:
         """Everything so far, then what comes, to the end. Leaving does not stop the run.
 
-        Deltas that a viewer was too slow for arrive joined into one.
+        Deltas that a viewer was too slow for arrive joined into one, or each by itself if `apart`.
         """
         wake = asyncio.Event()
         self._viewers.add(wake)
@@ -86,7 +90,7 @@ class Run:
             while True:
                 wake.clear()
                 fresh, seen = self._events[seen:], len(self._events)
-                for event in joined(fresh):
+                for event in fresh if apart else joined(fresh):
                     yield event
                 if self.end is not None and seen == len(self._events):
                     return
@@ -94,6 +98,16 @@ class Run:
                     await wake.wait()
         finally:
             self._viewers.discard(wake)
+
+    async def begun(self) -> Event:
+        """The first event there is: that of an end, where the answer could not even begin."""
+        async with aclosing(self.attach()) as events:
+            return await anext(events)
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """Everything so far."""
+        return tuple(self._events)
 
     async def wait(self) -> End:
         """How the answer ended."""

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from rallychat.store.store import ConversationStore
-from rallychat.store.types import Conversation, StoredMessage, TokenSpan
+from rallychat.store.types import Conversation, StoredMessage, StoredResponse, TokenSpan
 
-__all__ = ["Conversation", "ConversationStore", "StoredMessage", "TokenSpan"]
+__all__ = ["Conversation", "ConversationStore", "StoredMessage", "StoredResponse", "TokenSpan"]

@@ -14,6 +14,7 @@ from rallychat.catalog.types import Sampling
 from rallychat.errors import InvalidRequest, StoreError
 from rallychat.messages import ContextReport, Part, Reasoning, Segment, Text, Timings, Usage
 from rallychat.store.types import Conversation, StoredMessage, TokenSpan
+from rallychat.unset import UNSET, Unset
 
 _PARTS: dict[str, type[Part]] = {"text": Text, "reasoning": Reasoning}
 _Value = TypeVar("_Value", Usage, Timings, Sampling)
@@ -92,6 +93,31 @@ def sampling_json(sampling: Sampling) -> dict[str, Any]:
     return sampling.as_dict()
 
 
+def metadata_json(metadata: Mapping[str, str]) -> dict[str, str]:
+    """A client's notes. Raises InvalidRequest as `checked` does."""
+    return {checked(k, param="metadata"): checked(v, param="metadata") for k, v in metadata.items()}
+
+
+def settled(
+    *,
+    title: str | Unset,
+    system: str | Unset,
+    model: str | Unset | None,
+    sampling: Sampling | Unset,
+    metadata: Mapping[str, str] | Unset | None,
+) -> dict[str, Any]:
+    """The columns of a conversation that are given, checked."""
+    columns: dict[str, Any] = {}
+    for name, text in (("title", title), ("system", system), ("model", model)):
+        if text is not UNSET:
+            columns[name] = None if text is None else checked(text, param=name)
+    if sampling is not UNSET:
+        columns["sampling"] = sampling_json(sampling)
+    if metadata is not UNSET:
+        columns["metadata"] = metadata_json(metadata or {})
+    return columns
+
+
 def span_columns(span: TokenSpan | None) -> dict[str, Any]:
     """Ids as 32-bit little-endian integers: a fifth of what JSON takes, and read without parsing."""
     if span is None:
@@ -132,6 +158,8 @@ def conversation_from(row: Mapping[str, Any]) -> Conversation:
             tip_id=row["tip_id"],
             created_at=row["created_at"],
             updated_at=row["updated_at"],
+            metadata=row["metadata"] or {},
+            listed=row["listed"],
         )
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
         raise StoreError(f"Conversation '{row['id']}' in the database is damaged: {exc!r}.") from exc

@@ -8,6 +8,7 @@ process's answers reads its journal.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -74,31 +75,41 @@ class Journal:
             log.warning("the journal %s cannot be written: %s", self._path, exc.strerror)
 
 
+Told = tuple[type[Text | Reasoning], str]
+"""One delta as the journal holds it."""
+
+
 def recovered(path: Path) -> dict[str, tuple[Part, ...]]:
     """What a dead process's journal holds, by message. A line cut by the death is left out."""
+    return {message: whole(told) for message, told in deltas(path).items()}
+
+
+def deltas(path: Path) -> dict[str, list[Told]]:
+    """As `recovered`, delta by delta, as they were told; what was there when the answer began counts as told."""
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError:
         return {}
-    found: dict[str, list[tuple[type[Text | Reasoning], str]]] = {}
+    found: dict[str, list[Told]] = {}
     for line in lines[:-1]:
         with suppress(orjson.JSONDecodeError, KeyError, TypeError, ValueError):
             row = orjson.loads(line)
             if "begin" in row:
                 found[row["begin"]] = [(_KINDS[kind], text) for kind, text in row["parts"]]
             else:
-                _grow(found[row["add"]], _KINDS[row["kind"]], row["text"])
-    return {message: tuple(kind(text) for kind, text in parts) for message, parts in found.items()}
+                found[row["add"]].append((_KINDS[row["kind"]], row["text"]))
+    return found
+
+
+def whole(told: Sequence[Told]) -> tuple[Part, ...]:
+    """Neighbouring deltas of a kind, joined."""
+    return tuple(
+        kind("".join(text for _, text in group))
+        for kind, group in itertools.groupby(told, lambda pair: pair[0])
+    )
 
 
 def forget(paths: Sequence[Path]) -> None:
     """Removes journals whose answers are in the database now."""
     for path in paths:
         path.unlink(missing_ok=True)
-
-
-def _grow(parts: list[tuple[type[Text | Reasoning], str]], kind: type[Text | Reasoning], text: str) -> None:
-    if parts and parts[-1][0] is kind:
-        parts[-1] = (kind, parts[-1][1] + text)
-    else:
-        parts.append((kind, text))

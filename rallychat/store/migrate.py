@@ -11,7 +11,7 @@ from sqlalchemy.pool import NullPool
 from rallychat.errors import StoreError
 from rallychat.store.database import configure, translated
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest revision under migrations/versions; a test compares the two."""
 FOLDER = Path(__file__).parent / "migrations"
 

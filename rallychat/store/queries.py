@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, case, func, null, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, case, delete, func, null, or_, select, union, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rallychat.errors import Conflict, NotFound
-from rallychat.store.codec import is_id
-from rallychat.store.tables import LOCAL_USER, conversations, messages, preferences
+from rallychat.store.codec import is_id, parts_mended
+from rallychat.store.journal import Told, whole
+from rallychat.store.tables import (
+    LOCAL_USER,
+    conversations,
+    idempotency_keys,
+    messages,
+    preferences,
+    responses,
+)
 
 _WITHOUT_REPORT = [column for column in messages.c if column is not messages.c.report]
 
@@ -84,7 +93,7 @@ def newest_query(conversation_id: str) -> Select[Any]:
 def recent_query(*, after: dict[str, Any] | None) -> Select[Any]:
     """Conversations, the last active first; those after the row `after`, if given."""
     id_, time = conversations.c.id, conversations.c.updated_at
-    wanted = select(conversations).where(conversations.c.user_id == LOCAL_USER)
+    wanted = select(conversations).where(conversations.c.user_id == LOCAL_USER, conversations.c.listed)
     if after is not None:
         same_time = and_(time == after["updated_at"], id_ < after["id"])
         wanted = wanted.where(or_(time < after["updated_at"], same_time))
@@ -92,16 +101,31 @@ def recent_query(*, after: dict[str, Any] | None) -> Select[Any]:
 
 
 async def owners_of_running(db: AsyncConnection) -> list[str]:
-    """The processes that answers wait for."""
-    owner = messages.c.owner
-    found = await db.scalars(select(owner).where(owner.is_not(None)).distinct())
+    """The processes that answers or requests wait for."""
+    columns = (messages.c.owner, idempotency_keys.c.owner)
+    found = await db.scalars(union(*(select(owner).where(owner.is_not(None)) for owner in columns)))
     return [name for name in found if name is not None]
 
 
-async def restore(db: AsyncConnection, message_id: str, *, owner: str, parts: list[dict[str, str]]) -> None:
-    """Gives a running answer the parts its dead process's journal holds."""
+async def restore(db: AsyncConnection, message_id: str, *, owner: str, told: Sequence[Told]) -> None:
+    """Gives a running answer what its dead process's journal holds."""
     mine = (messages.c.id == message_id, messages.c.owner == owner, messages.c.status == "running")
-    await db.execute(update(messages).where(*mine).values(parts=parts))
+    done = await db.execute(update(messages).where(*mine).values(parts=parts_mended(whole(told))))
+    if done.rowcount:
+        await set_cuts(db, message_id, [len(text) for _, text in told])
+
+
+async def set_cuts(db: AsyncConnection, message_id: str, cuts: Sequence[int]) -> None:
+    """Notes how an answer was told, if it is a response."""
+    this = responses.c.message_id == message_id
+    await db.execute(update(responses).where(this).values(cuts=[*cuts]))
+
+
+async def drop_claims(db: AsyncConnection, owners: Sequence[str]) -> None:
+    """Frees the idempotency keys of requests whose process is gone and that began no answer."""
+    claimed = idempotency_keys.c.owner.in_(owners)
+    await db.execute(delete(idempotency_keys).where(claimed, idempotency_keys.c.response_id.is_(None)))
+    await db.execute(update(idempotency_keys).where(claimed).values(owner=None))
 
 
 async def interrupt(db: AsyncConnection, which: ColumnElement[bool], *, error: str) -> int:

@@ -22,10 +22,13 @@ from rallychat.messages import ContextReport, FinishReason, Message, Part, Timin
 from rallychat.settings import Settings
 from rallychat.store import codec, queries
 from rallychat.store.database import Database, create_file
+from rallychat.store.idempotency import KeyStore
 from rallychat.store.ids import new_id
-from rallychat.store.journal import Journal, forget, recovered
+from rallychat.store.items import ItemStore
+from rallychat.store.journal import Journal, deltas, forget
 from rallychat.store.migrate import migrate
 from rallychat.store.owners import Owner, starting
+from rallychat.store.responses import ResponseStore
 from rallychat.store.tables import LOCAL_USER, conversations, messages, preferences
 from rallychat.store.types import Conversation, StoredMessage, TokenSpan
 from rallychat.store.whole import to_the_end, whole
@@ -48,6 +51,9 @@ class ConversationStore:
         self._database = database
         self._owner = owner
         self.journal = Journal(owner.journal(owner.id))
+        self.items = ItemStore(database)
+        self.responses = ResponseStore(database, owner)
+        self.keys = KeyStore(database, owner)
 
     @classmethod
     @asynccontextmanager
@@ -84,11 +90,12 @@ class ConversationStore:
         if not gone:
             return 0
         journals = [self._owner.journal(owner) for owner in gone]
-        newest = await asyncio.to_thread(lambda: [recovered(path) for path in journals])
+        newest = await asyncio.to_thread(lambda: [deltas(path) for path in journals])
         async with self._database.write() as db:
             for owner, texts in zip(gone, newest, strict=True):
-                for message_id, parts in texts.items():
-                    await queries.restore(db, message_id, owner=owner, parts=codec.parts_mended(parts))
+                for message_id, told in texts.items():
+                    await queries.restore(db, message_id, owner=owner, told=told)
+            await queries.drop_claims(db, gone)
             interrupted = await queries.interrupt(db, messages.c.owner.in_(gone), error=_INTERRUPTED)
         await asyncio.to_thread(forget, journals)
         return interrupted
@@ -101,11 +108,13 @@ class ConversationStore:
         system: str = "",
         model: str | None = None,
         sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        metadata: Mapping[str, str] | None = None,
     ) -> Conversation:
         """A new, empty conversation."""
         now = datetime.now(UTC)
         row: dict[str, Any] = {"id": new_id("conv"), "tip_id": None, "created_at": now, "updated_at": now}
-        row |= _settled(title=title, system=system, model=model, sampling=sampling)
+        row |= {"listed": True}
+        row |= codec.settled(title=title, system=system, model=model, sampling=sampling, metadata=metadata)
         async with self._database.write() as db:
             await db.execute(insert(conversations).values(**row, user_id=LOCAL_USER))
         return codec.conversation_from(row)
@@ -125,9 +134,10 @@ class ConversationStore:
         system: str | Unset = UNSET,
         model: str | Unset | None = UNSET,
         sampling: Sampling | Unset = UNSET,
+        metadata: Mapping[str, str] | Unset | None = UNSET,
     ) -> Conversation:
         """Changes what is given. Messages are not touched."""
-        given = _settled(title=title, system=system, model=model, sampling=sampling)
+        given = codec.settled(title=title, system=system, model=model, sampling=sampling, metadata=metadata)
         this = conversations.c.id == conversation_id
         async with self._database.write() as db:
             row = await queries.conversation_row(db, conversation_id)
@@ -290,8 +300,11 @@ class ConversationStore:
         timings: Timings | None,
         report: ContextReport | None = None,
         span: TokenSpan | None = None,
+        cuts: Sequence[int] = (),
     ) -> StoredMessage:
         """Ends a running answer with all that is known of it. One transaction, on the disk when this returns.
+
+        `cuts`: the lengths of the deltas it was told in.
 
         One that was taken for interrupted meanwhile is ended all the same: the text is what counts.
 
@@ -314,6 +327,7 @@ class ConversationStore:
             if row["status"] != "running" and row["finish_reason"] != "interrupted":
                 raise Conflict(f"Message '{message_id}' has ended already.")
             await db.execute(update(messages).where(messages.c.id == message_id).values(**ended, owner=None))
+            await queries.set_cuts(db, message_id, cuts)
             active = conversations.c.id == row["conversation_id"]
             await db.execute(update(conversations).where(active).values(updated_at=datetime.now(UTC)))
         return codec.message_from(row | ended)
@@ -373,16 +387,3 @@ def _gone(owner: Owner, others: Sequence[str]) -> builtins.list[str]:
         gone = [other for other in others if not owner.is_live(other)]
         owner.sweep(keep=gone)
     return gone
-
-
-def _settled(
-    *, title: str | Unset, system: str | Unset, model: str | Unset | None, sampling: Sampling | Unset
-) -> dict[str, Any]:
-    """The columns of what is given, checked."""
-    columns: dict[str, Any] = {}
-    for name, text in (("title", title), ("system", system), ("model", model)):
-        if text is not UNSET:
-            columns[name] = None if text is None else codec.checked(text, param=name)
-    if sampling is not UNSET:
-        columns["sampling"] = codec.sampling_json(sampling)
-    return columns

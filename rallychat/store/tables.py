@@ -7,17 +7,20 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    Boolean,
     Column,
     DateTime,
     Dialect,
     ForeignKey,
     Index,
+    Integer,
     LargeBinary,
     MetaData,
     String,
     Table,
     Text,
     TypeDecorator,
+    true,
 )
 
 LOCAL_USER = "local"
@@ -61,6 +64,9 @@ conversations = Table(
     Column("tip_id", String(40)),
     Column("created_at", UtcDateTime, nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
+    Column("metadata", JSON(none_as_null=True)),
+    # False: it only holds the answers of a chain of responses, and stands in no list.
+    Column("listed", Boolean, nullable=False, server_default=true()),
     Index("ix_conversations_recent", "user_id", "updated_at", "id"),
 )
 
@@ -97,4 +103,30 @@ preferences = Table(
     Column("user_id", String(64), primary_key=True, server_default=LOCAL_USER),
     Column("name", String(100), primary_key=True),
     Column("value", Text, nullable=False),
+)
+
+responses = Table(
+    "responses",
+    metadata,
+    # One statement deletes all messages of a conversation; this follows it one level deep.
+    Column("message_id", String(40), ForeignKey("messages.id", ondelete="CASCADE"), primary_key=True),
+    Column("request", JSON, nullable=False),
+    # Lengths of the deltas the answer was told in, so that its events have the same numbers ever after.
+    Column("cuts", JSON(none_as_null=True)),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("user_id", String(64), primary_key=True, server_default=LOCAL_USER),
+    Column("key", String(255), primary_key=True),
+    Column("fingerprint", String(64), nullable=False),
+    # The process that answers; None once it has.
+    Column("owner", String(40)),
+    Column("response_id", String(40)),
+    Column("status", Integer),
+    Column("media_type", String(100)),
+    Column("body", LargeBinary),
+    Column("created_at", UtcDateTime, nullable=False),
+    Index("ix_idempotency_keys_age", "created_at"),
 )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from rallychat.catalog.types import Sampling
 from rallychat.messages import ContextReport, FinishReason, Message, Part, Role, Timings, Usage
@@ -34,6 +35,10 @@ class Conversation:
     created_at: datetime
     updated_at: datetime
     """When a message was last begun or ended; renaming does not move a conversation up the list."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """What an API client noted on it."""
+    listed: bool = True
+    """Shown among the conversations; False for one that only holds a chain of responses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +71,24 @@ class StoredMessage:
     def text(self) -> str:
         """What is said, reasoning left out."""
         return self.message.text
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResponse:
+    """An answer that was asked for through the Responses API, with what was asked."""
+
+    answer: StoredMessage
+    request: Mapping[str, Any]
+    """What its `Response` object repeats of the request, and `input`: the ids of the messages it brought."""
+    cuts: tuple[int, ...] | None
+    """Lengths of the deltas the answer was told in; None while it grows."""
+
+    @property
+    def id(self) -> str:
+        """Its name in the API: that of its message, but for the prefix."""
+        return response_id(self.answer.id)
+
+
+def response_id(message_id: str) -> str:
+    """`msg_0643…` -> `resp_0643…`."""
+    return f"resp_{message_id.removeprefix('msg_')}"

@@ -1,0 +1,95 @@
+"""Messages that are put into a conversation, or taken out of it, without anybody answering."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from rallychat.errors import NotFound
+from rallychat.messages import Message
+from rallychat.store import codec, queries
+from rallychat.store.database import Database
+from rallychat.store.ids import new_id
+from rallychat.store.tables import conversations, messages
+from rallychat.store.types import StoredMessage
+from rallychat.store.whole import whole
+
+_NO_COLUMNS: dict[str, Any] = dict.fromkeys(messages.c.keys())
+
+
+class ItemStore:
+    """Made by `ConversationStore`, whose promises hold here too: each method is one transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @whole
+    async def append(self, conversation_id: str, said: Sequence[Message]) -> list[StoredMessage]:
+        """Puts messages at the end of the branch in view; its last becomes the tip.
+
+        Raises:
+            Conflict: that branch is still being written.
+        """
+        async with self._database.write() as db:
+            row = await queries.conversation_row(db, conversation_id)
+            if row["tip_id"] is not None:
+                queries.refuse_running(await queries.message_row(db, row["tip_id"]))
+            rows = await insert_chain(db, conversation_id, row["tip_id"], said)
+            await queries.set_tip(db, conversation_id, rows[-1]["id"], at=datetime.now(UTC))
+        return [codec.message_from(row) for row in rows]
+
+    @whole
+    async def remove(self, conversation_id: str, message_id: str, *, part: int | None = None) -> None:
+        """Takes a message out of its conversation, or one part of it; what followed it follows its parent.
+
+        Raises:
+            NotFound: there is no such message or part. Conflict: it is still being written.
+        """
+        async with self._database.write() as db:
+            row = await queries.message_row(db, message_id, conversation_id=conversation_id)
+            queries.refuse_running(row)
+            if part is not None and not 0 <= part < len(row["parts"]):
+                raise NotFound("message", message_id)
+            left = [] if part is None else row["parts"][:part] + row["parts"][part + 1 :]
+            if left:
+                shorter = {"parts": left, **codec.span_columns(None)}
+                await db.execute(update(messages).where(messages.c.id == message_id).values(**shorter))
+            else:
+                await take_out(db, row)
+
+
+async def insert_chain(
+    db: AsyncConnection, conversation_id: str, parent_id: str | None, said: Sequence[Message]
+) -> list[dict[str, Any]]:
+    """Stores messages below `parent_id`, each below the one before; returns their rows."""
+    newest = (await db.scalars(queries.newest_query(conversation_id))).one()
+    now, rows = datetime.now(UTC), []
+    for message in said:
+        newest = new_id("msg", after=newest)
+        row = _NO_COLUMNS | {"id": newest, "conversation_id": conversation_id, "parent_id": parent_id}
+        row |= {"role": message.role, "parts": codec.parts_checked(message.parts), "created_at": now}
+        row |= {"status": "complete"} | ({"finish_reason": "stop"} if message.role == "assistant" else {})
+        rows.append(row)
+        parent_id = newest
+    if rows:
+        await db.execute(insert(messages), rows)
+    return rows
+
+
+async def take_out(db: AsyncConnection, row: dict[str, Any]) -> None:
+    """Deletes one message; its children become its parent's, a view that ended with it ends before it."""
+    this, parent = row["id"], row["parent_id"]
+    await db.execute(update(messages).where(messages.c.parent_id == this).values(parent_id=parent))
+    tip = conversations.c.tip_id == this
+    await db.execute(update(conversations).where(tip).values(tip_id=parent))
+    await db.execute(delete(messages).where(messages.c.id == this))
+
+
+async def is_followed(db: AsyncConnection, message_id: str) -> bool:
+    """Whether messages hang below this one."""
+    below = select(messages.c.id).where(messages.c.parent_id == message_id).limit(1)
+    return (await db.scalars(below)).first() is not None

@@ -1,0 +1,161 @@
+"""Responses: answers with what was asked of them. Each is a message of a conversation and a row beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from rallychat.errors import NotFound
+from rallychat.messages import Message
+from rallychat.store import codec, queries
+from rallychat.store.database import Database
+from rallychat.store.ids import new_id
+from rallychat.store.items import insert_chain, is_followed, take_out
+from rallychat.store.owners import Owner
+from rallychat.store.tables import LOCAL_USER, conversations, idempotency_keys, messages, responses
+from rallychat.store.types import StoredMessage, StoredResponse, response_id
+from rallychat.store.whole import to_the_end, whole
+from rallychat.unset import UNSET, Unset
+
+_GIVEN_UP = "This answer was given up before it began."
+
+
+class ResponseStore:
+    """Made by `ConversationStore`, whose promises hold here too: each method is one transaction."""
+
+    def __init__(self, database: Database, owner: Owner) -> None:
+        self._database = database
+        self._owner = owner
+
+    async def begin(
+        self,
+        conversation_id: str | None,
+        *,
+        said: Sequence[Message],
+        model: str,
+        request: Mapping[str, Any],
+        parent_id: str | Unset = UNSET,
+        key: str | None = None,
+    ) -> StoredResponse:
+        """Stores what was said and, below it, a running, empty answer.
+
+        Args:
+            conversation_id: where; None makes a conversation that stands in no list.
+            parent_id: the message it follows, as a branch that leaves the conversation's view alone; if not
+                given the end of the branch in view, which moves.
+            key: the idempotency key that leads to this response from now on.
+
+        Raises:
+            NotFound: no such conversation or parent. Conflict: what it would follow is still being written.
+        """
+        begun = self._begin(
+            conversation_id, said, codec.checked(model, param="model"), request, parent_id, key
+        )
+        return await to_the_end(begun, abandoned=lambda made: self._abandon(made.answer.id))
+
+    async def _begin(
+        self,
+        conversation_id: str | None,
+        said: Sequence[Message],
+        model: str,
+        request: Mapping[str, Any],
+        parent_id: str | Unset,
+        key: str | None,
+    ) -> StoredResponse:
+        now = datetime.now(UTC)
+        async with self._database.write() as db:
+            if conversation_id is None:
+                conversation_id = await _unlisted(db, now)
+            conversation = await queries.conversation_row(db, conversation_id)
+            parent = conversation["tip_id"] if parent_id is UNSET else parent_id
+            if parent is not None:
+                row = await queries.message_row(db, parent, conversation_id=conversation_id)
+                queries.refuse_running(row)
+            rows = await insert_chain(db, conversation_id, parent, [*said, Message("assistant", ())])
+            answer = rows[-1] | {"model": model, "status": "running", "finish_reason": None}
+            changed = {name: answer[name] for name in ("model", "status", "finish_reason")}
+            this = messages.c.id == answer["id"]
+            await db.execute(update(messages).where(this).values(**changed, owner=self._owner.id))
+            noted = {**request, "input": [row["id"] for row in rows[:-1]]}
+            await db.execute(insert(responses).values(message_id=answer["id"], request=noted))
+            if parent_id is UNSET:
+                await queries.set_tip(db, conversation_id, answer["id"], at=now)
+            if key is not None:
+                mine = (idempotency_keys.c.user_id == LOCAL_USER, idempotency_keys.c.key == key)
+                leads = {"response_id": response_id(answer["id"]), "owner": None}
+                await db.execute(update(idempotency_keys).where(*mine).values(**leads))
+        return StoredResponse(codec.message_from(answer), noted, None)
+
+    async def _abandon(self, message_id: str) -> None:
+        async with self._database.write() as db:
+            await queries.interrupt(db, messages.c.id == message_id, error=_GIVEN_UP)
+
+    @whole
+    async def get(self, response: str) -> StoredResponse:
+        """One response, with its answer as it is stored now.
+
+        Raises:
+            NotFound: there is none.
+        """
+        async with self._database.read() as db:
+            message, row = await _rows(db, response)
+        cuts = None if row["cuts"] is None else tuple(row["cuts"])
+        return StoredResponse(codec.message_from(message), row["request"], cuts)
+
+    @whole
+    async def inputs(self, response: StoredResponse) -> list[StoredMessage]:
+        """The messages its request brought, as far as they are still there."""
+        ids = response.request["input"]
+        async with self._database.read() as db:
+            found = await db.execute(select(messages).where(messages.c.id.in_(ids)).order_by(messages.c.id))
+            return [codec.message_from(dict(row)) for row in found.mappings()]
+
+    @whole
+    async def delete(self, response: str, *, undo: bool = False) -> None:
+        """Forgets a response that has ended.
+
+        In a listed conversation its messages stay, unless `undo` is given. Where it was in none they go with
+        it as far as no other response follows them, and the last one takes all that is left.
+
+        Raises:
+            NotFound: there is none. Conflict: it is still being written.
+        """
+        async with self._database.write() as db:
+            message, row = await _rows(db, response)
+            queries.refuse_running(message)
+            conversation = await queries.conversation_row(db, message["conversation_id"])
+            await db.execute(delete(responses).where(responses.c.message_id == message["id"]))
+            if conversation["listed"] and not undo:
+                return
+            for message_id in (message["id"], *reversed(row["request"]["input"])):
+                if not await is_followed(db, message_id):
+                    await take_out(db, await queries.message_row(db, message_id))
+            if not conversation["listed"] and not await _has_responses(db, conversation["id"]):
+                here = messages.c.conversation_id == conversation["id"]
+                await db.execute(delete(messages).where(here))
+                await db.execute(delete(conversations).where(conversations.c.id == conversation["id"]))
+
+
+async def _unlisted(db: AsyncConnection, now: datetime) -> str:
+    row = {"id": new_id("conv"), "user_id": LOCAL_USER, "title": "", "system": "", "sampling": {}}
+    await db.execute(insert(conversations).values(**row, listed=False, created_at=now, updated_at=now))
+    return row["id"]  # type: ignore[return-value]
+
+
+async def _rows(db: AsyncConnection, response: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    message_id = f"msg_{response.removeprefix('resp_')}"
+    if response.startswith("resp_") and codec.is_id(message_id):
+        found = await db.execute(select(responses).where(responses.c.message_id == message_id))
+        if (row := found.mappings().one_or_none()) is not None:
+            return await queries.message_row(db, message_id), dict(row)
+    raise NotFound("response", response)
+
+
+async def _has_responses(db: AsyncConnection, conversation_id: str) -> bool:
+    joined = responses.join(messages, responses.c.message_id == messages.c.id)
+    counted = select(func.count()).select_from(joined).where(messages.c.conversation_id == conversation_id)
+    return bool((await db.scalars(counted)).one())
