@@ -12,6 +12,7 @@ from rallychat import templates
 from rallychat.answering import Growth, generate
 from rallychat.cards import Inspection, ModelCard, card, inspection
 from rallychat.catalog import ANY, Catalog, Family, Model, Sampling, generation, starting
+from rallychat.choices import Choice, Choices
 from rallychat.errors import Conflict, EngineInterrupted, InvalidRequest, RallyChatError
 from rallychat.messages import Event, Failed, Finished, Message, TextDelta
 from rallychat.metrics import Metrics
@@ -37,7 +38,8 @@ class ChatService:
 
     def __init__(self, settings: Settings, catalog: Catalog, store: ConversationStore) -> None:
         self.settings = settings
-        self.catalog = catalog
+        self.choices = Choices.load(settings)
+        self.catalog = self.choices.over(catalog)
         self.store = store
         self.notes: tuple[str, ...] = ()
         self._generation = generation.read(settings.gen_config_path)
@@ -377,6 +379,18 @@ class ChatService:
         """One model with its state, also one that the menu hides."""
         return card(self.named(name), self.settings, self.pool, self.downloads)
 
+    async def choose(self, name: str, choice: Choice) -> None:
+        """Keeps what a person chose for a model. If it is to be run in another way, its engine is freed.
+
+        Raises:
+            StoreError: it cannot be kept.
+        """
+        model = self.named(name)
+        before = self.choices.of(model.id)
+        self.catalog = self.choices.keep(model, choice, self.catalog)
+        if choice.running != before.running:
+            await self.pool.unload(model.id)
+
     async def load(self, model_id: str) -> None:
         """Fetches and loads a model, and waits until it can answer."""
         await self.pool.open(self.resolve(model_id))
@@ -406,6 +420,15 @@ class ChatService:
     def is_here(self, model: Model) -> bool:
         """The model's weights are on disk."""
         return is_here(model, self.settings)
+
+    def sampling(self, model: Model) -> Sampling:
+        """How answers are sampled where nobody asks for anything."""
+        return self._sampling(model, ANY)
+
+    def summary_sampling(self, model: Model) -> Sampling:
+        """How summaries of a conversation are sampled: as chosen on the page, by the settings, or by the family."""
+        usual = generation.read(generation.SHIPPED / self.catalog.family(model).generation.summary)
+        return self.choices.of(model.id).summary.value().over(self.summarization).over(usual)
 
     def _sampling(self, model: Model, asked: Sampling) -> Sampling:
         family = self.catalog.family(model)

@@ -118,14 +118,44 @@ def read(path: Path | None) -> Sampling:
     Raises:
         SettingsError: the file is missing or wrong; the message names the line.
     """
-    return _Reader(locate(path).path).sampling() if path is not None else Sampling()
+    if path is None:
+        return Sampling()
+    found = locate(path).path
+    try:
+        if found.stat().st_size > LARGEST:
+            raise SettingsError(f"{found} is larger than {LARGEST} bytes; is it a generation config?")
+        text = found.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise SettingsError(f"{found} cannot be read: {exc}.") from exc
+    return parse(text, name=str(found))
+
+
+def parse(text: str, *, name: str) -> Sampling:
+    """As `read`, of a text; `name` is what sentences call it."""
+    return _Reader(name, text).sampling()
+
+
+def written(sampling: Sampling) -> str:
+    """The generation config that asks for this. A seed is no field of transformers and is left out."""
+    import yaml  # not needed by workers, which import this package too
+
+    given = sampling.as_dict()
+    fields = {field: given[ours] for field, ours in _OBEYED.items() if ours in given}
+    if "temperature" in fields:
+        fields["do_sample"] = fields["temperature"] > 0
+        if not fields["do_sample"]:
+            del fields["temperature"]  # transformers wants none above 0 there
+    if not fields:
+        return f"{ROOT}:\n"
+    return yaml.safe_dump({ROOT: fields}, allow_unicode=True, sort_keys=False, indent=4)
 
 
 class _Reader:
-    """Reads one file."""
+    """Reads one generation config."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, name: str, text: str) -> None:
+        self._name = name
+        self._text = text
 
     def sampling(self) -> Sampling:
         given: dict[str, Any] = {}
@@ -156,20 +186,14 @@ class _Reader:
         import yaml  # not needed by workers, which import this package too
 
         try:
-            if self._path.stat().st_size > LARGEST:
-                raise SettingsError(
-                    f"{self._path} is larger than {LARGEST} bytes; is it a generation config?"
-                )
-            root = yaml.compose(self._path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        except (OSError, UnicodeDecodeError) as exc:
-            raise SettingsError(f"{self._path} cannot be read: {exc}.") from exc
+            root = yaml.compose(self._text, Loader=yaml.SafeLoader)
         except (yaml.YAMLError, RecursionError) as exc:
             mark = getattr(exc, "problem_mark", None)
             where = f", line {mark.line + 1}" if mark else ""
             what = getattr(exc, "problem", None) or type(exc).__name__
-            raise SettingsError(f"{self._path}{where}: this is not YAML: {what}.") from exc
+            raise SettingsError(f"{self._name}{where}: this is not YAML: {what}.") from exc
         if root is None:
-            raise SettingsError(f"{self._path} is empty.", hint=f"begin it with '{ROOT}:'")
+            raise SettingsError(f"{self._name} is empty.", hint=f"begin it with '{ROOT}:'")
         tops = self._mapping(root, (ROOT,))
         for name, node in tops:
             if name != ROOT:
@@ -236,7 +260,7 @@ class _Reader:
             self._refuse(node, f"'{name}: {_as_yaml(value)}' has no effect here: {reason}", hint=only)
 
     def _refuse(self, node: Any, problem: str, *, hint: str = "") -> NoReturn:
-        raise SettingsError(f"{self._path}, line {node.start_mark.line + 1}: {problem}.", hint=hint)
+        raise SettingsError(f"{self._name}, line {node.start_mark.line + 1}: {problem}.", hint=hint)
 
 
 def _scalar(node: Any) -> Any:
