@@ -49,7 +49,9 @@ class Choice(BaseModel):
         facts: dict[str, Any] = {
             "sampling": SamplingFacts(**self.sampling.value().over(model.sampling.value()).as_dict())
         }
-        if self.engine == "llamacpp" and model.weights or self.engine == "transformers" and model.checkpoint:
+        if (self.engine == "llamacpp" and model.weights) or (
+            self.engine == "transformers" and model.checkpoint
+        ):
             facts["engine"] = self.engine
         if facts.get("engine", model.engine) == "transformers":
             facts["options"] = {**model.options, **self._options()}

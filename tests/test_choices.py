@@ -36,7 +36,12 @@ def world(folder: Path) -> tuple[Settings, Catalog]:
 
 def test_a_choice_lies_over_the_models_facts_and_survives_a_restart(tmp_path: Path) -> None:
     settings, catalog = world(tmp_path)
-    given = {"engine": "transformers", "quantize": "int8", "multi_gpu": True, "sampling": {"temperature": 0.1}}
+    given = {
+        "engine": "transformers",
+        "quantize": "int8",
+        "multi_gpu": True,
+        "sampling": {"temperature": 0.1},
+    }
     kept = Choices.load(settings).keep(catalog.models["both"], checked(given), catalog)
     again = Choices.load(settings).over(catalog)
     for model in (kept.models["both"], again.models["both"]):

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rallychat.catalog import Sampling
-from rallychat.catalog.generation import KNOWN, SHIPPED, locate, read
+from rallychat.catalog.generation import KNOWN, SHIPPED, locate, parse, read, written
 from rallychat.errors import SettingsError
 
 SEED = """\
@@ -224,3 +224,24 @@ def test_any_text_is_either_read_or_refused_in_one_sentence(
 ) -> None:
     found = outcome(tmp_path_factory.getbasetemp(), text)
     assert isinstance(found, Sampling) or "gen_config.yaml" in found
+
+
+@given(
+    st.builds(
+        Sampling,
+        temperature=st.none() | st.floats(0, 5),
+        top_p=st.none() | st.floats(0.01, 1),
+        top_k=st.none() | st.integers(0, 10**6),
+        max_tokens=st.none() | st.integers(1, 10**6),
+        repetition_penalty=st.none() | st.floats(0.1, 5),
+        stop=st.none() | st.lists(st.text(min_size=1), min_size=1).map(tuple),
+    )
+)
+def test_what_is_written_is_read_as_the_same(sampling: Sampling) -> None:
+    assert parse(written(sampling), name="here") == sampling
+
+
+def test_a_text_is_refused_with_its_line() -> None:
+    with pytest.raises(SettingsError, match="here, line 3: 'topp' is not a field") as refused:
+        parse("generation_config:\n    top_k: 3\n    topp: 1\n", name="here")
+    assert refused.value.hint == "did you mean top_p?"

@@ -146,7 +146,7 @@ def written(sampling: Sampling) -> str:
         if not fields["do_sample"]:
             del fields["temperature"]  # transformers wants none above 0 there
     if not fields:
-        return f"{ROOT}:\n"
+        return f"{ROOT}: {{}}\n"
     return yaml.safe_dump({ROOT: fields}, allow_unicode=True, sort_keys=False, indent=4)
 
 
