@@ -18,11 +18,11 @@ PACKAGE = Path(rallychat.__file__).parent
 LAYERS: dict[str, int] = {
     "errors": 0, "messages": 0, "settings": 0, "unset": 0, "texts": 0,
     "catalog": 1,
-    "prompts": 2, "parsing": 2, "context": 2, "store": 2,
+    "choices": 2, "prompts": 2, "parsing": 2, "context": 2, "store": 2,
     "sources": 3,
     "engines": 4,
     "pool": 5,
-    "answering": 6, "cards": 6, "chat": 6, "choices": 2, "metrics": 6, "planning": 6, "recording": 6, "runs": 6, "templates": 6,
+    "answering": 6, "cards": 6, "chat": 6, "metrics": 6, "planning": 6, "recording": 6, "runs": 6, "templates": 6,
     "api": 8, "ui": 8,
     "bench": 9, "cli": 9, "__main__": 9,
 }  # fmt: skip
