@@ -174,7 +174,8 @@ def _end(growth: Growth, event: Done, emit: Emit) -> Finished:
         emit(delta)
     growth.completion_tokens, growth.cached_tokens = event.completion_tokens, event.cached_tokens
     if growth.plan:
-        report = replace(growth.plan.report, reused_tokens=event.cached_tokens)
+        evaluated = max(0, len(growth.plan.ids) - event.cached_tokens)
+        report = replace(growth.plan.report, reused_tokens=event.cached_tokens, evaluated_tokens=evaluated)
         growth.plan = replace(growth.plan, report=report)
     return Finished(event.reason, growth.usage, growth.timings)
 

@@ -90,11 +90,17 @@ class Segment:
     kind: Literal["system", "user", "assistant", "memory", "retrieved", "generation"]
     message_id: str | None
     tokens: int
+    score: float | None = None
+    """Of a retrieved one: how well it fits the question; higher is better."""
 
 
 @dataclass(frozen=True, slots=True)
 class ContextReport:
-    """What went into a prompt and what did not, and why. Token counts are the model's own."""
+    """What went into a prompt and what did not, and why. Token counts are the model's own.
+
+    Each message of the branch is in exactly one of `kept`, `compacted`, `dropped` and `excluded`; `retrieved` are
+    those of the compacted and dropped that are quoted beside the question.
+    """
 
     strategy: str
     window: int
@@ -106,6 +112,23 @@ class ContextReport:
     reused_tokens: int = 0
     divergence: str = ""
     """Why the prompt could not continue the previous one, or empty."""
+    diverged_at: int | None = None
+    """Tokens up to which it is the same as the previous one; None where it continues it, or is the first."""
+    compacted: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
+    pinned: tuple[str, ...] = ()
+    retrieved: tuple[str, ...] = ()
+    why: str = ""
+    """What the strategy did, in a sentence."""
+    high_mark: int = 0
+    """Tokens from which on older turns are compacted."""
+    budget_why: str = ""
+    memory: int = 0
+    """Version of the memory that stood in the prompt; 0: none."""
+    evaluated_tokens: int = 0
+    """Tokens of the prompt that the engine had to evaluate."""
+    background_ms: float = 0.0
+    """Time the engine spent on this conversation between the previous answer and this question."""
 
 
 @dataclass(frozen=True, slots=True)

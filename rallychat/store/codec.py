@@ -136,9 +136,14 @@ def report_json(report: ContextReport | None) -> dict[str, Any] | None:
     if report is None:
         return None
     written = {name: getattr(report, name) for name in _FIELDS[ContextReport]}
-    written["segments"] = [[s.kind, s.message_id, s.tokens] for s in report.segments]
+    written["segments"] = [_segment(segment) for segment in report.segments]
     written["divergence"] = mended(report.divergence)
     return written
+
+
+def _segment(segment: Segment) -> list[Any]:
+    score = [] if segment.score is None else [segment.score]
+    return [segment.kind, segment.message_id, segment.tokens, *score]
 
 
 def figures_json(figures: Usage | Timings | None) -> dict[str, Any] | None:

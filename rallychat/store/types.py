@@ -20,6 +20,35 @@ class TokenSpan:
 
     key: str
     ids: tuple[int, ...]
+    quoted: str = ""
+    """Text of older turns that stands before the message in the prompt; `ids` hold it too."""
+
+
+Mark = Literal["pin", "exclude"]
+"""A person's word on a message: it never leaves the prompt, or never enters it."""
+MemoryKind = Literal["cut", "ledger", "facts", "summary"]
+"""What a memory is made of: nothing (older turns just left), the user's own words, facts, a summary."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Frozen text that stands for the older turns of a branch. Every change is a new version; none is lost.
+
+    It belongs to the message `until`, the newest it covers: branches that do not go through that message do
+    not have it. `covers` are the messages whose content is in the text; older ones beside them were dropped.
+    """
+
+    kind: MemoryKind
+    text: str
+    until: str
+    covers: tuple[str, ...] = ()
+    edited_by: Literal["rules", "model", "user"] = "rules"
+    why: str = ""
+    version: int = 0
+    """Counts up within a conversation; 0: not stored."""
+    active: bool = True
+    """False: undone by a person."""
+    created_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +68,10 @@ class Conversation:
     """What an API client noted on it."""
     listed: bool = True
     """Shown among the conversations; False for one that only holds a chain of responses."""
+    strategy: str | None = None
+    """How its context is kept short, by name; None: as its model's class says."""
+    budget: int | None = None
+    """Most tokens of a prompt; None: what the window allows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +94,7 @@ class StoredMessage:
     """Reports grow with the conversation, so `path` gives only that of its last message."""
     span: TokenSpan | None
     created_at: datetime
+    mark: Mark | None = None
 
     @property
     def message(self) -> Message:

@@ -1,0 +1,143 @@
+"""Memories: the ledger that rules write, what a model is asked to write, and how its text is checked."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from rallychat.context.selection import Exchange, excluded, pinned, tokens_of_text
+from rallychat.context.types import Memory, MemoryKind, Refused, Turn
+
+SUMMARY_PROMPT = (
+    "Summarize our conversation so far for your own later use: what I told you about myself, what I asked for, "
+    "what was decided, with names, numbers and dates. Write plain sentences and nothing else."
+)
+FACTS_PROMPT = (
+    "List every new fact I told you in our conversation: names, numbers, dates, places, preferences, plans. "
+    "One short line each, beginning with '- '. If something changed, write what holds now. Write nothing else."
+)
+BOTH_PROMPT = f"{SUMMARY_PROMPT} Then add a line 'Facts:' and below it each fact I told you, one line each."
+_SENTENCE = re.compile(r"(?<=[.!?。！？])\s|\n")
+_ASIDE = 200
+"""Characters of an answer's first sentence that a ledger takes."""
+_SHORTEST = 12
+_WORD = re.compile(r"\w+")
+_TELLING = re.compile(r"\b(?:[A-Z][\w'-]+|\d[\d.,:]*)\b")
+"""Names and numbers: what a summary must not lose all of."""
+
+
+def first_sentence(text: str) -> str:
+    """The beginning of an answer, as a ledger quotes it."""
+    said = _SENTENCE.split(text.strip(), maxsplit=1)[0].strip()
+    return said if len(said) <= _ASIDE else f"{said[:_ASIDE].rstrip()}…"
+
+
+def lines_of(group: Exchange) -> list[tuple[Turn, str]]:
+    """An exchange in a ledger: the user's words verbatim, the answer's first sentence; dated where it is known."""
+    said = [turn for turn in group if not turn.excluded and turn.text.strip()]
+    stamp = next((f"[{turn.date:%Y-%m-%d}] " for turn in said if turn.date), "")
+    return [
+        (
+            turn,
+            f"{stamp}User: {turn.text.strip()}"
+            if turn.role == "user"
+            else f"You: {first_sentence(turn.text)}",
+        )
+        for turn in said
+    ]
+
+
+def ledger(
+    groups: Sequence[Exchange], before: Memory | None, *, room: int, why: str, kind: MemoryKind = "ledger"
+) -> Memory:
+    """The memory that rules write of `groups` (at least one); the oldest lines leave where `room` is short.
+
+    What a person wrote into the memory `before` stays, in front of the new lines.
+    """
+    until = groups[-1][-1].id
+    turns = [turn for group in groups for turn in group]
+    edited = before is not None and before.edited_by == "user"
+    head = before.text.strip() if before and edited else ""
+    known = set(before.covers) if before and edited else set()
+    left = room - tokens_of_text(head, turns) if head else room
+    kept: list[tuple[Turn, str]] = []
+    for group in reversed(groups):
+        if excluded(group) or pinned(group):
+            continue
+        lines = [(turn, line) for turn, line in lines_of(group) if turn.id not in known]
+        left -= tokens_of_text("\n".join(line for _, line in lines), turns) if lines else 0
+        if left < 0:
+            break
+        kept[:0] = lines
+    text = "\n".join([*([head] if head else []), *(line for _, line in kept)])
+    covers = tuple(turn.id for turn in turns if turn.id in known) + tuple(turn.id for turn, _ in kept)
+    return Memory(kind, text, until, covers, "user" if edited else "rules", why)
+
+
+def cut(groups: Sequence[Exchange], why: str) -> Memory:
+    """A memory that holds nothing: those exchanges left."""
+    return Memory("cut", "", groups[-1][-1].id, (), "rules", why)
+
+
+def written(
+    text: str,
+    ended: bool,
+    *,
+    rules: Memory,
+    before: Memory | None,
+    turns: Sequence[Turn],
+    kind: MemoryKind,
+    room: int,
+) -> Memory | Refused:
+    """What a model wrote as a memory of the same turns as `rules`, or why it is refused.
+
+    Facts are added to those of `before`; a summary replaces it.
+    """
+    said = text.strip()
+    if refused := _refusal(said, ended, before=before, turns=turns, kind=kind):
+        return Refused(refused)
+    if kind == "facts":
+        said = _added(before.text if before and before.kind == "facts" else "", said)
+        while tokens_of_text(said, turns) > room and "\n" in said:
+            said = said.partition("\n")[2]  # bounded: the oldest fact leaves, and can still be retrieved
+    if tokens_of_text(said, turns) > room:
+        return Refused(f"it takes more than {room} tokens")
+    covers = tuple(turn.id for turn in turns if not turn.excluded)
+    return replace(rules, kind=kind, text=said, covers=covers, edited_by="model")
+
+
+def _refusal(
+    said: str, ended: bool, *, before: Memory | None, turns: Sequence[Turn], kind: MemoryKind
+) -> str:
+    words = [word.lower() for word in _WORD.findall(said)]
+    if len(said) < _SHORTEST or len(words) < 2:
+        return "it is empty"
+    if not ended:
+        return "it runs on"
+    fours = Counter(zip(words, words[1:], words[2:], words[3:], strict=False))
+    if sum(count - 1 for count in fours.values()) * 3 > max(len(words), 24):
+        return "it repeats itself"
+    if any(prompt[:60] in said for prompt in (SUMMARY_PROMPT, FACTS_PROMPT)):
+        return "it repeats the instruction"
+    told = {m for turn in turns if turn.role == "user" for m in _TELLING.findall(turn.text)} - {"I"}
+    if len(told) >= 4 and not any(name in said for name in told):
+        return "it names nothing of what was said"
+    if kind == "summary" and before and before.kind == "summary" and len(said) * 4 < len(before.text):
+        return "it loses most of the summary before"
+    return ""
+
+
+def _added(before: str, new: str) -> str:
+    lines = [line.strip() for line in before.splitlines() if line.strip()]
+    known = {_plain(line) for line in lines}
+    for line in new.splitlines():
+        if (plain := _plain(line)) and plain not in known:
+            lines.append(line.strip())
+            known.add(plain)
+    return "\n".join(lines)
+
+
+def _plain(line: str) -> str:
+    return " ".join(_WORD.findall(line.lower()))

@@ -1,0 +1,125 @@
+"""What every strategy shares: exchanges, pins and exclusions, and where to cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rallychat.context.types import Budget, Memory, Selection, Turn
+
+Exchange = tuple[Turn, ...]
+"""A user's message and what answers it. Exchanges stay or leave as one: templates want the roles to alternate."""
+
+
+def exchanges(turns: Sequence[Turn]) -> list[Exchange]:
+    """The turns in groups, each beginning with a user's message."""
+    groups: list[list[Turn]] = []
+    for turn in turns:
+        if turn.role == "user" or not groups:
+            groups.append([])
+        groups[-1].append(turn)
+    return [tuple(group) for group in groups]
+
+
+def tokens(groups: Iterable[Exchange]) -> int:
+    """Tokens of all their turns."""
+    return sum(turn.tokens for group in groups for turn in group)
+
+
+def pinned(group: Exchange) -> bool:
+    """One of its messages may never leave."""
+    return any(turn.pinned for turn in group)
+
+
+def excluded(group: Exchange) -> bool:
+    """One of its messages may not enter; a pinned neighbour keeps the exchange, without that message's words."""
+    return any(turn.excluded for turn in group) and not pinned(group)
+
+
+def valid(memory: Memory | None, turns: Sequence[Turn]) -> bool:
+    """The memory belongs to this branch, and holds nothing that was excluded since."""
+    if memory is None or not memory.active:
+        return False
+    barred = {turn.id for turn in turns if turn.excluded}
+    return any(turn.id == memory.until for turn in turns) and barred.isdisjoint(memory.covers)
+
+
+def split(turns: Sequence[Turn], memory: Memory | None) -> tuple[list[Exchange], list[Exchange]]:
+    """The exchanges that `memory` stands for, and those after it."""
+    groups = exchanges(turns)
+    if memory is None:
+        return [], groups
+    at = next((i for i, group in enumerate(groups) if any(t.id == memory.until for t in group)), -1)
+    return groups[: at + 1], groups[at + 1 :]
+
+
+def selected(
+    turns: Sequence[Turn], memory: Memory | None, why: str = "", *, fresh: bool = False
+) -> Selection:
+    """`memory`, pinned exchanges of before, and all that follows; what was excluded left out."""
+    older, newer = split(turns, memory)
+    standing = [group for group in older if pinned(group)] + [g for g in newer if not excluded(g)]
+    return chosen(turns, standing or newer[-1:], memory, why, fresh=fresh)
+
+
+def chosen(
+    turns: Sequence[Turn],
+    standing: Iterable[Exchange],
+    memory: Memory | None,
+    why: str = "",
+    *,
+    fresh: bool = False,
+) -> Selection:
+    """The selection of those exchanges: each turn is kept, compacted, dropped or excluded."""
+    stands = [turn for group in standing for turn in group]
+    kept = tuple(turn.id for turn in stands if not turn.excluded)
+    inside, covered = set(kept), set(memory.covers) if memory else set()
+    out = [turn for turn in turns if turn.id not in inside]
+    barred = tuple(turn.id for turn in turns if turn.excluded)
+    return Selection(
+        memory=memory,
+        kept=kept,
+        compacted=tuple(turn.id for turn in out if turn.id in covered and not turn.excluded),
+        dropped=tuple(turn.id for turn in out if turn.id not in covered and not turn.excluded),
+        excluded=barred,
+        blank=tuple(turn.id for turn in stands if turn.excluded),
+        why=why,
+        fresh=fresh,
+    )
+
+
+def older_than(turns: Sequence[Turn], room: int) -> list[Exchange]:
+    """The exchanges that leave so that the newest fill at most `room`; the last one always stays."""
+    groups = [group for group in exchanges(turns) if not excluded(group)]
+    left = room - tokens(groups[-1:]) - tokens(group for group in groups[:-1] if pinned(group))
+    for index in range(len(groups) - 2, -1, -1):
+        if not pinned(groups[index]):
+            left -= tokens([groups[index]])
+        if left < 0:
+            everything = exchanges(turns)
+            return everything[: everything.index(groups[index]) + 1]
+    return []
+
+
+def size(turns: Sequence[Turn], memory: Memory | None, *, memory_tokens: int) -> int:
+    """Tokens of the prompt's messages as `selected` would take them."""
+    older, newer = split(turns, memory)
+    standing = [group for group in older if pinned(group)] + [g for g in newer if not excluded(g)]
+    return tokens(standing) + (memory_tokens if memory else 0)
+
+
+def tokens_of_text(text: str, turns: Sequence[Turn]) -> int:
+    """An estimate of `text` in tokens, by the tokens that these turns take."""
+    characters = sum(len(turn.text) for turn in turns)
+    rate = sum(turn.tokens for turn in turns) / characters if characters else 0.25
+    return int(len(text) * min(max(rate, 0.15), 1.5)) + 1
+
+
+def over(turns: Sequence[Turn], memory: Memory | None, mark: int) -> bool:
+    """The prompt's messages pass `mark` tokens."""
+    remembered = tokens_of_text(memory.text, turns) if memory and memory.text else 0
+    return size(turns, memory, memory_tokens=remembered) > mark
+
+
+def room(turns: Sequence[Turn], budget: Budget) -> int:
+    """The low mark, but always enough for the last exchange."""
+    return max(budget.low, tokens(exchanges(turns)[-1:]))
