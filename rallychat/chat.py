@@ -42,8 +42,8 @@ class ChatService:
         self.catalog = self.choices.over(catalog)
         self.store = store
         self.notes: tuple[str, ...] = ()
-        self._generation = generation.read(settings.gen_config_path)
-        self.summarization = generation.read(settings.gen_config_summarization_path)
+        self._answers = generation.read(settings.gen_config_path)
+        self._summaries = generation.read(settings.gen_config_summarization_path)
         self.downloads = Downloads(settings)
         self.pool = Pool(settings, self.downloads)
         self.metrics = Metrics(self.pool)
@@ -427,12 +427,15 @@ class ChatService:
 
     def summary_sampling(self, model: Model) -> Sampling:
         """How summaries of a conversation are sampled: as chosen on the page, by the settings, or by the family."""
-        usual = generation.read(generation.SHIPPED / self.catalog.family(model).generation.summary)
-        return self.choices.of(model.id).summary.value().over(self.summarization).over(usual)
+        usual = generation.shipped(self.catalog.family(model).generation.summary)
+        return self.choices.of(model.id).summary.value().over(self._summaries).over(usual)
 
     def _sampling(self, model: Model, asked: Sampling) -> Sampling:
         family = self.catalog.family(model)
-        return asked.over(self._generation).over(model.sampling.value()).over(family.sampling.value())
+        usual = family.sampling.value()
+        if usual == ANY:
+            usual = generation.shipped(family.generation.answer)
+        return asked.over(self._answers).over(model.sampling.value()).over(usual)
 
 
 def _default_system(model: Model, family: Family) -> str:

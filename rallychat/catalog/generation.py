@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -148,6 +149,12 @@ def written(sampling: Sampling) -> str:
     if not fields:
         return f"{ROOT}: {{}}\n"
     return yaml.safe_dump({ROOT: fields}, allow_unicode=True, sort_keys=False, indent=4)
+
+
+@cache
+def shipped(name: str) -> Sampling:
+    """What the shipped file of this name asks for; nothing if it has none."""
+    return read(Path(name)) if name else Sampling()
 
 
 class _Reader:
