@@ -77,10 +77,14 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text to tokenise; in `special` pieces control tokens are recognised, elsewhere they stay text."""
+    """Text to tokenise; in `special` pieces control tokens are recognised, elsewhere they stay text.
+
+    `start`: a prompt begins here. Some tokenizers put a space in front of a text; they may there, and nowhere else.
+    """
 
     text: str
     special: bool = True
+    start: bool = False
 
 
 @dataclass(frozen=True, slots=True)

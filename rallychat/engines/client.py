@@ -87,7 +87,11 @@ class EngineClient:
         """
         info = await self.info()
         if not self._foreign:
-            body = {"pieces": [{"text": piece.text, "special": piece.special} for piece in pieces]}
+            body = {
+                "pieces": [
+                    {"text": piece.text, "special": piece.special, "start": piece.start} for piece in pieces
+                ]
+            }
             _, answer = await self._ask("POST", "/tokenize", body)
             return [list(ids) for ids in answer["tokens"]]
         found = []

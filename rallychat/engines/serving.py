@@ -40,6 +40,7 @@ class _PieceBody(BaseModel):
 
     text: str
     special: bool = True
+    start: bool = False
 
 
 class _TokenizeBody(BaseModel):
@@ -111,7 +112,7 @@ class Serving:
 
     async def _tokenize(self, body: _TokenizeBody) -> dict[str, Any]:
         if body.pieces is not None:
-            pieces = [Piece(piece.text, piece.special) for piece in body.pieces]
+            pieces = [Piece(piece.text, piece.special, piece.start) for piece in body.pieces]
             return {"tokens": await self._backend.tokenize(pieces)}
         if body.prompt is None:
             raise InvalidRequest("Give 'prompt' or 'pieces'.", param="prompt")

@@ -1,21 +1,124 @@
-"""Hugging Face checkpoints inside a worker, through Transformers and PEFT."""
+"""Hugging Face checkpoints inside a worker, through Transformers and PEFT.
+
+`hf_loading` brings the model, `hf_decoder` and `hf_seq2seq` evaluate steps of it, `hf_steps` decides whose; here a
+request becomes events. Transformers' own batching manager is not used: it keeps no slot between two turns.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, Final
 
-from rallychat.engines.hf_options import check_folder, options_of, require_libraries
-from rallychat.engines.protocol import WorkerSpec
-from rallychat.errors import EngineUnavailable
+from rallychat.engines.backend import BackendEvent, Step
+from rallychat.engines.hf_options import options_of, require_libraries
+from rallychat.engines.protocol import CompletionRequest, Done, EngineInfo, Piece, Prefill, WorkerSpec
+from rallychat.engines.slots import Slot
+from rallychat.errors import EngineInterrupted
 
-if TYPE_CHECKING:
-    from rallychat.engines.backend import Backend
+PACE: Final = 0.025
+"""Seconds after tokens were told until the next are, as in `rallychat.engines.llamacpp`."""
 
 
-def Transformers(spec: WorkerSpec) -> Backend:  # noqa: N802
-    """Open a checkpoint."""
-    options_of(spec)
-    require_libraries()
-    check_folder(Path(spec.path))
-    raise EngineUnavailable("The Transformers engine is being built.")
+class Transformers:
+    """One checkpoint. Opening it blocks until the weights are loaded."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        options = options_of(spec)
+        require_libraries()
+        from rallychat.engines.hf_loading import load
+        from rallychat.engines.hf_steps import Steps
+
+        loaded = load(spec, options)
+        self._tokenizer = loaded.tokenizer
+        self._adapters = loaded.adapters
+        self._ends = loaded.ends
+        self.vocabulary = loaded.vocabulary
+        self.info = EngineInfo(
+            engine="transformers",
+            window=loaded.window,
+            slots=spec.slots,
+            slot_affinity=True,
+            token_ids=True,
+            rollback=loaded.runner.rollback,
+            chat_template=loaded.chat_template,
+            bos_token=loaded.bos_token,
+            eos_token=loaded.eos_token,
+            control_tokens=loaded.tokenizer.control_tokens,
+        )
+        self._loop = asyncio.get_running_loop()
+        self._steps = Steps(loaded.runner, chunk=loaded.chunk, loop=self._loop)
+
+    async def tokenize(self, pieces: Sequence[Piece]) -> list[list[int]]:
+        """See `Backend`."""
+        return [self._tokenizer.encode(piece) for piece in pieces]
+
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        """See `Backend`."""
+        return self._tokenizer.decode(ids)
+
+    async def generate(self, request: CompletionRequest, slot: Slot) -> AsyncGenerator[BackendEvent]:
+        """See `Backend`."""
+        from rallychat.engines.hf_steps import Running
+
+        adapter = self._adapters.number(request.model)
+        answer = Running(request, slot.index, adapter=adapter, ends=self._ends)
+        reader = _Reader(self._tokenizer.stream())
+        self._steps.submit(answer)
+        try:
+            while True:
+                await answer.wake.wait()
+                answer.wake.clear()
+                for event in reader.read(answer.happened):
+                    yield event
+                    if isinstance(event, Done):
+                        return
+                if reader.spoke:  # the first token and the end never wait
+                    self._loop.call_later(PACE, answer.listen)
+                else:
+                    answer.listen()
+        finally:
+            self._steps.cancel(answer)
+            while not answer.released:  # the slot is free only when the engine has let go of it
+                answer.listen()
+                await answer.wake.wait()
+                answer.wake.clear()
+
+
+class _Reader:
+    """What happened, as events: neighbouring tokens joined."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._count = 0
+        self.spoke = False
+        """The last reading brought text."""
+
+    def read(self, happened: Any) -> list[BackendEvent]:
+        """Everything that has happened. Raises what failed."""
+        events: list[BackendEvent] = []
+        tokens: list[int] = []
+        self.spoke = False
+        while happened:
+            one = happened.popleft()
+            if isinstance(one, int):
+                tokens.append(one)
+                continue
+            events += self._steps(tokens)
+            tokens = []
+            if isinstance(one, EngineInterrupted):
+                raise one
+            if isinstance(one, Prefill) and events and isinstance(events[-1], Prefill):
+                events.pop()
+            events.append(one)
+        return events + self._steps(tokens)
+
+    def _steps(self, tokens: list[int]) -> list[BackendEvent]:
+        if not tokens:
+            return []
+        self._count += len(tokens)
+        text, ids = self._stream.feed(tokens)
+        if not ids:
+            return []
+        self.spoke = True
+        return [Step(text, ids, self._count)]
