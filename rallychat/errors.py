@@ -3,6 +3,7 @@
 RallyChatError
 ├── InvalidRequest          the caller's input cannot be used; names the parameter
 │   ├── ContextOverflow     the prompt does not fit the model's window
+│   ├── FamilyNeeded        a model does not say its prompt format; carries those there are
 │   └── TemplateError       the chat template cannot render these messages
 ├── NotFound                no such model, conversation, message or run
 ├── Conflict                the thing exists but is not in a state that allows this
@@ -14,6 +15,7 @@ RallyChatError
 │   ├── SourceMissing       the repository, file or distribution does not exist
 │   ├── ChecksumMismatch    what arrived is not what was promised
 │   ├── DiskFull            not enough room for the weights
+│   ├── Unsupported         what is there cannot be run here, or not safely
 │   └── SourceCancelled     a person called the download off
 ├── StoreError              the conversation database cannot be used
 └── EngineError             an engine failed
@@ -68,6 +70,21 @@ class ContextOverflow(InvalidRequest):
         )
         self.needed = needed
         self.window = window
+
+
+class FamilyNeeded(InvalidRequest):
+    """The model does not say how it wants to be asked; a person has to choose one of `families`."""
+
+    code = "family_needed"
+
+    def __init__(self, model: str, families: tuple[str, ...]) -> None:
+        super().__init__(
+            f"{model} does not say which prompt format it was trained with.",
+            param="family",
+            hint=f"look at its model card and say --family with one of: {', '.join(families)}",
+        )
+        self.model = model
+        self.families = families
 
 
 class TemplateError(InvalidRequest):
@@ -143,6 +160,12 @@ class DiskFull(SourceError):
     """There is not enough room for the weights."""
 
     code = "disk_full"
+
+
+class Unsupported(SourceError):
+    """What is there cannot be run here: an unknown architecture, pickled weights, code of its own."""
+
+    code = "unsupported_model"
 
 
 class SourceCancelled(SourceError):

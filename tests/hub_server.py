@@ -1,23 +1,29 @@
 """A Hugging Face hub of the tests' own: one host with repositories, tokens, gates, and a bad connection.
 
-It answers what huggingface_hub asks of `HF_ENDPOINT` for one file: `HEAD` and `GET /{repo}/resolve/{revision}/{file}`.
+It answers what huggingface_hub asks of `HF_ENDPOINT`: `GET /api/models/{repo}/revision/{revision}` for what there is,
+`HEAD` and `GET /{repo}/resolve/{revision}/{file}` for one file; large ones are redirected to `/cdn/…`, as the hub does.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Literal, Self
-from urllib.parse import unquote
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+from urllib.parse import quote, unquote, urlsplit
 
 from rallychat.catalog.types import HubWeights, Model
 
 CONTENT = b"GGUF" + bytes(range(255)) * 20_000
 """Five megabytes that begin like weights."""
 TOKEN = "hf_tests_only"
+COMMIT: Final = "c" * 40
+LARGE: Final = (".safetensors", ".gguf", ".bin", ".model")
+"""Endings of files that the hub keeps apart from git, with a SHA-256."""
 
 
 @dataclass
@@ -27,6 +33,33 @@ class Repository:
     files: dict[str, bytes] = field(default_factory=dict)
     revisions: tuple[str, ...] = ("main",)
     access: Literal["public", "gated", "private"] = "public"
+    license: str = ""
+    parameters: int | None = None
+    commit: str = COMMIT
+
+    @classmethod
+    def of(cls, folder: Path, **given: Any) -> Repository:
+        """Everything below a folder."""
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        return cls({path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}, **given)
+
+    def described(self, name: str) -> dict[str, Any]:
+        """As the hub's API says it."""
+        return {
+            "id": name,
+            "sha": self.commit,
+            "gated": "manual" if self.access == "gated" else False,
+            "private": self.access == "private",
+            "cardData": {"license": self.license} if self.license else {},
+            "siblings": [_sibling(file, content) for file, content in self.files.items()],
+        } | ({"safetensors": {"parameters": {}, "total": self.parameters}} if self.parameters else {})
+
+
+def _sibling(name: str, content: bytes) -> dict[str, Any]:
+    git_id = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+    large = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+    told = {"rfilename": name, "size": len(content), "blobId": git_id}
+    return told | ({"lfs": large} if name.endswith(LARGE) else {})
 
 
 @dataclass
@@ -37,13 +70,15 @@ class Request:
     path: str
     authorization: str | None
     range: str | None
+    redirected: bool = False
 
 
 class HubServer:
     """Use as a context manager; `endpoint` is what HF_ENDPOINT is set to.
 
     `cuts` lists after how many bytes each of the next answers breaks off; `errors` lists statuses the next
-    `GET`s are refused with; a `held` file comes half, and the rest after `release()`.
+    `GET`s are refused with; a `held` file (all, or the one of the name `held_file`) comes half, and the rest after
+    `release()`; `damaged` files come with other bytes than were promised.
     """
 
     def __init__(self) -> None:
@@ -52,9 +87,13 @@ class HubServer:
         self.cuts: list[int] = []
         self.errors: list[int] = []
         self.ranges = True
+        self.redirects = True
         self.promised_sha256: str | None = None
         self.held = False
+        self.held_file = ""
+        self.damaged: dict[str, bytes] = {}
         self.half_sent = threading.Event()
+        self._halves: dict[str, threading.Event] = {}
         self._released = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self._server.daemon_threads = True
@@ -76,12 +115,24 @@ class HubServer:
 
     @property
     def ranges_asked(self) -> list[str | None]:
-        """The range of each GET, in order."""
-        return [request.range for request in self.requests if request.method == "GET"]
+        """The range of each GET that was answered with a file's bytes, in order."""
+        asked = [each for each in self.requests if each.method == "GET"]
+        return [each.range for each in asked if not each.path.startswith("/api/") and not each.redirected]
+
+    @property
+    def fetched(self) -> list[str]:
+        """The path of each GET of a file, redirects counted once, in order."""
+        asked = [each for each in self.requests if each.method == "GET"]
+        return [each.path for each in asked if not each.path.startswith(("/api/", "/cdn/"))]
+
+    def half_sent_of(self, file: str, timeout: float) -> bool:
+        """Waits until the first half of a file was sent."""
+        return self._halves.setdefault(file, threading.Event()).wait(timeout)
 
     def release(self) -> None:
         """Held files go on."""
         self.held = False
+        self.held_file = ""
         self._released.set()
 
     def model(
@@ -117,15 +168,19 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True  # the client was killed or called off
 
     def _answer(self) -> None:
-        path = unquote(self.path)
+        path = urlsplit(self.path).path
         authorization = self.headers.get("Authorization")
-        self.hub.requests.append(Request(self.command, path, authorization, self.headers.get("Range")))
-        found = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        request = Request(self.command, unquote(path), authorization, self.headers.get("Range"))
+        self.hub.requests.append(request)
+        about = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", path)
+        if about is not None:
+            return self._describe(about[1], unquote(about[2] or "main"), authorization)
+        found = re.fullmatch(r"(?:/cdn)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         if found is None:
             return self._refuse(404, "")
         if self.command == "GET" and self.hub.errors:
             return self._refuse(self.hub.errors.pop(0), "")
-        name, revision, file = found.groups()
+        name, revision, file = map(unquote, found.groups())
         repository = self.hub.repositories.get(name)
         allowed = authorization == f"Bearer {TOKEN}"
         if repository is None or (repository.access == "private" and not allowed):
@@ -133,11 +188,41 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(404 if allowed else 401, "RepoNotFound")
         if repository.access == "gated" and not allowed:
             return self._refuse(403 if authorization else 401, "GatedRepo")
-        if revision not in repository.revisions:
+        if revision not in (*repository.revisions, repository.commit):
             return self._refuse(404, "RevisionNotFound")
         if file not in repository.files:
             return self._refuse(404, "EntryNotFound")
-        return self._send(repository.files[file])
+        if (
+            self.command == "GET"
+            and self.hub.redirects
+            and file.endswith(LARGE)
+            and not path.startswith("/cdn")
+        ):
+            request.redirected = True
+            return self._redirect(f"/cdn{path}")
+        return self._send(file, repository.files[file])
+
+    def _describe(self, name: str, revision: str, authorization: str | None) -> None:
+        repository = self.hub.repositories.get(name)
+        allowed = authorization == f"Bearer {TOKEN}"
+        if repository is None or (repository.access == "private" and not allowed):
+            return self._refuse(404 if allowed else 401, "RepoNotFound")
+        if revision not in (*repository.revisions, repository.commit):
+            return self._refuse(404, "RevisionNotFound")
+        return self._say(json.dumps(repository.described(name)).encode())
+
+    def _say(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _redirect(self, path: str) -> None:
+        self.send_response(302)
+        self.send_header("Location", f"{self.hub.endpoint}{quote(unquote(path))}")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def _refuse(self, status: int, code: str) -> None:
         self.send_response(status)
@@ -146,12 +231,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    def _send(self, content: bytes) -> None:
+    def _send(self, file: str, content: bytes) -> None:
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
         start = int(asked[1]) if asked and self.hub.ranges else 0
         self.send_response(206 if start else 200)
         digest = self.hub.promised_sha256 or hashlib.sha256(content).hexdigest()
-        self.send_header("X-Repo-Commit", "c" * 40)
+        self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("X-Linked-Etag", f'"{digest}"')
         self.send_header("X-Linked-Size", str(len(content)))
         self.send_header("Content-Length", str(len(content) - start))
@@ -159,9 +244,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.end_headers()
         if self.command == "GET":
-            self._body(content[start:])
+            self._body(file, self.hub.damaged.get(file, content)[start:])
 
-    def _body(self, rest: bytes) -> None:
+    def _body(self, file: str, rest: bytes) -> None:
         if self.hub.cuts:
             self.wfile.write(rest[: self.hub.cuts.pop(0)])
             self.close_connection = True
@@ -170,6 +255,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(rest[:half])
         self.wfile.flush()
         self.hub.half_sent.set()
-        if self.hub.held:
+        self.hub._halves.setdefault(file, threading.Event()).set()
+        if self.hub.held or self.hub.held_file == file:
             self.hub._released.wait()
         self.wfile.write(rest[half:])

@@ -26,6 +26,7 @@ STATUS: Mapping[type[errors.RallyChatError], int] = {
     errors.SettingsError: 500,
     errors.SourceError: 503,
     errors.Gated: 403,
+    errors.Unsupported: 400,
     errors.StoreError: 503,
     errors.EngineError: 500,
     errors.EngineUnavailable: 503,

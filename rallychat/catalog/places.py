@@ -7,7 +7,15 @@ from urllib.parse import quote, unquote
 
 from pydantic import ValidationError
 
-from rallychat.catalog.types import FileWeights, HubWeights, NoWeights, Weights, WheelWeights
+from rallychat.catalog.types import (
+    Adapter,
+    Checkpoint,
+    FileWeights,
+    HubWeights,
+    NoWeights,
+    Weights,
+    WheelWeights,
+)
 
 
 def place(weights: Weights, models_dir: Path) -> Path:
@@ -23,6 +31,15 @@ def place(weights: Weights, models_dir: Path) -> Path:
             return Path(weights.path).expanduser()
         case NoWeights():
             return models_dir / "none"
+
+
+def folder(part: Checkpoint | Adapter, models_dir: Path) -> Path:
+    """The folder of a checkpoint or adapter, or where it will be once fetched. One of the user's own stays."""
+    if part.path:
+        return Path(part.path).expanduser()
+    owner, name = part.repo.split("/")
+    revision = "" if part.revision == "main" else f"@{quote(part.revision, safe='')}"
+    return models_dir / "checkpoints" / owner / f"{name}{revision}"
 
 
 def on_hub(path: Path, models_dir: Path) -> HubWeights | None:

@@ -330,15 +330,21 @@ class Model(_Facts):
         return self.checkpoint.adapters if self.checkpoint else ()
 
     @property
+    def parts(self) -> tuple[Checkpoint | Adapter, ...]:
+        """Its repositories as they are fetched: the adapters, which are small and may not fit, then the base."""
+        return (*self.adapters, self.checkpoint) if self.checkpoint else ()
+
+    @property
+    def own_parts(self) -> tuple[Checkpoint | Adapter, ...]:
+        """What was fine-tuned, not the base below it: one adapter, or else the checkpoint."""
+        if self.checkpoint is None:
+            return ()
+        own = [each for each in self.adapters if not self.adapter or each.name == self.adapter]
+        return (own[0],) if len(own) == 1 else (self.checkpoint,)
+
+    @property
     def hub_ids(self) -> tuple[str, ...]:
         """The repositories that stand for this model: what was fine-tuned, not the base below it."""
         packed = (self.weights.repo,) if isinstance(self.weights, HubWeights) else ()
-        if self.checkpoint is None:
-            return packed
-        own = [each for each in self.adapters if not self.adapter or each.name == self.adapter]
-        ids = (
-            [each.repo for each in own]
-            if len(own) == 1
-            else [self.checkpoint.repo, self.checkpoint.living_copy]
-        )
-        return tuple(filter(None, [*ids, *packed]))
+        copies = [part.living_copy for part in self.own_parts if isinstance(part, Checkpoint)]
+        return tuple(filter(None, [*(part.repo for part in self.own_parts), *copies, *packed]))

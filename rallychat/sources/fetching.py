@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import assert_never
 
-from filelock import FileLock, Timeout
-
-from rallychat.catalog.places import place
+from rallychat.catalog.places import folder, place
 from rallychat.catalog.types import FileWeights, HubWeights, Model, NoWeights, Weights, WheelWeights
-from rallychat.errors import Conflict, NoNetwork, SourceMissing
+from rallychat.errors import Conflict, SourceMissing
 from rallychat.settings import Settings
 from rallychat.sources import wheel
-from rallychat.sources.files import check_magic, disk_errors, largest_file
+from rallychat.sources.files import check_magic, disk_errors, folder_size, largest_file
+from rallychat.sources.places import alone, is_offline, only_one, prune, work_of
 from rallychat.sources.progress import Cancelled, Delivery, OnProgress, never
-
-_LOCK_POLL = 0.2
 
 
 def weights_path(model: Model, settings: Settings) -> Path:
-    """Where the weights are, or will be once fetched. A file of the user's own is where it is."""
+    """Where the weights are, or will be once fetched: a file, or a checkpoint's folder. The user's own stay."""
+    if model.engine == "transformers" and model.checkpoint:
+        return folder(model.checkpoint, settings.models_dir)
     return place(_weights(model), settings.models_dir)
+
+
+def adapter_paths(model: Model, settings: Settings) -> dict[str, Path]:
+    """The folder of each adapter the model's engine loads, by name."""
+    if model.engine != "transformers":
+        return {}
+    return {adapter.name: folder(adapter, settings.models_dir) for adapter in model.adapters}
 
 
 def is_here(model: Model, settings: Settings) -> bool:
     """The weights are complete on this machine. Cheap: a finished file is the only one of its name."""
     path = weights_path(model, settings)
+    if model.engine == "transformers":
+        return all(each.is_dir() for each in (path, *adapter_paths(model, settings).values()))
     match _weights(model):
         case NoWeights():
             return True
@@ -40,31 +46,46 @@ def is_here(model: Model, settings: Settings) -> bool:
             assert_never(other)
 
 
-def fetch(model: Model, settings: Settings, *, on_progress: OnProgress, cancelled: Cancelled = never) -> Path:
-    """Bring the weights here unless they are, and return their path.
+def fetch(
+    model: Model,
+    settings: Settings,
+    *,
+    on_progress: OnProgress,
+    cancelled: Cancelled = never,
+    force: bool = False,
+) -> Path:
+    """Bring the weights here unless they are (`force`: even then), and return their path.
 
-    Blocks; `on_progress` and `cancelled` are called in this thread. The file appears complete or not at all.
-    Two processes that want the same file fetch it once.
+    Blocks; `on_progress` and `cancelled` are called in this thread. A file or folder appears complete or not at
+    all. Two processes that want the same one fetch it once.
 
     Raises:
         SourceError: it could not be fetched; nothing is left broken, a later try
             starts or continues cleanly.
     """
+    if model.engine == "transformers":
+        from rallychat.sources import checkpoint  # huggingface_hub is heavy and only some models need it
+
+        return checkpoint.fetch(model, settings, on_progress=on_progress, cancelled=cancelled, force=force)
     path = weights_path(model, settings)
+    if isinstance(_weights(model), NoWeights):
+        return path
     if isinstance(model.weights, FileWeights):
         return _own_file(path)
-    if is_here(model, settings):
+    if is_here(model, settings) and not force:
         return path
     if settings.offline:
-        raise NoNetwork(
-            f"The weights of {model.name} are not on this machine, and RallyChat is set to stay offline.",
-            hint="download them once without RALLYCHAT_OFFLINE",
-        )
-    delivery = Delivery(model.name, path, _work(path), on_progress, cancelled)
+        raise is_offline(model)
+    delivery = Delivery(model.name, path, work_of(path), on_progress, cancelled)
     with disk_errors(model.name, path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(delivery, _lock_file(path, settings), model.size):
-            if not is_here(model, settings):  # another process may have fetched it meanwhile
+
+        def elsewhere() -> None:
+            arrived = largest_file(delivery.work)
+            delivery.report(min(arrived, model.size or arrived), model.size, "download")
+
+        with alone(path, settings, waiting=elsewhere):
+            if force or not is_here(model, settings):  # another process may have fetched it meanwhile
                 _deliver(model, settings, delivery)
     return path
 
@@ -77,24 +98,26 @@ def remove(model: Model, settings: Settings) -> int:
     Raises:
         Conflict: the weights are being fetched, or are in use and this system does not delete such files.
     """
-    if isinstance(model.weights, FileWeights | NoWeights):
+    if model.engine == "transformers":
+        from rallychat.sources import checkpoint
+
+        return checkpoint.remove(model, settings)
+    if isinstance(_weights(model), FileWeights | NoWeights):
         return 0
     path = weights_path(model, settings)
     if not path.parent.is_dir():
         return 0
     try:
-        with FileLock(_lock_file(path, settings), timeout=0):
+        with only_one(model.name, path, settings):
             freed = path.stat().st_size if path.is_file() else 0
             path.unlink(missing_ok=True)
-            freed += sum(file.stat().st_size for file in _work(path).rglob("*") if file.is_file())
-            shutil.rmtree(_work(path), ignore_errors=True)
-    except Timeout as exc:
-        raise Conflict(f"{model.name} is being downloaded.", hint="cancel the download first") from exc
+            freed += folder_size(work_of(path))
+            shutil.rmtree(work_of(path), ignore_errors=True)
     except PermissionError as exc:
         raise Conflict(
             f"The weights of {model.name} cannot be deleted.", hint="unload the model first"
         ) from exc
-    _prune(path, settings.models_dir)
+    prune(path, settings.models_dir)
     return freed
 
 
@@ -125,40 +148,3 @@ def _own_file(path: Path) -> Path:
     with disk_errors(str(path), path.parent):
         check_magic(str(path), path)
     return path
-
-
-def _work(path: Path) -> Path:
-    return path.with_name(f".{path.name}.fetching")
-
-
-def _lock_file(path: Path, settings: Settings) -> Path:
-    """One per file, apart from it and never deleted: deleting a lock lets two processes hold it."""
-    folder = settings.models_dir / ".locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / "--".join((*path.relative_to(settings.models_dir).parts[:-1], f"{path.name}.lock"))
-
-
-@contextmanager
-def _alone(delivery: Delivery, lock_file: Path, size: int | None) -> Iterator[None]:
-    """Hold the file's lock; while another process holds it, tell how far that one is."""
-    lock = FileLock(lock_file, thread_local=False)
-    while True:
-        try:
-            lock.acquire(timeout=_LOCK_POLL)
-            break
-        except Timeout:
-            arrived = largest_file(delivery.work)
-            delivery.report(min(arrived, size or arrived), size, "download")
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _prune(path: Path, models_dir: Path) -> None:
-    """Remove folders that became empty, up to the models folder."""
-    with suppress(OSError):
-        for folder in path.parents:
-            if folder == models_dir:
-                break
-            folder.rmdir()

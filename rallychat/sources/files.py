@@ -97,7 +97,7 @@ def check_sum(what: str, *, expected: str, actual: str) -> None:
     """Raises ChecksumMismatch unless both SHA-256 sums are the same."""
     if expected.lower() != actual.lower():
         raise ChecksumMismatch(
-            f"The weights of {what} arrived damaged: their SHA-256 is {actual[:12]}…, not {expected[:12]}….",
+            f"The weights of {what} arrived damaged: their checksum is {actual[:12]}…, not {expected[:12]}….",
             hint="they were thrown away; try again, and if it stays so, the source has changed them",
         )
 
@@ -111,6 +111,16 @@ def check_magic(what: str, path: Path) -> None:
             f"{what} is not a GGUF file: it begins with {magic!r}.",
             hint="RallyChat reads weights in GGUF format",
         )
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of all files below `folder`; 0 if there is none."""
+    total = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):  # it may be gone by now
+                total += (Path(root) / name).stat().st_size
+    return total
 
 
 def largest_file(folder: Path) -> int:

@@ -11,8 +11,10 @@ import hashlib
 import os
 import re
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -40,18 +42,22 @@ PATIENCE = (0.0, 0.5, 1.0, 2.0, 4.0)
 TIMEOUT = 30.0
 """Seconds of silence after which a connection counts as broken."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_STUMBLES = {408, 429, 500, 502, 503, 504}
+STUMBLES = {408, 429, 500, 502, 503, 504}
 """What a server answers that may answer better in a moment."""
 
 
 @dataclass(frozen=True)
-class _Remote:
+class Remote:
+    """One file as the hub describes it."""
+
     url: str
     headers: dict[str, str]
     size: int | None
     sha256: str | None
     version: str
     """Changes when the file does; names the part file, so that no two versions are mixed."""
+    git_id: str | None = None
+    """What git calls its content (if `size` is known); the hub's only checksum of a small file."""
 
 
 class _Broken(Exception):
@@ -61,10 +67,11 @@ class _Broken(Exception):
 class _Part:
     """What has arrived so far, on disk and in the checksum."""
 
-    def __init__(self, path: Path, delivery: Delivery) -> None:
+    def __init__(self, path: Path, remote: Remote, delivery: Delivery) -> None:
         self.path = path
+        self._remote = remote
         self._file: BinaryIO = path.open("ab")
-        self._digest = hashlib.sha256()
+        self._digest = _digest(remote)
         size = self._file.tell()
         with path.open("rb") as file:
             while chunk := file.read(CHUNK):
@@ -82,7 +89,7 @@ class _Part:
         return self._file.tell()
 
     @property
-    def sha256(self) -> str:
+    def checksum(self) -> str:
         return self._digest.hexdigest()
 
     def add(self, chunk: bytes) -> None:
@@ -92,7 +99,7 @@ class _Part:
     def restart(self) -> None:
         self._file.seek(0)
         self._file.truncate()
-        self._digest = hashlib.sha256()
+        self._digest = _digest(self._remote)
 
     def settle(self) -> None:
         settle(self._file)
@@ -109,24 +116,23 @@ def fetch(weights: HubWeights, delivery: Delivery, *, token: str | None) -> None
     A part left by an earlier try is continued. `token` None uses the one huggingface_hub knows of
     (HF_TOKEN or a login).
     """
-    try:
+    with sentences(weights.repo, weights.file, revision=weights.revision, what=delivery.what):
         remote = _look_up(weights, token)
-        path = _room_for_part(remote, delivery)
-        with _Part(path, delivery) as part:
-            _receive(remote, part, delivery)
-            arrived, sha256 = part.size, part.sha256
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, FileMetadataError) as exc:
-        raise _translated(exc, weights) from exc
-    except (httpx2.TransportError, _Broken) as exc:
-        raise NoNetwork(
-            f"The connection to the hub failed while {delivery.what} was downloaded.", hint=_hint(exc)
-        ) from exc
+        receive(remote, delivery, check=partial(check_magic, f"{weights.repo}/{weights.file}"))
+
+
+def receive(remote: Remote, delivery: Delivery, *, check: Callable[[Path], None] = lambda _: None) -> None:
+    """Bring one file, verify it (`check` has the last word), and let it appear at the target."""
+    path = _room_for_part(remote, delivery)
+    with _Part(path, remote, delivery) as part:
+        _receive(remote, part, delivery)
+        arrived, checksum = part.size, part.checksum
     try:
         if remote.size is not None and arrived != remote.size:
             raise ChecksumMismatch(f"{delivery.what} has {arrived} bytes where {remote.size} were promised.")
-        if remote.sha256:
-            check_sum(delivery.what, expected=remote.sha256, actual=sha256)
-        check_magic(f"{weights.repo}/{weights.file}", path)
+        if expected := remote.sha256 or remote.git_id:
+            check_sum(delivery.what, expected=expected, actual=checksum)
+        check(path)
     except SourceError:
         path.unlink()  # continuing it would never heal it
         raise
@@ -135,19 +141,46 @@ def fetch(weights: HubWeights, delivery: Delivery, *, token: str | None) -> None
         delivery.work.rmdir()
 
 
-def _look_up(weights: HubWeights, token: str | None) -> _Remote:
-    endpoint = os.environ.get("HF_ENDPOINT") or None  # read now: huggingface_hub reads it only when imported
-    url = hf_hub_url(weights.repo, weights.file, revision=weights.revision, endpoint=endpoint)
-    metadata = get_hf_file_metadata(url, token=token, library_name="rallychat", endpoint=endpoint)
+@contextmanager
+def sentences(repo: str, file: str, *, revision: str, what: str) -> Iterator[None]:
+    """Turns what the hub, or the way to it, refuses into one sentence."""
+    try:
+        yield
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, FileMetadataError) as exc:
+        raise _translated(exc, repo, file, revision) from exc
+    except (httpx2.TransportError, _Broken) as exc:
+        raise NoNetwork(
+            f"The connection to the hub failed while {what} was downloaded.", hint=_hint(exc)
+        ) from exc
+
+
+def endpoint() -> str | None:
+    """The hub in use; read each time, as huggingface_hub reads it only when it is imported."""
+    return os.environ.get("HF_ENDPOINT") or None
+
+
+def headers(token: str | None) -> dict[str, str]:
+    """What every request carries. Ranges and checksums are of the file itself, so nothing may be compressed."""
+    return build_hf_headers(token=token, library_name="rallychat") | {"Accept-Encoding": "identity"}
+
+
+def _digest(remote: Remote) -> hashlib._Hash:
+    """A fresh checksum of the kind the hub promised: SHA-256, or git's own of a file it keeps itself."""
+    if remote.sha256 or not remote.git_id:
+        return hashlib.sha256()
+    return hashlib.sha1(f"blob {remote.size}\0".encode(), usedforsecurity=False)
+
+
+def _look_up(weights: HubWeights, token: str | None) -> Remote:
+    url = hf_hub_url(weights.repo, weights.file, revision=weights.revision, endpoint=endpoint())
+    metadata = get_hf_file_metadata(url, token=token, library_name="rallychat", endpoint=endpoint())
     etag = metadata.etag or "unknown"
     promised = weights.sha256 or (etag if _SHA256.fullmatch(etag) else None)
-    headers = build_hf_headers(token=token, library_name="rallychat")
-    headers["Accept-Encoding"] = "identity"  # ranges and checksums are of the file itself
     version = hashlib.sha256(f"{url} {etag}".encode()).hexdigest()[:16]
-    return _Remote(url, headers, metadata.size, promised, version)
+    return Remote(url, headers(token), metadata.size, promised, version)
 
 
-def _room_for_part(remote: _Remote, delivery: Delivery) -> Path:
+def _room_for_part(remote: Remote, delivery: Delivery) -> Path:
     """Where the part is or will be; parts of other versions are gone, and there is room for the rest."""
     delivery.work.mkdir(parents=True, exist_ok=True)
     path = delivery.work / f"{remote.version}.part"
@@ -163,7 +196,7 @@ def _room_for_part(remote: _Remote, delivery: Delivery) -> Path:
     return path
 
 
-def _receive(remote: _Remote, part: _Part, delivery: Delivery) -> None:
+def _receive(remote: Remote, part: _Part, delivery: Delivery) -> None:
     """Everything the hub has of the file is in `part` when this returns."""
     try:
         _receive_patiently(remote, part, delivery)
@@ -174,7 +207,7 @@ def _receive(remote: _Remote, part: _Part, delivery: Delivery) -> None:
         raise
 
 
-def _receive_patiently(remote: _Remote, part: _Part, delivery: Delivery) -> None:
+def _receive_patiently(remote: Remote, part: _Part, delivery: Delivery) -> None:
     tries = 0
     while remote.size is None or part.size < remote.size:
         before = part.size
@@ -192,12 +225,12 @@ def _receive_patiently(remote: _Remote, part: _Part, delivery: Delivery) -> None
             _pause(PATIENCE[tries - 1], delivery)
 
 
-def _stream(remote: _Remote, part: _Part, delivery: Delivery) -> None:
-    headers = {**remote.headers, "Range": f"bytes={part.size}-"} if part.size else remote.headers
+def _stream(remote: Remote, part: _Part, delivery: Delivery) -> None:
+    asked = {**remote.headers, "Range": f"bytes={part.size}-"} if part.size else remote.headers
     with get_session().stream(
-        "GET", remote.url, headers=headers, timeout=TIMEOUT, follow_redirects=True
+        "GET", remote.url, headers=asked, timeout=TIMEOUT, follow_redirects=True
     ) as response:
-        if response.status_code in _STUMBLES:
+        if response.status_code in STUMBLES:
             raise _Broken(f"the hub answered {response.status_code}")
         hf_raise_for_status(response)
         if part.size and response.status_code != 206:
@@ -220,9 +253,8 @@ def _hint(exc: Exception) -> str:
     return "check the connection and try again; what has arrived is kept and continued"
 
 
-def _translated(exc: Exception, weights: HubWeights) -> SourceError:
+def _translated(exc: Exception, repo: str, file: str, revision: str) -> SourceError:
     """What the hub's answer means; most specific first, as a gated repository is also a missing one."""
-    repo, file = weights.repo, weights.file
     status = (
         exc.response.status_code if isinstance(exc, HfHubHTTPError) and exc.response is not None else None
     )
@@ -235,7 +267,7 @@ def _translated(exc: Exception, weights: HubWeights) -> SourceError:
             hint=f"accept them at {page} and set RALLYCHAT_HUB_TOKEN or HF_TOKEN",
         )
     if isinstance(exc, RevisionNotFoundError):
-        return SourceMissing(f"The hub repository {repo} has no revision '{weights.revision}'.")
+        return SourceMissing(f"The hub repository {repo} has no revision '{revision}'.")
     if isinstance(exc, EntryNotFoundError):
         return SourceMissing(
             f"The hub repository {repo} has no file '{file}'.",

@@ -13,12 +13,25 @@ Stage = Literal["download", "unpack", "verify"]
 
 
 @dataclass(frozen=True, slots=True)
+class FileProgress:
+    """`done` of `total` bytes of one file."""
+
+    name: str
+    done: int
+    total: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
-    """`done` of `total` bytes of this stage; `total` is None while unknown."""
+    """`done` of `total` bytes of this stage; `total` is None while unknown.
+
+    `files` are those of a download of several, in the order they come.
+    """
 
     done: int
     total: int | None
     stage: Stage
+    files: tuple[FileProgress, ...] = ()
 
     @property
     def fraction(self) -> float | None:
