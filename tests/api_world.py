@@ -14,6 +14,7 @@ from rallychat.api import create_app
 from rallychat.catalog import Catalog, Sampling
 from rallychat.chat import ChatService
 from rallychat.messages import ContextReport, Event, Finished, Message, Started, TextDelta, Usage
+from rallychat.pool import Priority
 from rallychat.settings import Settings
 
 HOST = "http://127.0.0.1:7860"
@@ -45,13 +46,23 @@ class Scripted:
         return self.resolve(None) if name is None else self.catalog.find(name)
 
     def complete(
-        self, messages: Sequence[Message], *, model: str | None = None, sampling: Sampling = ANY
+        self,
+        messages: Sequence[Message],
+        *,
+        model: str | None = None,
+        sampling: Sampling = ANY,
+        priority: Priority = Priority.CHAT,
     ) -> AsyncGenerator[Event, None]:
         self.asked.append((list(messages), model, sampling))
         return self._play()
 
     def complete_prompt(
-        self, prompt: str | Sequence[int], *, model: str | None = None, sampling: Sampling = ANY
+        self,
+        prompt: str | Sequence[int],
+        *,
+        model: str | None = None,
+        sampling: Sampling = ANY,
+        priority: Priority = Priority.CHAT,
     ) -> AsyncGenerator[Event, None]:
         self.asked.append((prompt, model, sampling))
         return self._play()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING
+
 import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -13,6 +16,11 @@ from rallychat.api.routing import EVENT_STREAM, JsonRoute, problems
 from rallychat.api.schemas import ChatCompletionRequest
 from rallychat.api.serving import model_to_use, service_of
 from rallychat.errors import InvalidRequest
+from rallychat.messages import Event
+from rallychat.pool import Priority
+
+if TYPE_CHECKING:
+    from rallychat.chat import ChatService
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -32,20 +40,37 @@ router = APIRouter(route_class=JsonRoute)
 )
 async def create_chat_completion(request: Request, asked: ChatCompletionRequest) -> Response:
     """Answers a chat. Nothing is stored; hanging up stops the generation."""
-    if asked.messages[-1].role == "assistant":
-        raise InvalidRequest(
-            "The last message is the assistant's, and an answer cannot be continued here.",
-            param="messages",
-            hint="end with a user message, or continue the text with /v1/completions",
-        )
-    service = service_of(request)
-    model = model_to_use(service, asked.model)
-    messages = [message.message() for message in asked.messages]
-    events = service.complete(messages, model=model.id, sampling=asked.sampling())
-    answer = ChatAnswer(model.id, usage=asked.usage_wanted)
+    events, answer = begin(service_of(request), asked)
     if asked.stream:
         return EventStream(events, answer)
     gathered = await whole(request.receive, events, prompt=answer.prompt)
     if gathered is None:
         return Response(status_code=CLIENT_GONE)
     return Response(orjson.dumps(answer.whole(gathered)), media_type="application/json")
+
+
+def begin(
+    service: ChatService,
+    asked: ChatCompletionRequest,
+    *,
+    model: str | None = None,
+    priority: Priority = Priority.CHAT,
+) -> tuple[AsyncGenerator[Event, None], ChatAnswer]:
+    """The events of an answer, and how it is written. Closing the events stops it.
+
+    Args:
+        model: answers in place of the one that is asked for.
+
+    Raises:
+        InvalidRequest, NotFound, Conflict: it cannot be answered.
+    """
+    if asked.messages[-1].role == "assistant":
+        raise InvalidRequest(
+            "The last message is the assistant's, and an answer cannot be continued here.",
+            param="messages",
+            hint="end with a user message, or continue the text with /v1/completions",
+        )
+    chosen = model_to_use(service, model or asked.model)
+    messages = [message.message() for message in asked.messages]
+    events = service.complete(messages, model=chosen.id, sampling=asked.sampling(), priority=priority)
+    return events, ChatAnswer(chosen.id, usage=asked.usage_wanted)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING
+
 import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -12,6 +15,11 @@ from rallychat.api.delivery import CLIENT_GONE, EventStream, whole
 from rallychat.api.routing import EVENT_STREAM, JsonRoute, problems
 from rallychat.api.schemas import CompletionRequest
 from rallychat.api.serving import model_to_use, service_of
+from rallychat.messages import Event
+from rallychat.pool import Priority
+
+if TYPE_CHECKING:
+    from rallychat.chat import ChatService
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -27,13 +35,24 @@ router = APIRouter(route_class=JsonRoute)
 )
 async def create_completion(request: Request, asked: CompletionRequest) -> Response:
     """Continues a prompt. Nothing is stored; hanging up stops the generation."""
-    service = service_of(request)
-    model = model_to_use(service, asked.model)
-    events = service.complete_prompt(asked.text_or_ids(), model=model.id, sampling=asked.sampling())
-    answer = TextAnswer(model.id, usage=asked.usage_wanted)
+    events, answer = begin(service_of(request), asked)
     if asked.stream:
         return EventStream(events, answer)
     gathered = await whole(request.receive, events, prompt=answer.prompt)
     if gathered is None:
         return Response(status_code=CLIENT_GONE)
     return Response(orjson.dumps(answer.whole(gathered)), media_type="application/json")
+
+
+def begin(
+    service: ChatService,
+    asked: CompletionRequest,
+    *,
+    model: str | None = None,
+    priority: Priority = Priority.CHAT,
+) -> tuple[AsyncGenerator[Event, None], TextAnswer]:
+    """As `chat_completions.begin`."""
+    chosen = model_to_use(service, model or asked.model)
+    prompt = asked.text_or_ids()
+    events = service.complete_prompt(prompt, model=chosen.id, sampling=asked.sampling(), priority=priority)
+    return events, TextAnswer(chosen.id, usage=asked.usage_wanted)

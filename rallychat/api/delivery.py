@@ -36,7 +36,7 @@ async def whole(receive: Receive, events: AsyncGenerator[Event], *, prompt: str)
         Refusal: the turn failed.
     """
     gone = asyncio.create_task(_hangup(receive))
-    gathering = asyncio.create_task(_gathered(events, prompt))
+    gathering = asyncio.create_task(gathered(events, prompt))
     try:
         await asyncio.wait({gone, gathering}, return_when=asyncio.FIRST_COMPLETED)
         return await gathering if gathering.done() else None
@@ -45,7 +45,12 @@ async def whole(receive: Receive, events: AsyncGenerator[Event], *, prompt: str)
         await _called_off(gone)
 
 
-async def _gathered(events: AsyncGenerator[Event], prompt: str) -> Answer:
+async def gathered(events: AsyncGenerator[Event], prompt: str) -> Answer:
+    """The whole answer.
+
+    Raises:
+        Refusal: the turn failed.
+    """
     text: list[str] = []
     reasoning: list[str] = []
     async with aclosing(events):
