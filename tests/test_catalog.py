@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from rallychat.catalog import Catalog, Family, Model
 from rallychat.catalog.places import on_hub, place
+from rallychat.catalog.sizing import weights_size
 from rallychat.catalog.types import FileWeights, HubWeights, NoWeights, Weights, WheelWeights
 from rallychat.errors import InvalidRequest, NotFound, RallyChatError, SettingsError
 from rallychat.settings import Settings
@@ -74,12 +75,13 @@ def test_a_shipped_model_says_what_a_card_shows(path: Path, settings: Settings) 
         assert model.parameters
         assert model.quantization or not model.weights
         assert model.url.startswith("https://")
-        assert model.size
+        assert weights_size(model)
+        assert len(model.examples) == 3
 
 
 def test_the_menu_goes_from_small_to_large(settings: Settings) -> None:
     shown = [model for model in Catalog.load(settings).models.values() if not model.hidden]
-    sizes = [model.size or 0 for model in shown]
+    sizes = [weights_size(model) or 0 for model in shown]
     assert sizes == sorted(sizes)
     assert shown[0].id == "smollm2-135m-instruct"
 

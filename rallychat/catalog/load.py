@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from rallychat.catalog import references
 from rallychat.catalog.places import place
+from rallychat.catalog.sizing import weights_size
 from rallychat.catalog.types import Family, Model
 from rallychat.errors import NotFound, SettingsError
 from rallychat.settings import Settings
@@ -117,7 +118,7 @@ class Catalog:
 
 
 def _menu_order(model: Model) -> tuple[bool, int, str]:
-    return model.hidden, model.size or 0, model.id
+    return model.hidden, weights_size(model) or 0, model.id
 
 
 def _near(name: str, names: Iterable[str]) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 from rallychat.catalog.types import Model
 from rallychat.settings import Settings
 
@@ -13,6 +16,35 @@ CACHE_SHARE = 0.25
 """Share of this machine's memory that the slots' caches may take before the window is halved."""
 OVERHEAD = 96 * 2**20
 """Bytes a worker takes beside weights and cache."""
+
+BYTES_PER_PARAMETER: Final = {
+    "Q4_0": 0.57,
+    "Q4_1": 0.63,
+    "Q4_K_M": 0.61,
+    "Q5_K_M": 0.72,
+    "Q6_K": 0.83,
+    "Q8_0": 1.07,
+    "MXFP4": 0.58,
+}
+"""Of whole GGUF files, embeddings and header included; anything else is taken for 16 bit."""
+_SCALES: Final = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+
+
+def parameter_count(model: Model) -> float | None:
+    """How many parameters it has: as counted, else as its authors say it, 135e6 for "135M"."""
+    if model.checkpoint and model.checkpoint.parameters:
+        return float(model.checkpoint.parameters)
+    found = re.search(r"(\d+(?:\.\d+)?)\s*([KMBT])\b", model.parameters, re.IGNORECASE)
+    return float(found[1]) * _SCALES[found[2].upper()] if found else None
+
+
+def weights_size(model: Model) -> int | None:
+    """Bytes of what its engine runs; where the catalog does not say, estimated from the number of parameters."""
+    if model.size:
+        return model.size
+    count = parameter_count(model)
+    packed = model.quantization if model.engine == "llamacpp" else ""
+    return int(count * BYTES_PER_PARAMETER.get(packed, 2.0)) if count else None
 
 
 def slot_window(model: Model, settings: Settings) -> int:
@@ -37,6 +69,7 @@ def needed_memory(model: Model, settings: Settings) -> int | None:
     """Bytes the model's worker needs with these settings; None if nothing is known of its weights."""
     if model.memory is not None:
         return model.memory
-    if not model.size:
+    weights = weights_size(model)
+    if not weights:
         return None
-    return model.size + cache_size(model, settings, slot_window(model, settings)) + OVERHEAD
+    return weights + cache_size(model, settings, slot_window(model, settings)) + OVERHEAD
