@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from rallychat.cards import ModelCard
-from rallychat.catalog import Model
+from rallychat.catalog import Model, precision
 from rallychat.catalog.load import SHIPPED, Catalog
 from rallychat.settings import Settings
-from rallychat.ui.machine import Machine
+from rallychat.ui.machine import Machine, fit
 from rallychat.ui.model_view import menu_of, parameters_of, view_of
 from tests.test_ui_routes import page
 
@@ -53,7 +53,7 @@ def test_a_number_of_parameters_is_read_as_authors_write_it(said: str, counted: 
 def test_models_stand_in_groups_by_size_and_those_of_unknown_size_last(tmp_path: Path) -> None:
     family = Catalog.load(Settings(data_dir=tmp_path)).families["echo"]
     models = [of_parameters(said) for said in ("", "7B", "135M", "65B", "3B", "360M")]
-    machine = Machine(16 * 10**9)
+    machine = Machine(16 * 10**9, precision.Machine("cpu", (16 * 10**9,)))
     cards = [view_of(ModelCard(each, "absent", None, None, ""), family, machine) for each in models]
     menu = menu_of(cards, machine, {each.id: parameters_of(each) for each in models})
     assert [(group.name, [card.name for card in group.cards]) for group in menu.groups] == [
@@ -66,10 +66,10 @@ def test_models_stand_in_groups_by_size_and_those_of_unknown_size_last(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("needed", "fit"), [(None, "unknown"), (5, "fits"), (80, "fits"), (81, "tight"), (101, "too large")]
+    ("needed", "said"), [(None, "unknown"), (5, "fits"), (80, "fits"), (81, "tight"), (101, "too large")]
 )
-def test_memory_is_compared_with_what_the_machine_has(needed: int | None, fit: str) -> None:
-    assert Machine(100).fit(needed) == fit
+def test_memory_is_compared_with_what_the_machine_has(needed: int | None, said: str) -> None:
+    assert fit(needed, 100) == said
 
 
 async def test_the_landing_page_has_a_card_of_every_model_that_is_not_hidden(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
 from rallychat.api.errors import problem_of
-from rallychat.errors import RallyChatError
+from rallychat.errors import Conflict, RallyChatError
+from rallychat.settings import Settings
 
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -60,3 +61,17 @@ def _refusal(request: Request) -> str | None:
 
 def _error(status: int, code: str, message: str, hint: str) -> JSONResponse:
     return JSONResponse({"error": {"code": code, "message": message, "hint": hint}}, status)
+
+
+def is_owner(settings: Settings) -> bool:
+    """Whoever comes in sits at this machine: nobody else can reach the server, and there is no login."""
+    return not (settings.beyond_loopback or settings.share or settings.allowed_hosts)
+
+
+def only_owner(settings: Settings) -> None:
+    """Raises Conflict where strangers could ask for the same."""
+    if not is_owner(settings):
+        raise Conflict(
+            "Others can reach this server, so models are not set up on its page.",
+            hint="do it where the server runs, on the command line or in its files",
+        )

@@ -7,6 +7,7 @@ from typing import Literal
 
 import psutil
 
+from rallychat.catalog import Model, precision
 from rallychat.ui.views import size
 
 Fit = Literal["fits", "tight", "too large", "unknown"]
@@ -17,27 +18,44 @@ _ROOM = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Bytes of memory a model could have here."""
+    """Bytes of memory a GGUF file could have here, and what checkpoints are computed on."""
 
     memory: int
+    compute: precision.Machine
 
     @classmethod
     def here(cls) -> Machine:
-        """This one."""
-        return cls(psutil.virtual_memory().total)
+        """This one. Blocks for a moment the first time: the GPUs are asked for."""
+        return cls(psutil.virtual_memory().total, precision.this_machine())
 
-    def fit(self, needed: int | None) -> Fit:
-        """Whether so many bytes go into it."""
-        if needed is None:
-            return "unknown"
-        if needed > self.memory:
-            return "too large"
-        return "tight" if needed > self.memory * _ROOM else "fits"
-
-    def share(self, needed: int | None) -> float:
-        """What `needed` is of all there is, in percent, at most 100."""
-        return round(min(100.0, 100 * (needed or 0) / self.memory), 1)
+    def room(self, model: Model, *, multi_gpu: bool = False) -> int:
+        """Bytes there are for this model: of the GPUs for a checkpoint where there are any, else of the machine."""
+        if model.engine != "transformers" or self.compute.device != "cuda":
+            return self.memory
+        return sum(self.compute.memory) if multi_gpu else max(self.compute.memory)
 
     def said(self) -> str:
         """As a person reads it."""
-        return f"{size(self.memory)} of memory"
+        if self.compute.device != "cuda":
+            return f"{size(self.memory)} of memory"
+        cards = self.compute.memory
+        gpus = (
+            f"a GPU with {size(cards[0])}"
+            if len(cards) == 1
+            else f"{len(cards)} GPUs with {size(sum(cards))}"
+        )
+        return f"{size(self.memory)} of memory and {gpus}"
+
+
+def fit(needed: int | None, room: int) -> Fit:
+    """Whether so many bytes go into it."""
+    if needed is None:
+        return "unknown"
+    if needed > room:
+        return "too large"
+    return "tight" if needed > room * _ROOM else "fits"
+
+
+def share(needed: int | None, room: int) -> float:
+    """What `needed` is of all there is, in percent, at most 100."""
+    return round(min(100.0, 100 * (needed or 0) / room), 1) if room else 100.0

@@ -2,137 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
-from pydantic import BaseModel, ConfigDict
 
-from rallychat.cards import ModelCard
-from rallychat.catalog import Model
 from rallychat.chat import ChatService
-from rallychat.errors import RallyChatError, SourceCancelled
-from rallychat.ui import fragments
+from rallychat.ui import review_routes
 from rallychat.ui.door import PageRoute
-from rallychat.ui.machine import Machine
-from rallychat.ui.model_view import ModelCardView, defaults_of, menu_of, parameters_of, view_of
-from rallychat.ui.review_view import review_of
+from rallychat.ui.menu import Menu
+from rallychat.ui.review_routes import Named
 from rallychat.ui.views import size
-
-
-class Chosen(BaseModel):
-    """Which model; in the body, as ids of hub files hold slashes."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    model: str
-
-
-class Menu:
-    """The model menu: every model's card, and the downloads started from it."""
-
-    def __init__(self, service: ChatService) -> None:
-        self._service = service
-        self._fetching: set[asyncio.Task[None]] = set()
-        self._failed: dict[str, str] = {}
-        self._machine = Machine.here()
-
-    async def shown(self, using: str | None) -> dict[str, Any]:
-        """How far every model is; of the one in use also what the page needs to know before a turn.
-
-        Asked often, so it is small: cards are asked for one by one, when their state has changed.
-        """
-        chosen = self._in_use(using)
-        cards = await self._cards(chosen)
-        family = self._service.catalog.family(chosen)
-        return {
-            "using": chosen.id,
-            "default": self._in_use(None).id,
-            "window": chosen.window,
-            "defaults": defaults_of(chosen, family),
-            "models": [_state(view) for view in cards],
-        }
-
-    async def page(self, using: str | None) -> str:
-        """The landing page: every model's card, by size."""
-        cards = await self._cards(self._in_use(using))
-        sizes = {card.id: parameters_of(self._service.named(card.id)) for card in cards}
-        return await asyncio.to_thread(fragments.menu, menu_of(cards, self._machine, sizes))
-
-    def card(self, name: str) -> str:
-        """One model's card as it is now."""
-        return fragments.model_card(self._view(self._service.card(name)))
-
-    def load(self, name: str) -> str:
-        """Fetches if needed, and loads, in the background."""
-        model = self._service.named(name)
-        self._failed.pop(model.id, None)
-        self._service.prepare(model.id)
-        return model.id
-
-    def fetch(self, name: str) -> str:
-        """Fetches in the background."""
-        model = self._service.named(name)
-        self._failed.pop(model.id, None)
-        task = asyncio.create_task(self._fetch(model), name=f"download {model.id}")
-        self._fetching.add(task)
-        task.add_done_callback(self._fetching.discard)
-        return model.id
-
-    async def _fetch(self, model: Model) -> None:
-        try:
-            await self._service.downloads.ensure(model)
-        except SourceCancelled:
-            return
-        except RallyChatError as exc:
-            self._failed[model.id] = str(exc)
-
-    def _in_use(self, name: str | None) -> Model:
-        try:
-            return self._service.named(name)
-        except RallyChatError:  # the conversation's model has left the catalog
-            return self._service.resolve(None)
-
-    def state(self, name: str) -> str:
-        """What of a model's review page follows its state."""
-        return fragments.model_state(self._view(self._service.card(name)))
-
-    def review(self, name: str) -> str:
-        """The review page of one model."""
-        each = self._service.card(name)
-        family = self._service.catalog.family(each.model)
-        defaults = each.model.sampling.value().over(family.sampling.value())
-        return fragments.review(review_of(each, self._view(each), family, self._machine, defaults))
-
-    async def _cards(self, chosen: Model) -> list[ModelCardView]:
-        """Every card; that of the model in use also if the menu hides it."""
-        cards = await self._service.models()
-        if all(each.model.id != chosen.id for each in cards):
-            cards = [*cards, self._service.card(chosen.id)]
-        return [self._view(each) for each in cards]
-
-    def _view(self, each: ModelCard) -> ModelCardView:
-        noted = replace(each, note=each.note or self._failed.get(each.model.id, ""))
-        return view_of(noted, self._service.catalog.family(each.model), self._machine)
-
-
-def _state(view: ModelCardView) -> dict[str, Any]:
-    return {
-        "id": view.id,
-        "name": view.name,
-        "state": view.state,
-        "state_text": view.state_text,
-        "fraction": view.fraction,
-        "note": view.note,
-    }
 
 
 def router(service: ChatService) -> APIRouter:
     """The routes."""
     routes = APIRouter(route_class=PageRoute)
     menu = Menu(service)
+    routes.include_router(review_routes.router(service, menu))
 
     @routes.get("/models")
     async def shown(using: str | None = None) -> dict[str, Any]:
@@ -150,31 +37,27 @@ def router(service: ChatService) -> APIRouter:
     async def state(model: str) -> HTMLResponse:
         return HTMLResponse(menu.state(model))
 
-    @routes.get("/models/review")
-    async def review(model: str) -> HTMLResponse:
-        return HTMLResponse(menu.review(model))
-
     @routes.post("/models/load")
-    async def load(chosen: Chosen) -> dict[str, Any]:
+    async def load(chosen: Named) -> dict[str, Any]:
         return {"preparing": menu.load(chosen.model)}
 
     @routes.post("/models/download")
-    async def download(chosen: Chosen) -> dict[str, Any]:
+    async def download(chosen: Named) -> dict[str, Any]:
         return {"downloading": menu.fetch(chosen.model)}
 
     @routes.post("/models/cancel")
-    async def cancel(chosen: Chosen) -> dict[str, Any]:
+    async def cancel(chosen: Named) -> dict[str, Any]:
         model = service.named(chosen.model)
         await service.downloads.cancel(model.id)
         return {"cancelled": model.id}
 
     @routes.post("/models/unload")
-    async def unload(chosen: Chosen) -> dict[str, Any]:
+    async def unload(chosen: Named) -> dict[str, Any]:
         await service.unload(service.named(chosen.model).id)
         return {"unloaded": chosen.model}
 
     @routes.post("/models/remove")
-    async def remove(chosen: Chosen) -> dict[str, Any]:
+    async def remove(chosen: Named) -> dict[str, Any]:
         return {"freed": size(await service.remove(service.named(chosen.model).id))}
 
     return routes

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from rallychat.cards import ModelCard, ModelState
-from rallychat.catalog import Family, Model, Sampling
-from rallychat.ui.machine import Fit, Machine
+from rallychat.catalog import Family, Model
+from rallychat.ui.machine import Fit, Machine, fit
 from rallychat.ui.views import size
 
 _STATE_TEXT: Final[dict[ModelState, str]] = {
@@ -53,7 +53,6 @@ class ModelCardView:
     description: str
     facts: tuple[tuple[str, str], ...]
     memory: str
-    memory_share: float
     fit: Fit
     state: ModelState
     state_text: str
@@ -123,8 +122,7 @@ def view_of(card: ModelCard, family: Family, machine: Machine) -> ModelCardView:
         description=model.description,
         facts=tuple(fact for fact in facts if fact[1]),
         memory=size(card.memory) if card.memory else "",
-        memory_share=machine.share(card.memory),
-        fit=machine.fit(card.memory),
+        fit=fit(card.memory, machine.room(model)),
         state=card.state,
         state_text=_state_text(card),
         use_label=_USE_LABEL[card.state],
@@ -160,9 +158,3 @@ def _state_text(card: ModelCard) -> str:
     stage = _STAGE_TEXT[card.progress.stage]
     fraction = card.progress.fraction
     return stage if fraction is None else f"{stage} {fraction:.0%}"
-
-
-def defaults_of(model: Model, family: Family) -> dict[str, Any]:
-    """The generation parameters in force where a person sets none, JSON-ready."""
-    asked: Sampling = model.sampling.value().over(family.sampling.value())
-    return asked.as_dict()

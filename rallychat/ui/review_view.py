@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from rallychat.cards import ModelCard
 from rallychat.catalog import Family, Model, Sampling
+from rallychat.catalog.generation import written
 from rallychat.catalog.types import Adapter, Checkpoint, HubWeights, WheelWeights
-from rallychat.ui.machine import Fit, Machine
 from rallychat.ui.model_view import ModelCardView
-from rallychat.ui.views import size
+from rallychat.ui.ways import Way
 
 _HUB: Final = "https://huggingface.co/"
 
@@ -26,20 +25,8 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
-class Precision:
-    """One way to hold the weights, and the bytes of memory that takes."""
-
-    name: str
-    engine: str
-    memory: str
-    share: float
-    fit: Fit
-    chosen: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Parameter:
-    """One generation parameter: as we call it, as the configuration files call it, and its range."""
+    """One generation parameter: as we call it, as generation configs call it, and its range."""
 
     name: str
     yaml: str
@@ -61,31 +48,45 @@ PARAMETERS: Final = (
 
 
 @dataclass(frozen=True, slots=True)
+class Generation:
+    """One generation config as it can be edited: what was chosen, and what is in force with it."""
+
+    part: str
+    title: str
+    about: str
+    chosen: Mapping[str, Any]
+    in_force: Mapping[str, Any]
+    yaml: str
+
+
+@dataclass(frozen=True, slots=True)
 class ReviewView:
-    """Everything the review page shows."""
+    """Everything the review page shows. `editable`: whoever looks may change it."""
 
     card: ModelCardView
     origins: Sequence[Origin]
-    precisions: Sequence[Precision]
+    ways: Sequence[Way]
+    automatic: bool
+    gpus: int
+    multi_gpu: bool
     machine: str
     family: Family
     parameters: Sequence[Parameter]
-    defaults: dict[str, object]
+    generations: Sequence[Generation]
+    examples: Sequence[str]
+    editable: bool
 
 
-def review_of(
-    each: ModelCard, card: ModelCardView, family: Family, machine: Machine, defaults: Sampling
-) -> ReviewView:
-    """What there is to say of a model."""
-    return ReviewView(
-        card=card,
-        origins=origins_of(each.model),
-        precisions=_precisions(each, machine),
-        machine=machine.said(),
-        family=family,
-        parameters=PARAMETERS,
-        defaults=defaults.as_dict(),
-    )
+def generation_of(part: str, chosen: Sampling, in_force: Sampling) -> Generation:
+    """The generation config for answers, or for summaries."""
+    title, about = {
+        "answer": ("Answers", "How this model answers in every conversation that does not say otherwise."),
+        "summary": (
+            "Summaries",
+            "How it shortens the older part of a conversation, where a strategy asks it to.",
+        ),
+    }[part]
+    return Generation(part, title, about, chosen.as_dict(), in_force.as_dict(), written(in_force))
 
 
 def origins_of(model: Model) -> list[Origin]:
@@ -115,18 +116,3 @@ def _checkpoint(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Iterator
 
 def _repository(what: str, part: Checkpoint | Adapter) -> Origin:
     return Origin(what, part.where, f"{_HUB}{part.repo}" if part.repo else "")
-
-
-def _precisions(each: ModelCard, machine: Machine) -> list[Precision]:
-    if each.memory is None:
-        return []
-    return [
-        Precision(
-            each.model.quantization or "as it is",
-            "llama.cpp",
-            size(each.memory),
-            machine.share(each.memory),
-            machine.fit(each.memory),
-            chosen=True,
-        )
-    ]

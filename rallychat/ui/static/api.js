@@ -50,7 +50,8 @@ async function answered(method, path, body) {
 async function sentence(response) {
   try {
     const { error } = await response.json();
-    const hint = error.hint ? ` ${error.hint[0].toUpperCase()}${error.hint.slice(1)}.` : "";
+    const end = /[.?!]$/.test(error.hint ?? "") ? "" : ".";
+    const hint = error.hint ? ` ${error.hint[0].toUpperCase()}${error.hint.slice(1)}${end}` : "";
     return `${error.message}${hint}`;
   } catch {
     return `The server answered ${response.status}.`;

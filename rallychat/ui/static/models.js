@@ -7,11 +7,11 @@ import { chat, learn, on, tellTabs } from "./state.js";
 
 /**
  * @typedef {{id: string, name: string, state: string, state_text: string, fraction: number | null, note: string}} Entry
- * @typedef {{using: string, default: string, window: number, defaults: Record<string, any>, examples: string[], models: Entry[]}} Menu
+ * @typedef {{using: string, default: string, defaults: Record<string, any>, examples: string[], models: Entry[]}} Menu
  */
 export const BUSY = ["downloading", "loading"];
 /** @type {Menu} */
-let menu = { using: "", default: "", window: 0, defaults: {}, examples: [], models: [] };
+let menu = { using: "", default: "", defaults: {}, examples: [], models: [] };
 let timer = 0;
 /** @type {Set<() => void>} */
 const watchers = new Set();
