@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rallychat.cards import ModelCard
 from rallychat.catalog import Model, precision
 from rallychat.catalog.load import SHIPPED, Catalog
+from rallychat.choices import NOTHING
 from rallychat.settings import Settings
 from rallychat.ui.machine import Machine, fit
 from rallychat.ui.model_view import menu_of, parameters_of, view_of
+from rallychat.ui.ways import ways_of
 from tests.test_ui_routes import page
 
 ALPACA = """
@@ -103,3 +108,66 @@ async def test_a_page_of_a_model_that_is_not_there_says_so(tmp_path: Path) -> No
             answer = await client.get(path, params={"model": "/etc/passwd"})
             assert answer.status_code == 404
             assert answer.json()["error"]["message"] == "There is no model '/etc/passwd'."
+
+
+async def test_what_is_chosen_is_kept_and_in_force_at_once(tmp_path: Path) -> None:
+    async with page(tmp_path, models={"alpaca": ALPACA}) as (client, service):
+        asked = {
+            "model": "alpaca",
+            "way": "transformers:int8",
+            "answer": {"temperature": 0.1},
+            "summary": {"max_tokens": 99},
+        }
+        told = (await client.post("/ui/models/choice", json=asked)).json()
+        assert told["answer"]["in_force"]["temperature"] == 0.1
+        assert told["summary"]["chosen"] == {"max_tokens": 99}
+        assert "max_new_tokens: 99" in told["summary"]["yaml"]
+        model = service.named("alpaca")
+        assert model.options["quantize"] == "int8"
+        assert service.sampling(model).temperature == 0.1
+        assert service.summary_sampling(model).max_tokens == 99
+        html = (await client.get("/ui/models/review", params={"model": "alpaca"})).text
+        assert re.search(r'value="transformers:int8" checked', html)
+        await client.post("/ui/models/choice/reset", json={"model": "alpaca"})
+        assert service.named("alpaca").options == {}
+
+
+async def test_a_generation_config_is_taken_over_from_yaml_or_refused_with_its_line(tmp_path: Path) -> None:
+    async with page(tmp_path) as (client, service):
+        good = "generation_config:\n    temperature: 0.95\n    max_new_tokens: 7\n    num_beams: 1\n"
+        asked = {"model": "slow", "part": "answer", "text": good}
+        assert (await client.post("/ui/models/choice/yaml", json=asked)).status_code == 200
+        assert service.sampling(service.named("slow")).max_tokens == 7
+        refused = await client.post("/ui/models/choice/yaml", json={**asked, "text": good + "    topp: 1\n"})
+        assert refused.status_code == 400
+        assert "line 5: 'topp'" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "given", [{"host": "0.0.0.0", "no_auth": True}, {"allowed_hosts": ("chat.example",)}]
+)
+async def test_where_others_can_come_nobody_sets_models_up_on_the_page(
+    tmp_path: Path, given: dict[str, Any]
+) -> None:
+    async with page(tmp_path, **given) as (client, service):
+        asked = {"model": "slow", "answer": {"temperature": 0.1}}
+        refused = await client.post("/ui/models/choice", json=asked)
+        assert refused.status_code == 409
+        assert service.sampling(service.named("slow")).temperature != 0.1
+        html = (await client.get("/ui/models/review", params={"model": "slow"})).text
+        assert "<fieldset disabled>" in html or "disabled><legend>" in html
+
+
+@pytest.mark.parametrize(
+    ("gpus", "runs"),
+    [((), "transformers:bfloat16"), ((8,), "transformers:int4"), ((80, 80), "transformers:bfloat16")],
+)
+def test_the_way_that_would_run_now_is_marked(tmp_path: Path, gpus: tuple[int, ...], runs: str) -> None:
+    settings = Settings(data_dir=tmp_path)
+    model = Model.model_validate({**tomllib.loads(ALPACA), "id": "alpaca"})
+    compute = precision.Machine(
+        "cuda" if gpus else "cpu", tuple(gpu * 10**9 for gpu in gpus) or (24 * 10**9,)
+    )
+    ways = ways_of(model, NOTHING, settings, Machine(24 * 10**9, compute))
+    assert [way.value for way in ways if way.would_run] == [runs]
+    assert [way.name for way in ways if way.refusal] == ([] if gpus else ["float16"])
