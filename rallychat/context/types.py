@@ -41,6 +41,7 @@ class Budget:
         window: tokens the engine holds, prompt and answer together.
         answer: kept free for the answer.
         safety: kept free for what counting cannot know.
+        fixed: tokens of the system prompt, which always stays.
         asked: a person's own limit for the prompt.
         latency: the prompt length up to which this machine answers as fast as at the beginning, if measured.
         latency_why: that measurement in a sentence.
@@ -49,21 +50,32 @@ class Budget:
     window: int
     answer: int
     safety: int = 0
+    fixed: int = 0
     asked: int | None = None
     latency: int | None = None
     latency_why: str = ""
 
     @property
-    def usable(self) -> int:
-        """The hard limit of a prompt."""
+    def limit(self) -> int:
+        """The hard limit of a prompt, system prompt included."""
         room = max(1, self.window - self.answer - self.safety)
         return room if self.asked is None else min(room, self.asked)
 
     @property
-    def high(self) -> int:
-        """The high mark: a prompt that passes it is compacted when there is time."""
-        mark = int(self.usable * HIGH_MARK)
+    def mark(self) -> int:
+        """The length of a prompt, system prompt included, from which on older turns are compacted."""
+        mark = int(self.limit * HIGH_MARK)
         return mark if self.latency is None else max(1, min(mark, self.latency))
+
+    @property
+    def usable(self) -> int:
+        """The hard limit of what a strategy chooses from: memory and turns."""
+        return max(1, self.limit - self.fixed)
+
+    @property
+    def high(self) -> int:
+        """The high mark for memory and turns."""
+        return max(1, self.mark - self.fixed)
 
     @property
     def low(self) -> int:
@@ -83,9 +95,9 @@ class Budget:
     @property
     def why(self) -> str:
         """What set the marks, in a sentence."""
-        if self.latency is not None and self.latency < int(self.usable * HIGH_MARK):
+        if self.latency is not None and self.mark == self.latency:
             return self.latency_why or f"answers begin as fast as at first up to {self.latency} tokens here"
-        if self.asked is not None and self.asked == self.usable:
+        if self.asked is not None and self.asked == self.limit:
             return f"a budget of {self.asked} tokens was asked for"
         return f"the window of {self.window} tokens less {self.answer} for the answer"
 

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from rallychat.store.store import ConversationStore
-from rallychat.store.types import Conversation, StoredMessage, StoredResponse, TokenSpan
+from rallychat.store.types import Conversation, Memory, StoredMessage, StoredResponse, TokenSpan
 
-__all__ = ["Conversation", "ConversationStore", "StoredMessage", "StoredResponse", "TokenSpan"]
+__all__ = ["Conversation", "ConversationStore", "Memory", "StoredMessage", "StoredResponse", "TokenSpan"]

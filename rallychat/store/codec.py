@@ -13,7 +13,7 @@ import orjson
 from rallychat.catalog.types import Sampling
 from rallychat.errors import InvalidRequest, StoreError
 from rallychat.messages import ContextReport, Part, Reasoning, Segment, Text, Timings, Usage
-from rallychat.store.types import Conversation, StoredMessage, TokenSpan
+from rallychat.store.types import Conversation, Memory, StoredMessage, TokenSpan
 from rallychat.unset import UNSET, Unset
 
 _PARTS: dict[str, type[Part]] = {"text": Text, "reasoning": Reasoning}
@@ -105,30 +105,35 @@ def settled(
     model: str | Unset | None,
     sampling: Sampling | Unset,
     metadata: Mapping[str, str] | Unset | None,
+    strategy: str | Unset | None = UNSET,
+    budget: int | Unset | None = UNSET,
 ) -> dict[str, Any]:
     """The columns of a conversation that are given, checked."""
     columns: dict[str, Any] = {}
-    for name, text in (("title", title), ("system", system), ("model", model)):
+    for name, text in (("title", title), ("system", system), ("model", model), ("strategy", strategy)):
         if text is not UNSET:
             columns[name] = None if text is None else checked(text, param=name)
     if sampling is not UNSET:
         columns["sampling"] = sampling_json(sampling)
     if metadata is not UNSET:
         columns["metadata"] = metadata_json(metadata or {})
+    if budget is not UNSET:
+        columns["budget"] = budget
     return columns
 
 
 def span_columns(span: TokenSpan | None) -> dict[str, Any]:
     """Ids as 32-bit little-endian integers: a fifth of what JSON takes, and read without parsing."""
     if span is None:
-        return {"span_key": None, "span_ids": None}
+        return {"span_key": None, "span_ids": None, "span_quoted": None}
     try:
         ids = array("I", span.ids)
     except (OverflowError, TypeError) as exc:
         raise StoreError("A token id is not an integer of 32 bits.", hint="the engine sent it") from exc
     if sys.byteorder == "big":
         ids.byteswap()
-    return {"span_key": mended(span.key), "span_ids": ids.tobytes()}
+    quoted = mended(span.quoted) or None
+    return {"span_key": mended(span.key), "span_ids": ids.tobytes(), "span_quoted": quoted}
 
 
 def report_json(report: ContextReport | None) -> dict[str, Any] | None:
@@ -165,12 +170,14 @@ def conversation_from(row: Mapping[str, Any]) -> Conversation:
             updated_at=row["updated_at"],
             metadata=row["metadata"] or {},
             listed=row["listed"],
+            strategy=row.get("strategy"),
+            budget=row.get("budget"),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
         raise StoreError(f"Conversation '{row['id']}' in the database is damaged: {exc!r}.") from exc
 
 
-def message_from(row: Mapping[str, Any]) -> StoredMessage:
+def message_from(row: Mapping[Any, Any]) -> StoredMessage:
     """A row of `messages`; columns that were not asked for (`report`) count as None."""
     try:
         return StoredMessage(
@@ -186,8 +193,9 @@ def message_from(row: Mapping[str, Any]) -> StoredMessage:
             usage=_known(Usage, row["usage"]),
             timings=_known(Timings, row["timings"]),
             report=_report(row.get("report")),
-            span=_span(row["span_key"], row["span_ids"]),
+            span=_span(row["span_key"], row["span_ids"], row["span_quoted"]),
             created_at=row["created_at"],
+            mark=row["mark"],
         )
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
         raise StoreError(f"Message '{row['id']}' in the database is damaged: {exc!r}.") from exc
@@ -215,11 +223,17 @@ def _report(written: dict[str, Any] | None) -> ContextReport | None:
     return ContextReport(**{name: value for name, value in known.items() if name in _FIELDS[ContextReport]})
 
 
-def _span(key: str | None, ids: bytes | None) -> TokenSpan | None:
+def memory_from(row: Mapping[Any, Any]) -> Memory:
+    """A row of `memories`."""
+    names = [field.name for field in fields(Memory)]
+    return Memory(**{name: row[name] for name in names if name != "covers"}, covers=tuple(row["covers"]))
+
+
+def _span(key: str | None, ids: bytes | None, quoted: str | None) -> TokenSpan | None:
     if key is None or ids is None:
         return None
     values = array("I")
     values.frombytes(ids)
     if sys.byteorder == "big":
         values.byteswap()
-    return TokenSpan(key, tuple(values))
+    return TokenSpan(key, tuple(values), quoted or "")

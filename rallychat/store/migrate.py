@@ -9,9 +9,10 @@ from sqlalchemy import URL, Connection, create_engine, inspect
 from sqlalchemy.pool import NullPool
 
 from rallychat.errors import StoreError
+from rallychat.store import search
 from rallychat.store.database import configure, translated
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest revision under migrations/versions; a test compares the two."""
 FOLDER = Path(__file__).parent / "migrations"
 
@@ -52,6 +53,9 @@ def upgrade(connection: Connection, path: Path) -> None:
             f"{path} was made by a later version of RallyChat.",
             hint="it was left as it is; update RallyChat",
         ) from exc
+    if search.available():
+        for statement in (*search.SCHEMA, *search.FILL):
+            connection.exec_driver_sql(statement)
     broken = connection.exec_driver_sql("PRAGMA foreign_key_check").first()
     if broken is not None:
         raise StoreError(f"{path} could not be updated: a row of '{broken[0]}' points nowhere.")

@@ -58,16 +58,23 @@ async def set_tip(db: AsyncConnection, conversation_id: str, tip: str, *, at: da
     await db.execute(update(conversations).where(this).values(tip_id=tip, **moved))
 
 
-def path_query(conversation_id: str, tip: str) -> Select[Any]:
-    """The messages from the root to `tip`, with the report of `tip` alone. One query however long it is."""
+def path_query(conversation_id: str, tip: str, columns: Sequence[Any]) -> Select[Any]:
+    """These columns of the messages from the root to `tip`. One query however long it is."""
     parent = messages.alias("parent")
     start = and_(messages.c.id == tip, messages.c.conversation_id == conversation_id)
     walk = select(messages.c.id, messages.c.parent_id).where(start).cte("walk", recursive=True)
     step = select(parent.c.id, parent.c.parent_id).join(walk, parent.c.id == walk.c.parent_id)
     walk = walk.union_all(step)
-    report = case((messages.c.id == tip, messages.c.report), else_=null()).label("report")
     # A child's id is greater than its parent's.
-    return select(*_WITHOUT_REPORT, report).join(walk, messages.c.id == walk.c.id).order_by(messages.c.id)
+    return select(*columns).join(walk, messages.c.id == walk.c.id).order_by(messages.c.id)
+
+
+def message_columns(tip: str) -> list[Any]:
+    """Every column of messages, with the report of `tip` alone."""
+    return [
+        *_WITHOUT_REPORT,
+        case((messages.c.id == tip, messages.c.report), else_=null()).label("report"),
+    ]
 
 
 def newest_leaf_query(message_id: str) -> Select[Any]:

@@ -21,6 +21,8 @@ from rallychat.errors import Conflict, InvalidRequest, NotFound
 from rallychat.messages import ContextReport, FinishReason, Message, Part, Timings, Usage
 from rallychat.settings import Settings
 from rallychat.store import codec, queries
+from rallychat.store.branches import Branches
+from rallychat.store.contexts import ContextStore
 from rallychat.store.database import Database, create_file
 from rallychat.store.idempotency import KeyStore
 from rallychat.store.ids import new_id
@@ -51,6 +53,8 @@ class ConversationStore:
         self._database = database
         self._owner = owner
         self.journal = Journal(owner.journal(owner.id))
+        self._branches = Branches()
+        self.contexts = ContextStore(database)
         self.items = ItemStore(database)
         self.responses = ResponseStore(database, owner)
         self.keys = KeyStore(database, owner)
@@ -135,9 +139,19 @@ class ConversationStore:
         model: str | Unset | None = UNSET,
         sampling: Sampling | Unset = UNSET,
         metadata: Mapping[str, str] | Unset | None = UNSET,
+        strategy: str | Unset | None = UNSET,
+        budget: int | Unset | None = UNSET,
     ) -> Conversation:
         """Changes what is given. Messages are not touched."""
-        given = codec.settled(title=title, system=system, model=model, sampling=sampling, metadata=metadata)
+        given = codec.settled(
+            title=title,
+            system=system,
+            model=model,
+            sampling=sampling,
+            metadata=metadata,
+            strategy=strategy,
+            budget=budget,
+        )
         this = conversations.c.id == conversation_id
         async with self._database.write() as db:
             row = await queries.conversation_row(db, conversation_id)
@@ -172,11 +186,7 @@ class ConversationStore:
                 return []
             if not codec.is_id(end):
                 raise NotFound("message", end)
-            branch: builtins.list[StoredMessage] = []
-            found = await db.execute(queries.path_query(conversation_id, end))
-            for rows in found.mappings().partitions(200):
-                branch += [codec.message_from(row) for row in rows]
-                await asyncio.sleep(0)  # thousands of messages are read without holding up anybody's stream
+            branch = await self._branches.read(db, conversation_id, end)
         if not branch:
             raise NotFound("message", end)
         return branch

@@ -67,6 +67,8 @@ conversations = Table(
     Column("metadata", JSON(none_as_null=True)),
     # False: it only holds the answers of a chain of responses, and stands in no list.
     Column("listed", Boolean, nullable=False, server_default=true()),
+    Column("strategy", String(100)),
+    Column("budget", Integer),
     Index("ix_conversations_recent", "user_id", "updated_at", "id"),
 )
 
@@ -92,9 +94,37 @@ messages = Table(
     Column("span_key", Text),
     Column("span_ids", LargeBinary),
     Column("report", JSON(none_as_null=True)),
+    Column("mark", String(8)),
+    Column("span_quoted", Text),
     Index("ix_messages_conversation", "conversation_id", "id"),
     Index("ix_messages_parent", "parent_id"),
     Index("ix_messages_owner", "owner"),
+)
+
+memories = Table(
+    "memories",
+    metadata,
+    Column(
+        "conversation_id", String(40), ForeignKey("conversations.id", ondelete="CASCADE"), primary_key=True
+    ),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("until", String(40), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("text", Text, nullable=False),
+    Column("covers", JSON, nullable=False),
+    Column("edited_by", String(8), nullable=False),
+    Column("why", Text, nullable=False),
+    Column("active", Boolean, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+passages = Table(
+    "passages",
+    metadata,
+    # The row of the full-text table: message ids are text, and SQLite's own row ids may change.
+    Column("id", Integer, primary_key=True),
+    Column("message_id", String(40), nullable=False),
+    Index("ix_passages_message_id", "message_id", unique=True),
 )
 
 preferences = Table(

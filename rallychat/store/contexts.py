@@ -1,0 +1,108 @@
+"""How the context of a conversation is kept: marks of messages, versions of memories, search in what was said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import func, insert, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from rallychat.errors import NotFound
+from rallychat.store import codec, queries, search
+from rallychat.store.database import Database
+from rallychat.store.tables import memories, messages
+from rallychat.store.types import Mark, Memory
+from rallychat.store.whole import whole
+
+
+class ContextStore:
+    """Made by `ConversationStore`, whose promises hold here too: each method is one transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._searchable = search.available()
+
+    @whole
+    async def mark(self, message_id: str, mark: Mark | None) -> None:
+        """Pins or excludes a message; None takes that back."""
+        async with self._database.write() as db:
+            await queries.message_row(db, message_id)
+            await db.execute(update(messages).where(messages.c.id == message_id).values(mark=mark))
+
+    @whole
+    async def memories(self, conversation_id: str) -> list[Memory]:
+        """Every version, oldest first, those that were undone among them."""
+        async with self._database.read() as db:
+            return await _memories(db, conversation_id)
+
+    @whole
+    async def remember(self, conversation_id: str, memory: Memory) -> Memory:
+        """Stores a memory as the newest version, and returns it with its number.
+
+        The next prompt of a branch through `memory.until` has it: this is the moment at which prompts are swapped.
+
+        Raises:
+            NotFound: the conversation, or the message it belongs to, is gone.
+        """
+        async with self._database.write() as db:
+            await queries.conversation_row(db, conversation_id)
+            await queries.message_row(db, memory.until, conversation_id=conversation_id)
+            mine = memories.c.conversation_id == conversation_id
+            newest = (await db.scalars(select(func.max(memories.c.version)).where(mine))).one() or 0
+            stored = replace(memory, version=newest + 1, created_at=datetime.now(UTC))
+            await db.execute(insert(memories).values(conversation_id=conversation_id, **_columns(stored)))
+        return stored
+
+    @whole
+    async def set_active(self, conversation_id: str, version: int, *, active: bool) -> Memory:
+        """Undoes one version of the memory, or takes that back."""
+        this = (memories.c.conversation_id == conversation_id) & (memories.c.version == version)
+        async with self._database.write() as db:
+            await queries.conversation_row(db, conversation_id)
+            done = await db.execute(update(memories).where(this).values(active=active))
+            if not done.rowcount:
+                raise NotFound("memory", str(version))
+            row = (await db.execute(select(memories).where(this))).mappings().one()
+            return codec.memory_from(row)
+
+    @whole
+    async def search(
+        self, asked: str, *, conversation_id: str | None = None, limit: int = 200
+    ) -> list[tuple[str, float]]:
+        """Messages that share words with `asked`, as (id, score), the best first; in every branch.
+
+        Args:
+            conversation_id: where; None searches every conversation.
+        """
+        query = search.query(search.words(asked), conversation_id=conversation_id)
+        if not query or not self._searchable:
+            return []
+        async with self._database.read() as db:
+            found = await db.execute(text(search.FIND), {"query": query, "limit": limit})
+            return [(row.message_id, row.score) for row in found]
+
+
+async def _memories(db: AsyncConnection, conversation_id: str) -> list[Memory]:
+    mine = select(memories).where(memories.c.conversation_id == conversation_id)
+    rows = await db.execute(mine.order_by(memories.c.version))
+    return [codec.memory_from(row) for row in rows.mappings()]
+
+
+def _columns(memory: Memory) -> dict[str, Any]:
+    """Its columns; a model's text is mended."""
+    names = ("version", "until", "kind", "edited_by", "active", "created_at")
+    columns: dict[str, Any] = {name: getattr(memory, name) for name in names}
+    return columns | {
+        "text": codec.mended(memory.text),
+        "why": codec.mended(memory.why),
+        "covers": list(memory.covers),
+    }
+
+
+def newest(versions: Sequence[Memory], on_path: Sequence[str]) -> Memory | None:
+    """The memory of the branch with these message ids: the newest version in force that belongs to one of them."""
+    there = set(on_path)
+    return next((m for m in reversed(versions) if m.active and m.until in there), None)
