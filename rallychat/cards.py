@@ -14,7 +14,7 @@ from rallychat.pool import Pool
 from rallychat.prompts import PromptTemplate
 from rallychat.settings import Settings
 from rallychat.sources import Downloads, Progress, is_here
-from rallychat.store import StoredMessage
+from rallychat.store import Memory, StoredMessage
 
 ModelState = Literal["absent", "downloading", "ready", "loading", "loaded", "unavailable"]
 
@@ -79,24 +79,37 @@ def card(model: Model, settings: Settings, pool: Pool, downloads: Downloads) -> 
 
 
 def inspection(
-    model: Model, system: str, path: Sequence[StoredMessage], template: PromptTemplate
+    model: Model,
+    system: str,
+    path: Sequence[StoredMessage],
+    template: PromptTemplate,
+    memories: Sequence[Memory] = (),
 ) -> Inspection:
     """The newest prompt of a branch, as its report says it was made."""
     newest = next((row for row in reversed(path) if row.role == "assistant"), None)
     report = newest.report if newest else None
-    dropped = set(report.dropped) if report else set()
-    kept = [row for row in path if row.id not in dropped]
-    if not kept:
+    if not path:
         head = (
             template.render([Message.of("system", system)], add_generation_prompt=False) if system else None
         )
         entries = (InspectedEntry(None, "system", head.text, None),) if head else ()
         return Inspection(model, entries, None, None, None)
+    out = {*report.dropped, *report.compacted, *report.excluded} if report else set()
+    stands = {segment.message_id for segment in report.segments} if report else set()
+    kept = [row for row in path if row.id not in out or row.id in stands]
+    memory = next((m for m in memories if report and m.version == report.memory), None)
     key = next((row.span.key for row in reversed(kept) if row.span), "")
-    logged = token_log.entries(kept, system=system, template=template, key=key)
+    logged = token_log.entries(
+        kept,
+        system=system,
+        memory=memory.text if memory else "",
+        template=template,
+        base=key.partition(":")[0],
+        blank=report.excluded if report else (),
+    )
     return Inspection(
         model,
-        tuple(InspectedEntry(e.message_id, e.role, "".join(p.text for p in e.pieces), e.ids) for e in logged),
+        tuple(InspectedEntry(e.message_id, e.kind, "".join(p.text for p in e.pieces), e.ids) for e in logged),
         report,
         newest.usage if newest else None,
         newest.timings if newest else None,

@@ -13,11 +13,12 @@ from rallychat.answering import Growth, generate
 from rallychat.cards import Inspection, ModelCard, card, inspection
 from rallychat.catalog import ANY, Catalog, Family, Model, Sampling, generation, starting
 from rallychat.choices import Choice, Choices
+from rallychat.contexts import Contexts
 from rallychat.errors import Conflict, EngineInterrupted, InvalidRequest, RallyChatError
 from rallychat.messages import Event, Failed, Finished, Message, TextDelta
 from rallychat.metrics import Metrics
 from rallychat.parsing import AnswerParser
-from rallychat.planning import Plan, leading_system, plan_ids, plan_messages, plan_text, plan_turn, tokens_of
+from rallychat.planning import Plan, leading_system, plan_ids, plan_messages, plan_text, tokens_of
 from rallychat.pool import Engine, Pool, Priority
 from rallychat.prompts import Rendered
 from rallychat.recording import Recorder
@@ -47,6 +48,7 @@ class ChatService:
         self.downloads = Downloads(settings)
         self.pool = Pool(settings, self.downloads)
         self.metrics = Metrics(self.pool)
+        self.contexts = Contexts(settings, catalog, store)
         self._recorder = Recorder(store, self.pool)
         self.runs = Runs(self._recorder.save)
         self._background: set[asyncio.Task[None]] = set()
@@ -178,16 +180,11 @@ class ChatService:
         growth = self._recorder.open(answer, AnswerParser(family.reasoning, resume=answer.parts))
 
         async def plan(engine: Engine) -> Plan:
-            path = await self.store.path(conversation.id, tip=answer.id if answer.parts else answer.parent_id)
-            template = templates.of_engine(model, family, engine.info)
-            asked_system, path = leading_system(conversation.system, path)
-            return await plan_turn(
-                path,
-                system=asked_system or _default_system(model, family),
-                template=template,
-                facts=(model.id, template.source),
-                client=engine.client,
-                window=engine.info.window,
+            return await self.contexts.plan(
+                conversation,
+                answer.id if answer.parts else answer.parent_id,
+                model=model,
+                engine=engine,
                 max_tokens=chosen.max_tokens,
             )
 
@@ -349,7 +346,8 @@ class ChatService:
         family = self.catalog.family(model)
         template = await templates.of_model(model, family, weights_path(model, self.settings), self.pool)
         system, path = leading_system(conversation.system, path)
-        return inspection(model, system or _default_system(model, family), path, template)
+        memories = await self.contexts.memories(conversation_id)
+        return inspection(model, system or _default_system(model, family), path, template, memories)
 
     # --- models -------------------------------------------------------------------------------------------
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from rallychat.context import log as token_log
-from rallychat.context.trim import answer_reserve, cut
+from rallychat.context.retrieval import Quote, block, quotes, scores
+from rallychat.context.types import Budget, Memory, Selection, Strategy, Turn
 from rallychat.engines.client import EngineClient
+from rallychat.engines.slots import shared_prefix
 from rallychat.errors import ContextOverflow
 from rallychat.messages import ContextReport, Message, Piece, Role, Segment
 from rallychat.prompts import PromptTemplate, Rendered
@@ -25,80 +27,268 @@ PIECES = 8192
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A prompt ready for the engine. `spans` are the ids each message got, to be kept; `key` is their log's."""
+    """A prompt ready for the engine.
+
+    `spans` are the ids each message got, to be kept; `key` is that of the answer's. `fresh` is a memory that was
+    made for this prompt and belongs into the store before it is used.
+    """
 
     ids: list[int]
     report: ContextReport
     key: str = ""
     spans: dict[str, TokenSpan] | None = None
+    fresh: Memory | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """What a conversation's prompts are written and counted with.
+
+    `facts` are what the ids depend on beside the text: model and template.
+    """
+
+    system: str
+    template: PromptTemplate
+    facts: tuple[str, ...]
+    client: EngineClient
+
+
+Search = Callable[[str], Awaitable[Sequence[tuple[str, float]]]]
+"""Finds older messages for a question: ids and scores, the best first."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Sized:
+    selection: Selection
     entries: list[token_log.Entry]
-    ids: list[list[int]]
+    quotes: Sequence[Quote] = ()
 
     @property
     def total(self) -> int:
-        return sum(map(len, self.ids))
+        return sum(len(entry.ids or ()) for entry in self.entries)
 
 
 async def plan_turn(
     path: Sequence[StoredMessage],
     *,
-    system: str,
-    template: PromptTemplate,
-    facts: Sequence[str],
-    client: EngineClient,
-    window: int,
-    max_tokens: int | None,
+    voice: Voice,
+    strategy: Strategy,
+    budget: Budget,
+    memory: Memory | None = None,
+    search: Search | None = None,
+    previous: list[int] | None = None,
 ) -> Plan:
-    """The prompt of a conversation: all of it while it fits, else its newest part.
+    """The prompt of a conversation: what its strategy selects, in the order system, memory, turns, question.
+
+    The same for every use: a path that ends with an answer gives what comes before the next question, to warm it.
 
     Args:
         path: the branch, ending with the user's message or with the answer to be continued.
-        facts: what the ids depend on beside the system prompt (model, template).
-        max_tokens: of the answer, if anybody asked for a limit.
+        memory: the newest one of this branch.
+        search: asked for older turns where the strategy quotes them.
+        previous: the ids of this conversation's prompt before, to tell where this one leaves it.
 
     Raises:
-        ContextOverflow: not even the last message fits.
+        ContextOverflow: not even what must stay fits.
     """
-    budget = window - answer_reserve(window, max_tokens)
-    key = token_log.log_key(*facts, system, first_kept=None)
-    start = token_log.first_kept(path, key)
-    if start is not None:
-        key = token_log.log_key(*facts, system, first_kept=start)
-    kept = path[next((i for i, row in enumerate(path) if row.id == start), 0) :]
-    sized = await _sized(kept, system=system, template=template, key=key, client=client)
-    divergence = ""
-    if sized.total > budget and len(kept) > 1:
-        kept = kept[_cut(kept, sized, budget) :]
-        key = token_log.log_key(*facts, system, first_kept=kept[0].id)
-        sized = await _sized(kept, system=system, template=template, key=key, client=client)
-        divergence = "the oldest messages were dropped to make room"
-    elif any(entry.ids is None and entry.message_id for entry in sized.entries[:-1]):
-        divergence = "this branch was not yet evaluated with this model and system prompt"
-    if sized.total >= window:
-        raise ContextOverflow(needed=sized.total + 1, window=window)
+    sized = await _fitting(path, voice, strategy, budget, memory)
+    if search is not None and strategy.retrieves and path[-1].role == "user":
+        sized = await _with_quotes(path, sized, voice, budget, search)
+    if sized.total >= budget.window:
+        pins = "unpin a message, " if any(row.mark == "pin" for row in path) else ""
+        hint = f"{pins}shorten the message, or pick a model with a longer window"
+        raise ContextOverflow(needed=sized.total + 1, window=budget.window, hint=hint)
+    ids = [token for entry in sized.entries for token in entry.ids or ()]
+    spans = {e.message_id: e.span for e in sized.entries if e.message_id and e.span}
     return Plan(
-        ids=[token for ids in sized.ids for token in ids],
-        report=ContextReport(
-            strategy="full",
-            window=window,
-            budget=budget,
-            prompt_tokens=sized.total,
-            segments=tuple(map(_segment, sized.entries, sized.ids)),
-            kept=tuple(row.id for row in kept),
-            dropped=tuple(row.id for row in path[: len(path) - len(kept)]),
-            divergence=divergence,
-        ),
-        key=key,
-        spans={
-            entry.message_id: TokenSpan(key, tuple(ids))
-            for entry, ids in zip(sized.entries, sized.ids, strict=True)
-            if entry.message_id and len(sized.entries) >= len(kept)
-        },
+        ids=ids,
+        report=_report(path, sized, strategy, budget, previous or [], ids),
+        key=token_log.said_key(_base(voice, sized.selection.memory)),
+        spans=spans or None,
+        fresh=sized.selection.memory if sized.selection.fresh else None,
     )
+
+
+async def _fitting(
+    path: Sequence[StoredMessage], voice: Voice, strategy: Strategy, budget: Budget, memory: Memory | None
+) -> _Sized:
+    """The strategy's selection with exact counts; asked again where its own were too low."""
+    turns = turns_of(path, _base(voice, memory))
+    budget = replace(budget, fixed=len(voice.system) // 5)
+    for _ in range(4):
+        selection = strategy.select(turns, memory, budget)
+        sized = await _sized(path, selection, voice)
+        if sized.total <= budget.limit:
+            break
+        counted = _counted(turns, sized, budget)
+        if counted == (turns, budget):
+            break
+        turns, budget = counted
+    return sized
+
+
+def turns_of(path: Sequence[StoredMessage], base: str = "") -> list[Turn]:
+    """The messages of a branch as a strategy sees them; tokens estimated where their log is another."""
+    return [
+        Turn(
+            id=row.id,
+            role=row.role,
+            text=row.text,
+            tokens=_tokens(row, base),
+            date=row.created_at,
+            pinned=row.mark == "pin",
+            excluded=row.mark == "exclude",
+        )
+        for row in path
+    ]
+
+
+def _tokens(row: StoredMessage, base: str) -> int:
+    if row.span is None:
+        return len(row.text) // 4 + 8
+    tokens = len(row.span.ids)
+    if row.span.quoted and not token_log.quoted_in(row, base):
+        tokens = tokens * (len(row.text) + 1) // (len(row.text) + len(row.span.quoted) + 1)
+    return tokens
+
+
+def _counted(turns: list[Turn], sized: _Sized, budget: Budget) -> tuple[list[Turn], Budget]:
+    """Turns and budget with what was just counted."""
+    known = {entry.message_id: len(entry.ids or ()) for entry in sized.entries if entry.message_id}
+    if not known:  # boundaries unknown: the kept turns share the tokens by their length
+        inside = [turn for turn in turns if turn.id in sized.selection.kept]
+        said = sum(len(turn.text) + 1 for turn in inside)
+        known = {turn.id: sized.total * (len(turn.text) + 1) // said for turn in inside}
+    fixed = sum(len(entry.ids or ()) for entry in sized.entries if entry.kind == "system")
+    return [replace(turn, tokens=known.get(turn.id, turn.tokens)) for turn in turns], replace(
+        budget, fixed=fixed
+    )
+
+
+async def _with_quotes(
+    path: Sequence[StoredMessage], sized: _Sized, voice: Voice, budget: Budget, search: Search
+) -> _Sized:
+    """The same prompt with older turns quoted in its last message; asked again, it has those it had."""
+    question, there = path[-1], sized.entries[-1].quoted
+    out = {*sized.selection.compacted, *sized.selection.dropped}
+    if not out:
+        return sized
+    turns = turns_of(path)
+    scored = scores(turns, dict(await search(question.text)))
+    older = [turn for turn in turns if turn.id in out]
+    if there:
+        again = [quote for quote in quotes(older, scored, room=budget.window) if quote.line in there]
+        return replace(sized, quotes=again)
+    taken = quotes(older, scored, room=min(budget.retrieved, budget.limit - sized.total))
+    while taken:
+        shown = replace(
+            question, span=TokenSpan(f"{_base(voice, sized.selection.memory)}:", (), block(taken))
+        )
+        quoted = await _sized([*path[:-1], shown], sized.selection, voice)
+        if quoted.total <= budget.limit:
+            return replace(quoted, quotes=taken)
+        taken = taken[1:]
+    return sized
+
+
+async def _sized(path: Sequence[StoredMessage], selection: Selection, voice: Voice) -> _Sized:
+    inside = {*selection.kept, *selection.blank}
+    rows = [row for row in path if row.id in inside]
+    memory = selection.memory.text if selection.memory else ""
+    base = _base(voice, selection.memory)
+    entries = await _aside(
+        sum(len(row.text) for row in rows) + len(memory),
+        lambda: token_log.entries(
+            rows,
+            system=voice.system,
+            memory=memory,
+            template=voice.template,
+            base=base,
+            blank=selection.blank,
+        ),
+    )
+    unknown = [entry for entry in entries if entry.ids is None]
+    fresh = iter(await _tokenized([piece for entry in unknown for piece in entry.pieces], voice.client))
+    return _Sized(
+        selection,
+        [
+            entry
+            if entry.ids is not None
+            else entry.counted([token for _ in entry.pieces for token in next(fresh)])
+            for entry in entries
+        ],
+    )
+
+
+def _base(voice: Voice, memory: Memory | None) -> str:
+    """Names the log: ids made with another memory in front are not used again, nor are quotes beside them."""
+    stands = f"{memory.until}:{memory.text}" if memory else ""
+    return token_log.log_base(*voice.facts, stands)
+
+
+def _report(
+    path: Sequence[StoredMessage],
+    sized: _Sized,
+    strategy: Strategy,
+    budget: Budget,
+    previous: list[int],
+    ids: list[int],
+) -> ContextReport:
+    selection = sized.selection
+    shared = shared_prefix(previous, ids)
+    diverged = shared if previous and shared < len(previous) else None
+    memory = selection.memory
+    return ContextReport(
+        strategy=strategy.name,
+        window=budget.window,
+        budget=budget.limit,
+        prompt_tokens=sized.total,
+        segments=tuple(_segments(sized)),
+        kept=selection.kept,
+        dropped=selection.dropped,
+        divergence=_divergence(path, sized, diverged),
+        diverged_at=diverged,
+        compacted=selection.compacted,
+        excluded=selection.excluded,
+        pinned=tuple(row.id for row in path if row.mark == "pin"),
+        retrieved=tuple(quote.id for quote in sized.quotes),
+        why=selection.why or (memory.why if memory else ""),
+        high_mark=budget.mark,
+        budget_why=budget.why,
+        memory=memory.version if memory else 0,
+    )
+
+
+def _segments(sized: _Sized) -> Iterator[Segment]:
+    """The prompt in order; quotes stand before the message they are part of, by their estimated lengths."""
+    for entry in sized.entries:
+        tokens = len(entry.ids or ())
+        if entry is sized.entries[-1]:
+            for quote in sized.quotes:
+                share = min(quote.tokens, tokens - 1)
+                tokens -= share
+                yield Segment("retrieved", quote.id, share, round(quote.score, 4))
+        yield Segment(entry.kind, entry.message_id, tokens)
+
+
+def _divergence(path: Sequence[StoredMessage], sized: _Sized, diverged: int | None) -> str:
+    """Why the prompt does not continue the one before, if it does not."""
+    selection = sized.selection
+    if selection.fresh:
+        return selection.why
+    if diverged is None:
+        return ""
+    at = 0
+    for entry in sized.entries:
+        at += len(entry.ids or ())
+        if at > diverged:
+            break
+    if entry.kind == "memory":
+        return "older turns became memory"
+    if entry.kind == "system":
+        return "the system prompt or the model changed"
+    place = f"at message {entry.message_id}" if entry.message_id else "in the middle"
+    return f"what was said before changed {place}: an edit, another branch, a pin, or something left out"
 
 
 def leading_system(system: str, path: Sequence[StoredMessage]) -> tuple[str, list[StoredMessage]]:
@@ -106,31 +296,6 @@ def leading_system(system: str, path: Sequence[StoredMessage]) -> tuple[str, lis
     head = list(itertools.takewhile(lambda row: row.role == "system", path))
     told = [text for text in (system, *(row.text for row in head)) if text]
     return "\n\n".join(told), list(path[len(head) :])
-
-
-def _cut(kept: Sequence[StoredMessage], sized: _Sized, budget: int) -> int:
-    tokens = [len(ids) for ids in sized.ids]
-    if len(tokens) < len(kept):  # boundaries unknown: assume messages share the tokens by their length
-        texts = [len(row.text) + 1 for row in kept]
-        return cut(
-            [row.role for row in kept], [sized.total * n // sum(texts) for n in texts], fixed=0, budget=budget
-        )
-    head = len(tokens) - len(kept)
-    return cut([row.role for row in kept], tokens[head:], fixed=sum(tokens[:head]), budget=budget)
-
-
-async def _sized(
-    path: Sequence[StoredMessage], *, system: str, template: PromptTemplate, key: str, client: EngineClient
-) -> _Sized:
-    size = sum(len(row.text) for row in path)
-    entries = await _aside(size, lambda: token_log.entries(path, system=system, template=template, key=key))
-    unknown = [entry for entry in entries if entry.ids is None]
-    fresh = iter(await _tokenized([piece for entry in unknown for piece in entry.pieces], client))
-    ids = [
-        list(entry.ids) if entry.ids is not None else [token for _ in entry.pieces for token in next(fresh)]
-        for entry in entries
-    ]
-    return _Sized(entries, ids)
 
 
 async def _tokenized(pieces: Sequence[Piece], client: EngineClient) -> list[list[int]]:
@@ -143,10 +308,6 @@ async def _tokenized(pieces: Sequence[Piece], client: EngineClient) -> list[list
 async def _aside(characters: int, work: Callable[[], T]) -> T:
     """`work`, in a thread if it is so much that others would feel it."""
     return await asyncio.to_thread(work) if characters > MUCH else work()
-
-
-def _segment(entry: token_log.Entry, ids: Sequence[int]) -> Segment:
-    return Segment(_kind(entry.role), entry.message_id, len(ids))
 
 
 async def tokens_of(rendered: Rendered, client: EngineClient) -> list[list[int]]:

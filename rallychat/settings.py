@@ -136,6 +136,14 @@ class Settings(BaseSettings):
     hub_token: SecretStr | None = Field(
         default=None, description="Hugging Face token; HF_TOKEN is used if not given."
     )
+    strategy: str | None = Field(
+        default=None,
+        description="How long conversations are kept short (full, last_n, summary, ledger, facts, hybrid); "
+        "as the model's family says if not given, else hybrid.",
+    )
+    summary_prompt: str = Field(
+        "", description="What a model is asked for a summary of older turns; our own words if empty."
+    )
     offline: bool = Field(default=False, description="Never ask the network; use what is on disk.")
 
     @classmethod

@@ -104,7 +104,9 @@ def entries(
         pieces = rendered.chunks[0].pieces
         return [Entry(_kind(rows[-1]), None, pieces, text_key(base, pieces))]
     found: list[Entry] = []
-    for chunk in rendered.chunks[: len(messages) + bool(memory)]:  # one more would close an answer that goes on
+    for chunk in rendered.chunks[
+        : len(messages) + bool(memory)
+    ]:  # one more would close an answer that goes on
         if chunk.message is None:
             found.append(Entry("memory", None, chunk.pieces, ""))
         elif chunk.message < len(head):

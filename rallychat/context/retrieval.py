@@ -44,9 +44,7 @@ class Embedder(Protocol):
 
 def scores(turns: Sequence[Turn], hits: Mapping[str, float]) -> dict[str, float]:
     """How well each turn fits: its own words, and a share of its neighbour's in the exchange."""
-    own = {
-        turn.id: hits.get(turn.id, 0.0) * (USER_FIRST if turn.role == "user" else 1.0) for turn in turns
-    }
+    own = {turn.id: hits.get(turn.id, 0.0) * (USER_FIRST if turn.role == "user" else 1.0) for turn in turns}
     found: dict[str, float] = {}
     for before, turn in zip((None, *turns), turns, strict=False):
         paired = before is not None and before.role == "user" and turn.role == "assistant"

@@ -1,0 +1,288 @@
+"""The context of conversations: their prompts, what is remembered of them, and what a person says about either.
+
+Joins the strategies of `rallychat.context` with the store. Runs nothing: whoever has an engine asks for a prompt,
+and for what to do with it in idle time.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+
+from rallychat import templates
+from rallychat.catalog import Catalog, Model
+from rallychat.context.strategies import strategy_named
+from rallychat.context.trim import answer_reserve
+from rallychat.context.types import Budget, Compaction, Memory, Strategy
+from rallychat.errors import InvalidRequest, NotFound
+from rallychat.messages import Text
+from rallychat.planning import Plan, Voice, leading_system, plan_turn, turns_of
+from rallychat.pool import Engine
+from rallychat.settings import Settings
+from rallychat.store import Conversation, ConversationStore, StoredMessage
+from rallychat.store.contexts import newest
+from rallychat.store.types import Mark
+
+REMEMBERED = 256
+"""Conversations whose last prompt is kept, to tell where the next one leaves it."""
+SAFETY = 0.01
+"""Share of the window kept free for what counting cannot know."""
+
+Latency = Callable[[str], tuple[int, str] | None]
+"""Of a model: the prompt length up to which it answers as fast as at first here, and how that is known."""
+
+
+class Contexts:
+    """How the context of each conversation is kept.
+
+    Args:
+        latency: asked for a budget by measured speed; see `Latency`.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        catalog: Catalog,
+        store: ConversationStore,
+        *,
+        latency: Latency = lambda _model: None,
+    ) -> None:
+        self._settings = settings
+        self._catalog = catalog
+        self._store = store
+        self.latency = latency
+        self._last: OrderedDict[str, list[int]] = OrderedDict()
+        self._background: dict[str, float] = {}
+
+    # --- prompts ------------------------------------------------------------------------------------------
+
+    async def plan(
+        self,
+        conversation: Conversation,
+        tip: str | None,
+        *,
+        model: Model,
+        engine: Engine,
+        max_tokens: int | None = None,
+        strategy: str | None = None,
+    ) -> Plan:
+        """The prompt of the branch that ends at `tip`: a question, or an answer that goes on.
+
+        Raises:
+            ContextOverflow: what must stay does not fit. InvalidRequest: the question itself is excluded.
+        """
+        path = await self._store.path(conversation.id, tip=tip)
+        if path[-1].mark == "exclude":
+            raise InvalidRequest(
+                "This message is excluded, so it cannot be answered.", hint="include it again"
+            )
+        voice, path = self._voice(conversation, path, model, engine)
+        plan = await plan_turn(
+            path,
+            voice=voice,
+            strategy=self.strategy(conversation, model, strategy),
+            budget=self.budget(conversation, model, engine, max_tokens),
+            memory=await self.memory(conversation.id, path),
+            search=partial(self._store.contexts.search, conversation_id=conversation.id),
+            previous=self._last.get(conversation.id),
+        )
+        if plan.fresh is not None:
+            stored = await self._store.contexts.remember(conversation.id, plan.fresh)
+            plan = replace(plan, report=replace(plan.report, memory=stored.version))
+        self._keep(conversation.id, plan.ids)
+        spent = self._background.pop(conversation.id, 0.0)
+        return replace(plan, report=replace(plan.report, background_ms=round(spent, 1))) if spent else plan
+
+    def strategy(self, conversation: Conversation | None, model: Model, name: str | None = None) -> Strategy:
+        """As the request says, else the conversation, the settings, the family; else hybrid.
+
+        Raises:
+            InvalidRequest: there is none of that name.
+        """
+        family = self._catalog.family(model)
+        chosen = name or (conversation.strategy if conversation else None) or self._settings.strategy
+        return strategy_named(
+            chosen or family.context.strategy or "hybrid",
+            exchanges=family.context.exchanges,
+            parameters=parameter_count(model),
+            ask=self._settings.summary_prompt,
+        )
+
+    def budget(
+        self,
+        conversation: Conversation | None,
+        model: Model,
+        engine: Engine,
+        max_tokens: int | None = None,
+        *,
+        asked: int | None = None,
+    ) -> Budget:
+        """Tokens a prompt may have: the engine's window, what a person asked for, what this machine is fast with."""
+        window = engine.info.window
+        limit, why = self.latency(model.id) or (None, "")
+        return Budget(
+            window=window,
+            answer=answer_reserve(window, max_tokens),
+            safety=int(window * SAFETY),
+            asked=asked or (conversation.budget if conversation else None),
+            latency=limit,
+            latency_why=why,
+        )
+
+    def _voice(
+        self, conversation: Conversation, path: Sequence[StoredMessage], model: Model, engine: Engine
+    ) -> tuple[Voice, list[StoredMessage]]:
+        family = self._catalog.family(model)
+        template = templates.of_engine(model, family, engine.info)
+        asked, rest = leading_system(conversation.system, path)
+        system = asked or (model.system if model.system is not None else family.default_system)
+        return Voice(system, template, (model.id, template.source), engine.client), rest
+
+    def _keep(self, conversation_id: str, ids: list[int]) -> None:
+        self._last[conversation_id] = ids
+        self._last.move_to_end(conversation_id)
+        while len(self._last) > REMEMBERED:
+            self._last.popitem(last=False)
+
+    # --- idle time ----------------------------------------------------------------------------------------
+
+    async def ahead(
+        self,
+        conversation: Conversation,
+        *,
+        model: Model,
+        engine: Engine,
+        memory: Memory | None = None,
+        ask: str = "",
+    ) -> Plan:
+        """What the next prompt will begin with, to be evaluated before it is asked for. Nothing is stored.
+
+        Args:
+            memory: as if this were the conversation's memory already; warm the result, then `commit` it.
+            ask: said to the model after the newest answer: a summary, a title. All before it is cached, and
+                what it answers is for `Compaction.check` or the title; it enters no conversation.
+        """
+        path = await self._store.path(conversation.id)
+        if ask:
+            path = [*path, _question(path[-1], ask)]
+        voice, path = self._voice(conversation, path, model, engine)
+        return await plan_turn(
+            path,
+            voice=voice,
+            strategy=self.strategy(conversation, model),
+            budget=self.budget(conversation, model, engine),
+            memory=memory or await self.memory(conversation.id, path),
+        )
+
+    async def due(self, conversation: Conversation, *, model: Model, engine: Engine) -> Compaction | None:
+        """What is to be compacted now that the newest answer is there; None while the prompt is short enough."""
+        path = await self._store.path(conversation.id)
+        if not path or path[-1].role != "assistant" or path[-1].status == "running":
+            return None
+        voice, path = self._voice(conversation, path, model, engine)
+        known = await self._store.contexts.memories(conversation.id)
+        ids = [row.id for row in path]
+        memory = newest(known, ids)
+        budget = replace(self.budget(conversation, model, engine), fixed=len(voice.system) // 4)
+        found = self.strategy(conversation, model).compact(turns_of(path), memory, budget)
+        undone = {m.until for m in known if not m.active}
+        return None if found is None or found.until in undone else found
+
+    async def commit(self, conversation_id: str, memory: Memory, *, took_ms: float = 0.0) -> Memory:
+        """Swaps the memory in: the next prompt has it. Call it when that prompt's beginning is warm.
+
+        Raises:
+            NotFound: the conversation, or the message the memory belongs to, was deleted meanwhile.
+        """
+        self.spent(conversation_id, took_ms)
+        return await self._store.contexts.remember(conversation_id, memory)
+
+    def spent(self, conversation_id: str, milliseconds: float) -> None:
+        """Counts engine time spent on a conversation in the background; its next report tells it."""
+        self._background[conversation_id] = self._background.get(conversation_id, 0.0) + milliseconds
+
+    # --- what a person says -------------------------------------------------------------------------------
+
+    async def memory(
+        self, conversation_id: str, path: Sequence[StoredMessage] | None = None
+    ) -> Memory | None:
+        """The memory in force on a branch (the one in view if not given)."""
+        path = await self._store.path(conversation_id) if path is None else path
+        return newest(await self._store.contexts.memories(conversation_id), [row.id for row in path])
+
+    async def memories(self, conversation_id: str) -> list[Memory]:
+        """Every version of a conversation's memory, oldest first, those that were undone among them."""
+        await self._store.get(conversation_id)
+        return await self._store.contexts.memories(conversation_id)
+
+    async def edit_memory(self, conversation_id: str, text: str) -> Memory:
+        """Says what is to be remembered in place of the memory in force, as a new version of it.
+
+        Raises:
+            NotFound: nothing is remembered of the branch in view.
+        """
+        memory = await self.memory(conversation_id)
+        if memory is None:
+            raise NotFound("memory", conversation_id, hint="it is made when the conversation grows long")
+        kind = "ledger" if memory.kind == "cut" else memory.kind
+        edited = replace(memory, kind=kind, text=text.strip(), edited_by="user", why="edited by a person")
+        return await self._store.contexts.remember(conversation_id, edited)
+
+    async def revert_memory(self, conversation_id: str) -> Memory | None:
+        """Undoes the newest version in force; returns the one that holds now, None if older turns stand again."""
+        memory = await self.memory(conversation_id)
+        if memory is None:
+            raise NotFound("memory", conversation_id, hint="there is nothing to undo")
+        await self._store.contexts.set_active(conversation_id, memory.version, active=False)
+        return await self.memory(conversation_id)
+
+    async def restore_memory(self, conversation_id: str, version: int) -> Memory:
+        """Takes back that a version was undone."""
+        return await self._store.contexts.set_active(conversation_id, version, active=True)
+
+    async def mark(self, message_id: str, mark: Mark | None) -> None:
+        """Pins a message (it never leaves the prompt), excludes it (it never enters), or neither."""
+        await self._store.contexts.mark(message_id, mark)
+
+    async def set_strategy(self, conversation_id: str, name: str | None) -> Conversation:
+        """How this conversation's context is kept from now on; None: as its model says."""
+        if name is not None:
+            strategy_named(name)
+        return await self._store.update(conversation_id, strategy=name)
+
+    async def set_budget(self, conversation_id: str, budget: int | None) -> Conversation:
+        """Most tokens of this conversation's prompts; None: what the window allows."""
+        if budget is not None and budget < 64:
+            raise InvalidRequest("A budget is at least 64 tokens.", param="budget")
+        return await self._store.update(conversation_id, budget=budget)
+
+
+def parameter_count(model: Model) -> int | None:
+    """How many parameters a model has, from what its authors write ("135M", "7B"); None: not told."""
+    if model.checkpoint is not None and model.checkpoint.parameters:
+        return model.checkpoint.parameters
+    number, unit = model.parameters[:-1].strip(), model.parameters[-1:].upper()
+    scale = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}.get(unit)
+    try:
+        return int(float(number) * scale) if scale else None
+    except ValueError:
+        return None
+
+
+def _question(after: StoredMessage, text: str) -> StoredMessage:
+    """A user's message that is in no store."""
+    return replace(
+        after,
+        id="",
+        parent_id=after.id,
+        role="user",
+        parts=(Text(text),),
+        model=None,
+        report=None,
+        span=None,
+        mark=None,
+        created_at=datetime.now(UTC),
+    )
