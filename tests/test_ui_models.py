@@ -12,6 +12,9 @@ from rallychat.catalog import Model, precision
 from rallychat.catalog.load import SHIPPED, Catalog
 from rallychat.choices import NOTHING
 from rallychat.settings import Settings
+from rallychat.sources import Progress
+from rallychat.sources.progress import FileProgress
+from rallychat.ui import fragments
 from rallychat.ui.machine import Machine, fit
 from rallychat.ui.model_view import menu_of, parameters_of, view_of
 from rallychat.ui.ways import ways_of
@@ -171,3 +174,23 @@ def test_the_way_that_would_run_now_is_marked(tmp_path: Path, gpus: tuple[int, .
     ways = ways_of(model, NOTHING, settings, Machine(24 * 10**9, compute))
     assert [way.value for way in ways if way.would_run] == [runs]
     assert [way.name for way in ways if way.refusal] == ([] if gpus else ["float16"])
+
+
+def test_a_download_of_several_files_shows_each(tmp_path: Path) -> None:
+    family = Catalog.load(Settings(data_dir=tmp_path)).families["echo"]
+    files = (FileProgress("config.json", 600, 600), FileProgress("model.safetensors", 1_000_000, 4_000_000))
+    progress = Progress(1_000_600, 4_000_600, "download", files)
+    machine = Machine(16 * 10**9, precision.Machine("cpu", (16 * 10**9,)))
+    card = view_of(ModelCard(of_parameters("7B"), "downloading", progress, None, ""), family, machine)
+    html = fragments.model_state(card)
+    assert "1.0 MB of 4.0 MB, 2 files" in html
+    assert '<progress max="1" value="0.2500" aria-label="model.safetensors">' in html
+
+
+async def test_the_prompts_a_model_shows_are_told_with_it(tmp_path: Path) -> None:
+    shown = ALPACA.replace("[checkpoint]", 'examples = ["Tell me about <alpacas>."]\n[checkpoint]')
+    async with page(tmp_path, models={"alpaca": shown}) as (client, _):
+        menu = (await client.get("/ui/models", params={"using": "alpaca"})).json()
+        assert menu["examples"] == ["Tell me about <alpacas>."]
+        html = (await client.get("/ui/models/review", params={"model": "alpaca"})).text
+        assert "Tell me about &lt;alpacas&gt;." in html

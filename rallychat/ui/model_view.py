@@ -9,6 +9,7 @@ from typing import Final
 
 from rallychat.cards import ModelCard, ModelState
 from rallychat.catalog import Family, Model
+from rallychat.sources.progress import FileProgress
 from rallychat.ui.machine import Fit, Machine, fit
 from rallychat.ui.views import size
 
@@ -42,6 +43,15 @@ _SCALES: Final = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 
 @dataclass(frozen=True, slots=True)
+class FileView:
+    """One file of a download. `fraction` is 0..1, or None while its size is not known."""
+
+    name: str
+    amount: str
+    fraction: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelCardView:
     """One card. `fraction` is 0..1 while something is fetched and its size is known."""
 
@@ -58,6 +68,9 @@ class ModelCardView:
     state_text: str
     use_label: str
     fraction: float | None
+    amount: str
+    """How much has come, in words."""
+    files: Sequence[FileView]
     note: str
     removable: bool
     words: str
@@ -127,10 +140,21 @@ def view_of(card: ModelCard, family: Family, machine: Machine) -> ModelCardView:
         state_text=_state_text(card),
         use_label=_USE_LABEL[card.state],
         fraction=card.progress.fraction if card.progress else None,
+        amount=_amount(card.progress.done, card.progress.total) if card.progress else "",
+        files=[_file(each) for each in card.progress.files] if card.progress else (),
         note=card.note,
         removable=on_disk and model.fetched,
         words=" ".join((model.name, model.id, family.name, model.license, model.description)).casefold(),
     )
+
+
+def _file(each: FileProgress) -> FileView:
+    fraction = min(1.0, each.done / each.total) if each.total else None
+    return FileView(each.name, _amount(each.done, each.total), fraction)
+
+
+def _amount(done: int, total: int | None) -> str:
+    return f"{size(done)} of {size(total)}" if total else size(done)
 
 
 def download_size(model: Model) -> str:

@@ -38,7 +38,9 @@ _OPEN_EXACT: Final = frozenset(
 )
 _BEFORE_PAINT: Final = (
     "try{const t=localStorage.getItem('rallychat.theme');"
-    "if(t==='dark'||t==='light')document.documentElement.dataset.theme=t}catch{}"
+    "if(t==='dark'||t==='light')document.documentElement.dataset.theme=t;"
+    "if(new URLSearchParams(location.search).has('chat-only'))sessionStorage.setItem('rallychat.only','yes');"
+    "if(sessionStorage.getItem('rallychat.only'))document.documentElement.dataset.chatOnly=''}catch{}"
 )
 _STRANGERS: Final = re.compile(r'\s*<meta\s+(?:property|name)="(?:og|twitter):[^>]*?/>', re.DOTALL)
 

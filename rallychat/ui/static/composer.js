@@ -2,7 +2,8 @@
 /** The box one writes in: grows, sends with Enter, turns into Stop while an answer grows, forgets nothing. */
 import { post } from "./api.js";
 import { changed } from "./conversation.js";
-import { byId, isPhone, onAction, toast } from "./dom.js";
+import { byId, fragment, isPhone, onAction, toast } from "./dom.js";
+import { examples, onModels } from "./models.js";
 import { chat, on } from "./state.js";
 
 const input = () => /** @type {HTMLTextAreaElement} */ (byId("rc-input"));
@@ -65,7 +66,30 @@ export async function stop() {
   }
 }
 
+/** The examples every model has; one with its own offers those. */
+let usual = "";
+
+function offer() {
+  const box = document.querySelector("#rc-empty .examples");
+  if (!box) return;
+  usual ||= box.innerHTML;
+  const own = examples().slice(0, 4);
+  const wanted = JSON.stringify(own);
+  if (/** @type {HTMLElement} */ (box).dataset.own === wanted) return;
+  /** @type {HTMLElement} */ (box).dataset.own = wanted;
+  if (!own.length) return box.replaceChildren(fragment(usual));
+  box.replaceChildren(
+    ...own.map((prompt) => {
+      const button = Object.assign(document.createElement("button"), { type: "button" });
+      button.dataset.action = "example";
+      button.append(Object.assign(document.createElement("span"), { textContent: prompt }));
+      return button;
+    }),
+  );
+}
+
 export function start() {
+  onModels(offer);
   byId("rc-composer").addEventListener("submit", (event) => {
     event.preventDefault();
     void send();

@@ -58,6 +58,9 @@ export function announce(text) {
 
 export const isPhone = () => matchMedia("(max-width: 768px)").matches;
 
+/** The page shows nothing but the chat. */
+export const chatOnly = () => "chatOnly" in document.documentElement.dataset;
+
 /** @param {{title: string, text: string, yes: string}} question @returns {Promise<boolean>} */
 export function confirmed({ title, text, yes }) {
   const dialog = /** @type {HTMLDialogElement} */ (byId("rc-confirm"));

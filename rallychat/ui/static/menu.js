@@ -1,7 +1,7 @@
 // @ts-check
 /** The model menu: a landing page of cards by size and, behind each, its review page. It has an address, #models or #models/ID, so that Back works. */
 import { html } from "./api.js";
-import { byId, fragment, onAction, toast } from "./dom.js";
+import { byId, chatOnly, fragment, onAction, toast } from "./dom.js";
 import { BUSY, entries, entryOf, onModels, refresh, using } from "./models.js";
 import * as review from "./review.js";
 import { chat } from "./state.js";

@@ -2,7 +2,7 @@
 /** The list of conversations, and opening and closing the two sidebars (Gradio's own, by its buttons). */
 import { html, patch, remove } from "./api.js";
 import { begin, open } from "./conversation.js";
-import { byId, confirmed, fragment, isPhone, onAction, toast } from "./dom.js";
+import { byId, chatOnly, confirmed, fragment, isPhone, onAction, toast } from "./dom.js";
 import { chat, emit, learn, on, tellTabs } from "./state.js";
 
 const list = () => byId("rc-conversations");
@@ -16,7 +16,7 @@ export const isOpen = (side) => bar(side).classList.contains("open");
 
 /** @param {"left" | "right"} side @param {boolean} [wanted] */
 export function toggle(side, wanted = !isOpen(side)) {
-  if (isOpen(side) === wanted) return;
+  if (isOpen(side) === wanted || (wanted && chatOnly())) return;
   bar(side).querySelector(/** @type {any} */ (".toggle-button"))?.click();
   if (!isPhone()) localStorage.setItem(`rallychat.${side}`, wanted ? "open" : "closed");
   else if (wanted) toggle(side === "left" ? "right" : "left", false);
