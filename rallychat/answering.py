@@ -7,12 +7,13 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from weakref import WeakKeyDictionary
 
 from rallychat.catalog import Family, Sampling
 from rallychat.engines.client import EngineClient
 from rallychat.engines.protocol import CompletionRequest, Done, Prefill, Tokens
 from rallychat.errors import EngineInterrupted
-from rallychat.messages import Failed, Finished, Part, Queued, Started, Timings, Usage
+from rallychat.messages import Failed, Finished, Part, Piece, Queued, Started, Timings, Usage
 from rallychat.parsing import AnswerParser
 from rallychat.planning import Plan
 from rallychat.pool import Engine, Priority
@@ -22,6 +23,8 @@ FALLBACK = Sampling(temperature=0.7, top_p=0.95, top_k=0, min_p=0.05, repetition
 """What holds where neither the asker, nor the user's settings, nor model or family say anything."""
 
 
+_KNOWN_ENDS: WeakKeyDictionary[EngineClient, dict[tuple[str, ...], list[int]]] = WeakKeyDictionary()
+"""What families' end tokens are in an engine's vocabulary."""
 BEYOND = 16
 """Tokens an engine may have generated beyond an answer's text: one that ends the turn, or a stop string's."""
 
@@ -134,7 +137,7 @@ async def _attempt(
     priority: Priority,
 ) -> Finished:
     plan = growth.plan = await make_plan()
-    request = _request(plan, sampling, family, engine)
+    request = _request(plan, sampling, family, engine, ends=await _ends(family, engine.client))
     async with engine.slot(plan.ids, notify=lambda n: emit(Queued(n)), priority=priority) as slot:
         growth.queued_ms = growth.elapsed_ms()
         emit(Started(plan.report))
@@ -180,12 +183,26 @@ def _end(growth: Growth, event: Done, emit: Emit) -> Finished:
     return Finished(event.reason, growth.usage, growth.timings)
 
 
-def _request(plan: Plan, sampling: Sampling, family: Family, engine: Engine) -> CompletionRequest:
+async def _ends(family: Family, client: EngineClient) -> list[int]:
+    """The tokens that end an answer, as the family says: by their texts, else by their ids."""
+    if not family.stop_tokens:
+        return list(family.stop_ids)
+    known = _KNOWN_ENDS.setdefault(client, {})
+    if family.stop_tokens not in known:
+        found = await client.tokenize([Piece(text) for text in family.stop_tokens])
+        known[family.stop_tokens] = [ids[0] for ids in found if len(ids) == 1]
+    return known[family.stop_tokens]
+
+
+def _request(
+    plan: Plan, sampling: Sampling, family: Family, engine: Engine, *, ends: list[int]
+) -> CompletionRequest:
     asked = sampling.over(FALLBACK)
     room = engine.info.window - len(plan.ids)
     given = asked.as_dict() | {
         "max_tokens": min(asked.max_tokens or room, room),
         "stop": [*family.stop, *(asked.stop or ())],
+        "stop_token_ids": ends,
     }
     return CompletionRequest(model=engine.spec.model, prompt=plan.ids, **given)
 

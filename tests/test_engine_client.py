@@ -293,6 +293,7 @@ async def test_a_vllm_server_gets_nothing_it_does_not_know() -> None:
         "repetition_penalty": 1.0,
         "seed": 4,
         "stop": [],
+        "stop_token_ids": [],
         "ignore_eos": False,
         "stream": True,
         "stream_options": {"include_usage": True},

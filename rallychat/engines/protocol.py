@@ -41,6 +41,8 @@ class CompletionRequest(BaseModel):
     repetition_penalty: float = Field(1.0, gt=0)
     seed: int | None = Field(None, ge=0, lt=2**32 - 1)
     stop: list[str] = Field(default_factory=list)
+    stop_token_ids: list[int] = Field(default_factory=list)
+    """Tokens that end the answer, beside the model's own; they are no part of it."""
     ignore_eos: bool = False
     stream: bool = True
     stream_options: dict[str, bool] = Field(default_factory=lambda: {"include_usage": True})

@@ -161,6 +161,7 @@ class _Answer:
         self._request = request
         self._slot = slot
         self._stops = StopStrings(request.stop)
+        self._ends = frozenset(request.stop_token_ids)
         self._held: list[int] = list(slot.held)
         self._cached = 0
         self._exact = True
@@ -187,9 +188,24 @@ class _Answer:
     async def _events(self) -> AsyncGenerator[bytes]:
         async with aclosing(self._backend.generate(self._request, self._slot)) as events:
             async for event in events:
+                if isinstance(event, Step) and not self._ends.isdisjoint(event.ids):
+                    last, done = await self._ended(event)
+                    yield self._encode(last)
+                    if not self._stops.found:
+                        yield self._encode(done)
+                    return
                 yield self._encode(event)
                 if self._stops.found:
                     return
+
+    async def _ended(self, step: Step) -> tuple[Step, Done]:
+        """A step with a token that ends the answer: what comes before that token, and the end."""
+        at = next(at for at, token in enumerate(step.ids) if token in self._ends)
+        text = await self._backend.detokenize(step.ids[:at]) if at else ""
+        count = step.count - len(step.ids) + at
+        text = step.text[: len(text)] if step.text.startswith(text) else step.text
+        prompt = len(self._request.prompt)
+        return Step(text, step.ids[:at], count), Done("stop", prompt, count, self._cached)
 
     def _encode(self, event: BackendEvent) -> bytes:
         match event:

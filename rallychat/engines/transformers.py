@@ -62,7 +62,7 @@ class Transformers:
         from rallychat.engines.hf_steps import Running
 
         adapter = self._adapters.number(request.model)
-        answer = Running(request, slot.index, adapter=adapter, ends=self._ends)
+        answer = Running(request, slot.index, adapter=adapter, ends=self._ends.union(request.stop_token_ids))
         reader = _Reader(self._tokenizer.stream())
         self._steps.submit(answer)
         try:

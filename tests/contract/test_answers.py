@@ -69,6 +69,16 @@ async def test_a_stop_string_that_only_begins_costs_nothing_of_the_answer(rig: R
     assert answer.text == whole
 
 
+async def test_a_stop_token_ends_the_answer_and_is_no_part_of_it(rig: Rig) -> None:
+    prompt = await rig.chat("Write one sentence about the sea and the wind.")
+    whole = await rig.answer(prompt)
+    for stop in whole.ids[0], whole.ids[4], whole.ids[-1]:
+        kept = whole.ids[: whole.ids.index(stop)]
+        answer = await rig.answer(prompt, stop_token_ids=[stop])
+        assert (list(answer.ids), answer.done.reason) == (list(kept), "stop")
+        assert answer.text == (await rig.client.detokenize(kept) if kept else "")
+
+
 async def test_usage_counts_the_tokens_of_an_answer_that_a_stop_string_ended(rig: Rig) -> None:
     prompt = await rig.chat("Write one sentence about the sea and the wind.")
     whole = await rig.answer(prompt)
