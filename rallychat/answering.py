@@ -88,6 +88,7 @@ async def generate(
     emit: Emit,
     session: str = "",
     priority: Priority = Priority.CHAT,
+    adapter: str = "",
 ) -> Finished:
     """Makes the answer, telling `emit` each event but the last, which is returned.
 
@@ -98,14 +99,14 @@ async def generate(
     """
     async with engine.using():
         try:
-            return await _attempt(growth, engine, plan, family, sampling, emit, session, priority)
+            return await _attempt(growth, engine, plan, family, sampling, emit, session, priority, adapter)
         except EngineInterrupted as exc:
             if growth.completion_tokens and not exc.hung:
                 raise
             await engine.recover(hung=exc.hung)
             if growth.completion_tokens:
                 raise
-            return await _attempt(growth, engine, plan, family, sampling, emit, session, priority)
+            return await _attempt(growth, engine, plan, family, sampling, emit, session, priority, adapter)
 
 
 async def logged_ids(growth: Growth, client: EngineClient) -> tuple[int, ...] | None:
@@ -135,9 +136,11 @@ async def _attempt(
     emit: Emit,
     session: str,
     priority: Priority,
+    adapter: str,
 ) -> Finished:
     plan = growth.plan = await make_plan()
-    request = _request(plan, sampling, family, engine, ends=await _ends(family, engine.client))
+    ends = await _ends(family, engine.client)
+    request = _request(plan, sampling, family, engine, ends=ends, adapter=adapter)
     async with engine.slot(plan.ids, notify=lambda n: emit(Queued(n)), priority=priority) as slot:
         growth.queued_ms = growth.elapsed_ms()
         emit(Started(plan.report))
@@ -195,7 +198,7 @@ async def _ends(family: Family, client: EngineClient) -> list[int]:
 
 
 def _request(
-    plan: Plan, sampling: Sampling, family: Family, engine: Engine, *, ends: list[int]
+    plan: Plan, sampling: Sampling, family: Family, engine: Engine, *, ends: list[int], adapter: str
 ) -> CompletionRequest:
     asked = sampling.over(FALLBACK)
     room = engine.info.window - len(plan.ids)
@@ -204,7 +207,7 @@ def _request(
         "stop": [*family.stop, *(asked.stop or ())],
         "stop_token_ids": ends,
     }
-    return CompletionRequest(model=engine.spec.model, prompt=plan.ids, **given)
+    return CompletionRequest(model=adapter or engine.spec.model, prompt=plan.ids, **given)
 
 
 def _opaque(session: str) -> str | None:

@@ -64,8 +64,8 @@ class Inspection:
 def card(model: Model, settings: Settings, pool: Pool, downloads: Downloads) -> ModelCard:
     """A model with its state now."""
     progress = downloads.progress(model.id)
-    engine = pool.find(model.id)
-    note = pool.error(model.id)
+    engine = pool.find(model.engine_id)
+    note = pool.error(model.engine_id)
     state: ModelState
     if progress is not None:
         state = "downloading"

@@ -225,6 +225,7 @@ class ChatService:
                 emit=emit,
                 session=session,
                 priority=priority,
+                adapter=model.adapter,
             )
             outcome.reason = end.reason
         return end

@@ -7,7 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from rallychat.catalog import Family, Model
-from rallychat.catalog.gguf import read_gguf
+from rallychat.catalog.gguf import GGUF, read_gguf
+from rallychat.catalog.repository import Said
 from rallychat.engines.protocol import EngineInfo
 from rallychat.errors import NotFound, TemplateError
 from rallychat.pool import Pool
@@ -21,7 +22,7 @@ def of_engine(model: Model, family: Family, info: EngineInfo) -> PromptTemplate:
         TemplateError: neither weights nor family have one.
     """
     return _choose(
-        model.id,
+        model,
         family,
         info.chat_template or "",
         bos_token=info.bos_token,
@@ -31,29 +32,34 @@ def of_engine(model: Model, family: Family, info: EngineInfo) -> PromptTemplate:
 
 
 async def of_model(model: Model, family: Family, path: Path, pool: Pool) -> PromptTemplate:
-    """The template for a model that may not be loaded: from the weights' header, else from its engine."""
+    """The template for a model that may not be loaded: from its engine, else from what its weights say."""
     engine = pool.find(model.id)
     if engine is not None and engine.state == "loaded":
         return of_engine(model, family, engine.info)
-    if model.engine != "llamacpp":
+    if model.engine == "echo":
         return of_engine(model, family, (await pool.open(model)).info)
-    if not await asyncio.to_thread(path.is_file):
+    if not await asyncio.to_thread(path.exists):
         if family.template and not family.prefer_shipped:
-            return _choose(model.id, family, "", bos_token="", eos_token="", control_tokens=())
+            return _choose(model, family, "", bos_token="", eos_token="", control_tokens=())
         raise NotFound("weights file", str(path), hint=f"fetch it with: rallychat models download {model.id}")
-    header = await asyncio.to_thread(read_gguf, path)
+    return await asyncio.to_thread(_of_files, model, family, path)
+
+
+def _of_files(model: Model, family: Family, path: Path) -> PromptTemplate:
+    """The template as a GGUF file's header says, or the small files of a checkpoint."""
+    says: GGUF | Said = Said.of(path) if model.engine == "transformers" else read_gguf(path)
     return _choose(
-        model.id,
+        model,
         family,
-        header.chat_template or "",
-        bos_token=header.bos_token,
-        eos_token=header.eos_token,
-        control_tokens=header.control_tokens,
+        says.chat_template or "",
+        bos_token=says.bos_token,
+        eos_token=says.eos_token,
+        control_tokens=says.control_tokens,
     )
 
 
 def _choose(
-    model_id: str,
+    model: Model,
     family: Family,
     shipped: str,
     *,
@@ -61,10 +67,11 @@ def _choose(
     eos_token: str,
     control_tokens: tuple[str, ...],
 ) -> PromptTemplate:
+    shipped = model.template or shipped
     source = shipped if shipped and (family.prefer_shipped or not family.template) else family.template
     if not source:
         raise TemplateError(
-            f"'{model_id}' ships no chat template, and its family '{family.id}' has none.",
+            f"'{model.id}' ships no chat template, and its family '{family.id}' has none.",
             hint="name a family for it in the catalog",
         )
     return of_family(family, source, bos_token=bos_token, eos_token=eos_token, control_tokens=control_tokens)

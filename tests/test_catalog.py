@@ -426,3 +426,23 @@ def test_a_model_that_could_not_run_is_refused(settings: Settings, text: str, na
     own(settings, "models/wrong.toml", text)
     with pytest.raises(SettingsError, match=re.escape(named)):
         Catalog.load(settings)
+
+
+def test_each_of_several_adapters_is_a_model_served_by_the_engine_of_its_base(settings: Settings) -> None:
+    second = '[[checkpoint.adapters]]\nname = "koala"\nrepo = "somebody/koala-lora"\nfamily = "shipped"\nsize = 1\n'
+    own(settings, "models/seven.toml", LORA + second)
+    catalog = Catalog.load(settings)
+    found = {name: catalog.find(name) for name in ("seven", "seven:alpaca", "somebody/koala-lora")}
+    assert [(model.id, model.adapter, model.family) for model in found.values()] == [
+        ("seven", "", "chatml"),
+        ("seven:alpaca", "alpaca", "chatml"),
+        ("seven:koala", "koala", "shipped"),
+    ]
+    assert {model.engine_id for model in found.values()} == {"seven"}
+    assert catalog.find("owner/base-7b").id == "seven"
+
+
+def test_an_adapters_family_must_exist(settings: Settings) -> None:
+    own(settings, "models/seven.toml", LORA + 'family = "nonsense"\n')
+    with pytest.raises(SettingsError, match="'nonsense', which is not a family"):
+        Catalog.load(settings)

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from rallychat.catalog import Catalog
+from rallychat.catalog import Catalog, sizing
 from rallychat.catalog.gguf import read_gguf
+from rallychat.catalog.precision import Machine
 from rallychat.catalog.sizing import needed_memory, slot_window
 from rallychat.catalog.types import FileWeights, Model, NoWeights
 from rallychat.settings import Settings
@@ -53,6 +54,58 @@ def test_memory_counts_the_caches_of_all_slots(monkeypatch: pytest.MonkeyPatch) 
     assert four is not None
     assert four - one == 3 * 8192 * 100_000
     assert one > GIB + 8192 * 100_000
+
+
+BILLION = 10**9
+
+
+def checkpoint(**given: object) -> Model:
+    facts = {"repo": "owner/base", "parameters": 7 * BILLION} | given
+    return Model.model_validate(
+        {"id": "m", "name": "M", "family": "chatml", "window": 2048, "checkpoint": facts}
+        | {"cache_bytes_per_token": 500_000}
+    )
+
+
+def test_a_checkpoint_s_memory_is_told_in_each_precision() -> None:
+    table = sizing.memory_by_precision(checkpoint(), Settings(slots=1))
+    half, whole = table["bfloat16"], table["float32"]
+    assert half == table["float16"] == 14 * BILLION + 2048 * 500_000 + sizing.OVERHEAD
+    assert 2 * half - BILLION < whole < 2 * half + BILLION
+    assert whole > half > table["int8"] > table["int4"] > 4 * BILLION
+
+
+@pytest.mark.parametrize(
+    ("room", "asked", "precision"),
+    [
+        (80, {}, "bfloat16"),
+        (16, {}, "int8"),
+        (10, {}, "int4"),
+        (80, {"dtype": "float32"}, "float32"),
+        (80, {"quantize": "int4"}, "int4"),
+    ],
+)
+def test_the_precision_follows_the_memory_unless_it_is_said(
+    monkeypatch: pytest.MonkeyPatch, room: int, asked: dict[str, str], precision: str
+) -> None:
+    monkeypatch.setattr(sizing, "this_machine", lambda: Machine("cuda", (room * BILLION,)))
+    settings = Settings.load(slots=1, **asked)
+    chosen = sizing.precision(checkpoint(), settings)
+    assert chosen is not None
+    assert chosen.precision == precision
+    assert sizing.needed_memory(checkpoint(), settings) == chosen.needed + sizing.OVERHEAD
+    own = checkpoint().model_copy(update={"options": {"quantize": "int8"}})
+    said = sizing.precision(own, Settings(slots=1))
+    assert said is not None
+    assert said.precision == "int8"
+
+
+def test_parameters_are_guessed_from_the_size_and_may_not_be_known() -> None:
+    guessed = checkpoint(parameters=None, size=14 * BILLION)
+    assert sizing.parameter_count(guessed) == 7 * BILLION
+    unknown = checkpoint(parameters=None)
+    assert sizing.needed_memory(unknown, Settings()) is None
+    assert sizing.memory_by_precision(unknown, Settings()) == {}
 
 
 def test_a_file_may_say_it_itself_and_nothing_may_be_known() -> None:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from rallychat.catalog import references
+from rallychat.catalog.engines import engine_for
 from rallychat.catalog.places import place
 from rallychat.catalog.sizing import weights_size
 from rallychat.catalog.types import Family, Model
@@ -37,6 +38,8 @@ class Catalog:
     families: Mapping[str, Family]
     models_dir: Path = field(default_factory=Path)
     """Where weights are kept; facts of a hub file come from its header once it is there."""
+    settings: Settings = field(default_factory=Settings, repr=False)
+    """They choose the engine of a model that two could run."""
 
     @classmethod
     def load(cls, settings: Settings) -> Catalog:
@@ -51,19 +54,23 @@ class Catalog:
         families = _read(Family, [root / "families" for root in roots])
         models = _read(Model, [root / "models" for root in roots])
         for model, origin in models.values():
-            if model.family not in families:
-                near = _near(model.family, families)
-                raise SettingsError(
-                    f"{origin}: key 'family' names '{model.family}', which is not a family.", hint=near
-                )
+            for family in (model.family, *(each.family for each in model.adapters if each.family)):
+                if family not in families:
+                    raise SettingsError(
+                        f"{origin}: key 'family' names '{family}', which is not a family.",
+                        hint=_near(family, families),
+                    )
         described = [model for model, _ in models.values()]
         places = {place(model.weights, settings.models_dir) for model in described if model.weights}
         brought = references.found(settings.models_dir, known=places)
-        in_order = sorted((*described, *brought), key=_menu_order)
+        known = [each for model in (*described, *brought) for each in _apart(model)]
+        chosen = [model.run_by(engine_for(model, settings)) for model in known]
+        in_order = sorted(chosen, key=_menu_order)
         return cls(
             MappingProxyType({model.id: model for model in in_order}),
             MappingProxyType({family.id: family for family, _ in families.values()}),
             settings.models_dir,
+            settings,
         )
 
     def find(self, name: str) -> Model:
@@ -100,7 +107,7 @@ class Catalog:
             model = references.resolve(name, models_dir=self.models_dir)
             if model is None:
                 raise
-            return model
+            return model.run_by(engine_for(model, self.settings))
 
     def family(self, model: Model) -> Family:
         """The family `model` belongs to."""
@@ -115,6 +122,27 @@ class Catalog:
 
     def _names(self) -> list[str]:
         return [name for model in self.models.values() for name in (model.id, model.name, *model.hub_ids)]
+
+
+def _apart(model: Model) -> list[Model]:
+    """The model; of a checkpoint with several adapters, also each of them, served by the engine of the base."""
+    if model.checkpoint is None or len(model.adapters) < 2:
+        return [model]
+    return [
+        model,
+        *(
+            model.model_copy(
+                update={
+                    "id": f"{model.id}:{adapter.name}",
+                    "name": f"{model.name}: {adapter.name}",
+                    "adapter": adapter.name,
+                    "shares": model.id,
+                    "family": adapter.family or model.family,
+                }
+            )
+            for adapter in model.adapters
+        ),
+    ]
 
 
 def _menu_order(model: Model) -> tuple[bool, int, str]:

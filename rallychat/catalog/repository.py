@@ -189,7 +189,8 @@ class Said:
 
     def _number(self, *names: str) -> int | None:
         found = (self.config.get(name) for name in names)
-        return next((value for value in found if isinstance(value, int) and 0 < value < 2**32), None)
+        numbers = (value for value in found if isinstance(value, int) and not isinstance(value, bool))
+        return next((value for value in numbers if 0 < value < 2**32), None)
 
     def _table(self, name: str) -> Mapping[str, Any]:
         if name not in self._seen:

@@ -5,6 +5,14 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from rallychat.catalog.precision import (
+    PRECISIONS,
+    Choice,
+    Precision,
+    choose_precision,
+    this_machine,
+    weight_bytes,
+)
 from rallychat.catalog.types import Model
 from rallychat.settings import Settings
 
@@ -31,11 +39,13 @@ _SCALES: Final = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 
 def parameter_count(model: Model) -> float | None:
-    """How many parameters it has: as counted, else as its authors say it, 135e6 for "135M"."""
+    """How many parameters it has: as counted, else as its authors say it, 135e6 for "135M", else by its size."""
     if model.checkpoint and model.checkpoint.parameters:
         return float(model.checkpoint.parameters)
     found = re.search(r"(\d+(?:\.\d+)?)\s*([KMBT])\b", model.parameters, re.IGNORECASE)
-    return float(found[1]) * _SCALES[found[2].upper()] if found else None
+    if found:
+        return float(found[1]) * _SCALES[found[2].upper()]
+    return model.checkpoint.size / 2 if model.checkpoint and model.checkpoint.size else None
 
 
 def weights_size(model: Model) -> int | None:
@@ -51,10 +61,8 @@ def slot_window(model: Model, settings: Settings) -> int:
     """Tokens each slot holds: as the settings say, else what model and memory allow, at most `DEFAULT_WINDOW`."""
     if settings.window is not None:
         return min(settings.window, model.window)
-    import psutil  # not needed by workers, which import this package too
-
     window = min(DEFAULT_WINDOW, model.window)
-    affordable = psutil.virtual_memory().total * CACHE_SHARE
+    affordable = _memory(model) * CACHE_SHARE
     while window >= 2 * SHORTEST_WINDOW and cache_size(model, settings, window) > affordable:
         window //= 2
     return window
@@ -69,7 +77,43 @@ def needed_memory(model: Model, settings: Settings) -> int | None:
     """Bytes the model's worker needs with these settings; None if nothing is known of its weights."""
     if model.memory is not None:
         return model.memory
+    if model.engine == "transformers":
+        chosen = precision(model, settings)
+        return chosen.needed + OVERHEAD if chosen else None
     weights = weights_size(model)
     if not weights:
         return None
     return weights + cache_size(model, settings, slot_window(model, settings)) + OVERHEAD
+
+
+def precision(model: Model, settings: Settings) -> Choice | None:
+    """How a checkpoint will be loaded here, with the estimate; None if its number of parameters is not known."""
+    parameters = parameter_count(model)
+    if parameters is None:
+        return None
+    asked = {"dtype": settings.dtype, "quantize": settings.quantize, "multi_gpu": settings.multi_gpu} | {
+        name: model.options[name] for name in ("dtype", "quantize", "multi_gpu") if name in model.options
+    }
+    cache = cache_size(model, settings, slot_window(model, settings))
+    return choose_precision(int(parameters), this_machine(), cache=cache, **asked)
+
+
+def memory_by_precision(model: Model, settings: Settings) -> dict[Precision, int]:
+    """Bytes a checkpoint's worker needs in each precision; empty if its number of parameters is not known."""
+    parameters = parameter_count(model)
+    if parameters is None:
+        return {}
+    cache = cache_size(model, settings, slot_window(model, settings)) + OVERHEAD
+    # caches are kept as the arithmetic is: in float32 they take twice the room
+    extra = {one: cache * (2 if one == "float32" else 1) for one in PRECISIONS}
+    return {one: weight_bytes(int(parameters), one) + extra[one] for one in PRECISIONS}
+
+
+def _memory(model: Model) -> int:
+    """Bytes of the memory that the model's caches lie in."""
+    machine = this_machine() if model.engine == "transformers" else None
+    if machine and machine.device == "cuda":
+        return machine.memory[0]
+    import psutil  # not needed by workers, which import this package too
+
+    return int(psutil.virtual_memory().total)

@@ -273,6 +273,8 @@ class Model(_Facts):
     """Chosen by machine and settings where both could run it; `pinned` if the file says it."""
     adapter: str = ""
     """The one of its checkpoint's several adapters that this model is."""
+    shares: str = ""
+    """The model whose engine answers for this one too."""
     parameters: str = ""
     """As its authors write it: "135M", "7B"."""
     quantization: str = ""
@@ -287,6 +289,8 @@ class Model(_Facts):
     url: str = ""
     examples: tuple[str, ...] = ()
     """Prompts that show what it is good at."""
+    template: str = ""
+    """Chat template (Jinja) of its own; goes before the one its weights ship."""
     system: str | None = None
     sampling: SamplingFacts = SamplingFacts()
     hidden: bool = False
@@ -301,6 +305,15 @@ class Model(_Facts):
         if self.engine == "llamacpp" and self.weights is None:
             raise ValueError("key 'weights' or 'checkpoint' is missing")
         return self
+
+    def run_by(self, engine: EngineName) -> Model:
+        """The same model, run by this engine."""
+        return self if engine == self.engine else self.model_copy(update={"engine": engine})
+
+    @property
+    def engine_id(self) -> str:
+        """What its engine is known by: models that share one have the same."""
+        return self.shares or self.id
 
     @property
     def size(self) -> int | None:

@@ -6,15 +6,16 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 from rallychat.catalog import Model
+from rallychat.catalog.engines import code_allowed
 from rallychat.catalog.sizing import slot_window
 from rallychat.engines.protocol import WorkerSpec
-from rallychat.errors import EngineUnavailable
 from rallychat.messages import Loading
 from rallychat.pool.engine import Engine
 from rallychat.settings import Settings
-from rallychat.sources import Downloads, Progress, is_here
+from rallychat.sources import Downloads, Progress, adapter_paths, is_here
 
 log = logging.getLogger(__name__)
 
@@ -22,18 +23,29 @@ Tell = Callable[[Loading], None]
 
 
 def worker_spec(model: Model, path: str, settings: Settings) -> WorkerSpec:
-    """What a worker is told to run."""
-    if model.engine == "transformers":
-        raise EngineUnavailable(f"There is no engine here for checkpoints such as {model.name}.")
+    """What a worker is told to run; `path` is the weights file or the checkpoint's folder."""
     return WorkerSpec(
         engine=model.engine,
-        model=model.id,
+        model=model.engine_id,
         path=path,
         slots=settings.slots,
         window=slot_window(model, settings),
         threads=settings.threads,
-        options=model.options or None,
+        options=(_checkpoint_options(model, settings) | model.options) or None,
     )
+
+
+def _checkpoint_options(model: Model, settings: Settings) -> dict[str, Any]:
+    """What the transformers engine is told beside; what the model's own options say goes before it."""
+    if model.engine != "transformers":
+        return {}
+    return {
+        "adapters": {name: str(path) for name, path in adapter_paths(model, settings).items()},
+        "dtype": settings.dtype,
+        "quantize": settings.quantize,
+        "multi_gpu": settings.multi_gpu,
+        "remote_code": code_allowed(model, settings),
+    }
 
 
 class Pool:
@@ -48,11 +60,12 @@ class Pool:
         self._settings = settings
         self._downloads = downloads
         self._engines: dict[str, Engine] = {}
+        self._engine_ids: dict[str, str] = {}
         self._room = asyncio.Lock()
 
     def find(self, model_id: str) -> Engine | None:
         """The engine of a model that is loaded or loading."""
-        engine = self._engines.get(model_id)
+        engine = self._engines.get(self._engine_ids.get(model_id, model_id))
         return None if engine is None or engine.state in ("stopped", "unavailable") else engine
 
     def engines(self) -> list[Engine]:
@@ -61,7 +74,7 @@ class Pool:
 
     def error(self, model_id: str) -> str:
         """Why the model's engine could not be started, or empty."""
-        engine = self._engines.get(model_id)
+        engine = self._engines.get(self._engine_ids.get(model_id, model_id))
         return str(engine.error) if engine and engine.state == "unavailable" else ""
 
     async def open(self, model: Model, tell: Tell = lambda _: None) -> Engine:
@@ -71,6 +84,7 @@ class Pool:
             SourceError: the weights could not be fetched.
             EngineUnavailable: the engine could not be started.
         """
+        self._engine_ids[model.id] = model.engine_id
         engine = self.find(model.id) or await self._start(model, tell)
         if engine.state != "loaded":
             tell(Loading(model.id, "load"))
@@ -88,9 +102,9 @@ class Pool:
         async with self._room:
             engine = self.find(model.id)
             if engine is None:
-                await self._make_room(model.id)
+                await self._make_room(model.engine_id)
                 engine = Engine(worker_spec(model, str(path), self._settings), self._settings)
-                self._engines[model.id] = engine
+                self._engines[model.engine_id] = engine
         return engine
 
     async def _make_room(self, coming: str) -> None:
@@ -109,8 +123,8 @@ class Pool:
                 await asyncio.sleep(0.05)
 
     async def unload(self, model_id: str) -> None:
-        """Ends the model's engine; answers in progress are interrupted."""
-        engine = self._engines.get(model_id)
+        """Ends the model's engine; answers in progress are interrupted, also those of models that share it."""
+        engine = self._engines.get(self._engine_ids.get(model_id, model_id))
         if engine is not None:
             await self._unload(engine)
 

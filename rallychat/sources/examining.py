@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rallychat.catalog import architectures
+from rallychat.catalog.engines import code_allowed
 from rallychat.catalog.repository import ADAPTER_CONFIG, CONFIG, Said, pickles, wanted, weights
 from rallychat.catalog.types import Adapter, Checkpoint, Model
 from rallychat.errors import SourceMissing, Unsupported
@@ -25,13 +26,6 @@ class Order:
     def label(self, name: str) -> str:
         """A file's name among those of several repositories."""
         return f"{self.part.name}/{name}" if isinstance(self.part, Adapter) else name
-
-
-def code_allowed(model: Model, settings: Settings) -> bool:
-    """A person has named this model, or its checkpoint, as one whose Python code may run."""
-    allowed = {name.casefold() for name in settings.remote_code}
-    names = [model.id, *model.hub_ids, *([model.checkpoint.where] if model.checkpoint else [])]
-    return any(name.casefold() in allowed for name in names)
 
 
 def examine(model: Model, part: Checkpoint | Adapter, settings: Settings, token: str | None) -> Order:
