@@ -79,6 +79,46 @@ def test_a_shipped_model_says_what_a_card_shows(path: Path, settings: Settings) 
         assert len(model.examples) == 3
 
 
+SEED = (
+    "tloen/alpaca-lora-7b",
+    "chansung/alpaca-lora-13b",
+    "chansung/alpaca-lora-30b",
+    "chansung/alpaca-lora-65b",
+    "stabilityai/stablelm-tuned-alpha-7b",
+    "beomi/KoAlpaca-Polyglot-12.8B",
+    "declare-lab/flan-alpaca-xl",
+    "declare-lab/flan-alpaca-xxl",
+    "OpenAssistant/stablelm-7b-sft-v7-epoch-3",
+)
+
+
+@pytest.mark.parametrize("hub_id", [*SEED, *(f"databricks/dolly-v2-{size}" for size in ("3b", "7b", "12b"))])
+def test_the_models_of_llm_as_chatbot_are_found_by_their_hub_ids(hub_id: str, settings: Settings) -> None:
+    model = Catalog.load(settings).find(hub_id)
+    assert model.id == hub_id.split("/")[1].lower()
+    assert model.checkpoint
+    assert model.checkpoint.parameters
+    assert bool(model.adapters) == ("lora" in hub_id)
+
+
+@pytest.mark.parametrize(
+    ("model", "authors_count"),
+    [
+        ("alpaca-lora-7b", 6738415616),
+        ("llama-3.1-8b-instruct", 8030261248),
+        ("mistral-7b-instruct-v0.2", 7241732096),
+        ("qwen2.5-7b-instruct", 7615616512),
+        ("gemma-2-2b-it", 2614341888),
+        ("smollm2-135m-instruct", 134515008),
+        ("flan-alpaca-xl", 2849757184),
+    ],
+)
+def test_parameters_are_counted_not_rounded(model: str, authors_count: int, settings: Settings) -> None:
+    checkpoint = Catalog.load(settings).models[model].checkpoint
+    assert checkpoint
+    assert checkpoint.parameters == authors_count
+
+
 def test_the_menu_goes_from_small_to_large(settings: Settings) -> None:
     shown = [model for model in Catalog.load(settings).models.values() if not model.hidden]
     sizes = [weights_size(model) or 0 for model in shown]

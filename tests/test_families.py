@@ -16,6 +16,7 @@ from rallychat.messages import Message
 from rallychat.settings import Settings
 from rallychat.templates import of_family
 from tests.golden import FOLDER, golden
+from tests.golden.table import pages
 
 CATALOG = Catalog.load(Settings(data_dir=Path("/nowhere")))
 FAMILIES = {family.id: family for family in CATALOG.families.values() if family.template}
@@ -43,6 +44,11 @@ def test_the_golden_render_has_not_changed(family: Family) -> None:
 
 def test_no_golden_render_is_left_of_a_family_that_is_gone() -> None:
     assert {path.stem for path in FOLDER.glob("*.txt")} == set(FAMILIES)
+
+
+@pytest.mark.parametrize(("page", "text"), pages(CATALOG).items(), ids=["families", "models"])
+def test_the_tables_of_families_and_models_in_the_docs_are_those_of_the_files(page: Path, text: str) -> None:
+    assert page.read_text(encoding="utf-8") == text, "python -m tests.golden"
 
 
 REQUEST = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
