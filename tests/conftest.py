@@ -31,6 +31,7 @@ def taught_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints.llama(tmp_path_factory.mktemp("taught") / "llama", taught=True)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `hf` need the extra: without it they are skipped, and the summary says why.
 
