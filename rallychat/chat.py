@@ -172,6 +172,7 @@ class ChatService:
         model: Model,
         sampling: Sampling,
         *,
+        priority: Priority = Priority.CHAT,
         aside: bool = False,
     ) -> Run:
         """Makes a stored answer that is marked as running; `aside`: the conversation does not wait for it."""
@@ -190,7 +191,7 @@ class ChatService:
 
         async def produce(emit: Emit) -> Finished:
             tell = self._recorder.telling(answer, emit)
-            return await self._produce(growth, model, chosen, plan, conversation.id, tell)
+            return await self._produce(growth, model, chosen, plan, conversation.id, tell, priority=priority)
 
         return self.runs.start(
             Run(

@@ -7,6 +7,8 @@ RallyChatError
 │   └── TemplateError       the chat template cannot render these messages
 ├── NotFound                no such model, conversation, message or run
 ├── Conflict                the thing exists but is not in a state that allows this
+│   ├── KeyReused           the idempotency key belongs to another request
+│   └── KeyInUse            another process is answering the request of this idempotency key
 ├── Busy                    the queue is full; carries the seconds to wait
 ├── SettingsError           a setting, catalog or model file is wrong; names file and key
 ├── SourceError             weights could not be fetched
@@ -108,6 +110,18 @@ class Conflict(RallyChatError):
     """The thing exists, but its state does not allow this."""
 
     code = "conflict"
+
+
+class KeyReused(Conflict):
+    """The idempotency key was sent with another request before."""
+
+    code = "idempotency_key_reused"
+
+
+class KeyInUse(Conflict):
+    """Another process is answering the request of this idempotency key."""
+
+    code = "idempotency_key_in_use"
 
 
 class Busy(RallyChatError):

@@ -12,15 +12,23 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 import rallychat
-from rallychat.api import chat_completions, completions, errors, health, models
+from rallychat.api import chat_completions, completions, conversations, errors, health, models
 from rallychat.api.guard import BodyLimit, Guard
 from rallychat.api.request_context import RequestContext
+from rallychat.api.responses import routes as responses
 from rallychat.settings import Settings
 
 if TYPE_CHECKING:
     from rallychat.chat import ChatService
 
-ROUTERS = (chat_completions.router, completions.router, models.router, health.router)
+ROUTERS = (
+    chat_completions.router,
+    completions.router,
+    responses.router,
+    conversations.router,
+    models.router,
+    health.router,
+)
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 
 
@@ -33,6 +41,7 @@ def create_app(service: ChatService, settings: Settings) -> FastAPI:
     app = FastAPI(title="RallyChat", version=rallychat.__version__, docs_url=None, redoc_url=None)
     app.state.service = service
     app.state.started_at = int(time.time())
+    app.state.pending_keys = {}
     errors.install(app)
     for router in ROUTERS:
         app.include_router(router)

@@ -12,7 +12,8 @@ from starlette.responses import Response
 from rallychat.api.answers import ChatCompletion
 from rallychat.api.chunks import ChatAnswer
 from rallychat.api.delivery import CLIENT_GONE, EventStream, whole
-from rallychat.api.routing import EVENT_STREAM, JsonRoute, problems
+from rallychat.api.idempotency import IdempotencyKey, KeyedRoute
+from rallychat.api.routing import EVENT_STREAM, problems
 from rallychat.api.schemas import ChatCompletionRequest
 from rallychat.api.serving import model_to_use, service_of
 from rallychat.errors import InvalidRequest
@@ -22,7 +23,7 @@ from rallychat.pool import Priority
 if TYPE_CHECKING:
     from rallychat.chat import ChatService
 
-router = APIRouter(route_class=JsonRoute)
+router = APIRouter(route_class=KeyedRoute)
 
 
 @router.post(
@@ -38,7 +39,9 @@ router = APIRouter(route_class=JsonRoute)
     },
     tags=["completions"],
 )
-async def create_chat_completion(request: Request, asked: ChatCompletionRequest) -> Response:
+async def create_chat_completion(
+    request: Request, asked: ChatCompletionRequest, idempotency_key: IdempotencyKey = None
+) -> Response:
     """Answers a chat. Nothing is stored; hanging up stops the generation."""
     events, answer = begin(service_of(request), asked)
     if asked.stream:

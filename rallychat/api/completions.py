@@ -12,7 +12,8 @@ from starlette.responses import Response
 from rallychat.api.answers import Completion
 from rallychat.api.chunks import TextAnswer
 from rallychat.api.delivery import CLIENT_GONE, EventStream, whole
-from rallychat.api.routing import EVENT_STREAM, JsonRoute, problems
+from rallychat.api.idempotency import IdempotencyKey, KeyedRoute
+from rallychat.api.routing import EVENT_STREAM, problems
 from rallychat.api.schemas import CompletionRequest
 from rallychat.api.serving import model_to_use, service_of
 from rallychat.messages import Event
@@ -21,7 +22,7 @@ from rallychat.pool import Priority
 if TYPE_CHECKING:
     from rallychat.chat import ChatService
 
-router = APIRouter(route_class=JsonRoute)
+router = APIRouter(route_class=KeyedRoute)
 
 
 @router.post(
@@ -33,7 +34,9 @@ router = APIRouter(route_class=JsonRoute)
     },
     tags=["completions"],
 )
-async def create_completion(request: Request, asked: CompletionRequest) -> Response:
+async def create_completion(
+    request: Request, asked: CompletionRequest, idempotency_key: IdempotencyKey = None
+) -> Response:
     """Continues a prompt. Nothing is stored; hanging up stops the generation."""
     events, answer = begin(service_of(request), asked)
     if asked.stream:

@@ -67,21 +67,20 @@ async def gathered(events: AsyncGenerator[Event], prompt: str) -> Answer:
     raise AssertionError("a turn ends with Finished or Failed")
 
 
-class EventStream(Response):
-    """A turn as server-sent events."""
+class Stream(Response):
+    """Server-sent events. A subclass says in `_relay` how they are made."""
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self, events: AsyncGenerator[Event], chunks: Chunks, *, keepalive: float = KEEPALIVE
-    ) -> None:
+    def __init__(self, events: AsyncGenerator[Any], *, keepalive: float = KEEPALIVE) -> None:
         self.status_code = 200
         self.background = None
         # nginx would otherwise hold chunks back until its buffer is full
         self.init_headers({"cache-control": "no-store", "x-accel-buffering": "no"})
         self._events = events
-        self._chunks = chunks
         self._keepalive = keepalive
+        self.complete = False
+        """The stream came to its proper end."""
         self._begun = False
         self._quiet = True
         self._waiting_for = "waiting"
@@ -122,26 +121,8 @@ class EventStream(Response):
                 raise
             await self._fail(_problem(exc), send)
 
-    async def _relay(self, events: AsyncGenerator[Event], send: Send) -> None:
-        """The hot path: once per token."""
-        delta = self._chunks.delta
-        opening = self._chunks.opening()
-        async for event in events:
-            if type(event) is TextDelta or type(event) is ReasoningDelta:
-                data = opening + delta(event)
-            elif type(event) is Finished or type(event) is Failed:
-                data = opening + self._chunks.closing(_complete(event, self._chunks.prompt))
-            else:
-                self._waiting_for = _described(event)
-                continue
-            if not self._begun:
-                await self._begin(send)
-            opening = b""
-            self._quiet = False
-            await send({"type": "http.response.body", "body": data, "more_body": True})
-            if type(event) is Finished:
-                break
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+    async def _relay(self, events: AsyncGenerator[Any], send: Send) -> None:
+        raise NotImplementedError
 
     async def _begin(self, send: Send) -> None:
         async with self._beginning:
@@ -160,6 +141,51 @@ class EventStream(Response):
         """An error after the stream began. No end mark follows: the answer is not complete."""
         data = b"data: " + orjson.dumps(problem.body()) + b"\n\n"
         await send({"type": "http.response.body", "body": data, "more_body": False})
+
+
+class EventStream(Stream):
+    """A turn as server-sent events."""
+
+    def __init__(
+        self, events: AsyncGenerator[Event], chunks: Chunks, *, keepalive: float = KEEPALIVE
+    ) -> None:
+        super().__init__(events, keepalive=keepalive)
+        self._chunks = chunks
+
+    async def _relay(self, events: AsyncGenerator[Any], send: Send) -> None:
+        """The hot path: once per token."""
+        delta = self._chunks.delta
+        opening = self._chunks.opening()
+        async for event in events:
+            if type(event) is TextDelta or type(event) is ReasoningDelta:
+                data = opening + delta(event)
+            elif type(event) is Finished or type(event) is Failed:
+                data = opening + self._chunks.closing(_complete(event, self._chunks.prompt))
+            else:
+                self._waiting_for = _described(event)
+                continue
+            if not self._begun:
+                await self._begin(send)
+            opening = b""
+            self._quiet = False
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+            if type(event) is Finished:
+                self.complete = True
+                break
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class FrameStream(Stream):
+    """Frames of bytes, sent as they come."""
+
+    async def _relay(self, events: AsyncGenerator[bytes], send: Send) -> None:
+        async for data in events:
+            await self._begin(send)
+            self._quiet = False
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+        self.complete = True
+        await self._begin(send)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _complete(end: Finished | Failed, prompt: str) -> Finished:

@@ -50,7 +50,21 @@ ROLES_REFUSED: Mapping[str, str] = {
     "function": "tool calls are not built yet",
 }
 
-TAGS = frozenset({"<text>", "<parts>", "<ids>", "<texts>", "<lists>", "<system>", "<user>", "<assistant>"})
+TAGS = frozenset(
+    f"<{name}>"
+    for name in (
+        "text",
+        "parts",
+        "ids",
+        "texts",
+        "lists",
+        "object",
+        "system",
+        "user",
+        "assistant",
+        "reasoning",
+    )
+)
 """Names of union branches: they appear in pydantic's error locations and in no request."""
 
 Nothing = Annotated[list[Any], Field(max_length=0)] | None
@@ -59,11 +73,13 @@ Zero = Annotated[float, Field(ge=0, le=0)] | None
 One = Annotated[int, Field(ge=1, le=1)] | None
 
 
-class _Asked(BaseModel):
+class Asked(BaseModel):
+    """Strict, frozen, and closed: an unknown field is an error."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class TextPart(_Asked):
+class TextPart(Asked):
     """One text part of a message."""
 
     type: Literal["text"]
@@ -88,7 +104,7 @@ def _text(content: str | list[TextPart]) -> str:
     return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
-class SystemMessage(_Asked):
+class SystemMessage(Asked):
     """What the model is told before the conversation. `developer` is read as `system`."""
 
     role: Literal["system", "developer"]
@@ -100,7 +116,7 @@ class SystemMessage(_Asked):
         return Message.of("system", _text(self.content))
 
 
-class UserMessage(_Asked):
+class UserMessage(Asked):
     """What a person said."""
 
     role: Literal["user"]
@@ -112,7 +128,7 @@ class UserMessage(_Asked):
         return Message.of("user", _text(self.content))
 
 
-class AssistantMessage(_Asked):
+class AssistantMessage(Asked):
     """What a model answered, as a client sends it back."""
 
     role: Literal["assistant"]
@@ -157,14 +173,14 @@ Stop = Annotated[
 ]
 
 
-class StreamOptions(_Asked):
+class StreamOptions(Asked):
     """How a stream is written."""
 
     include_usage: bool | None = Field(None, description="A last chunk without choices carries the usage.")
     include_obfuscation: bool | None = Field(None, description="Accepted; chunks are never padded.")
 
 
-class Generation(_Asked):
+class Generation(Asked):
     """What both completion routes understand."""
 
     model: Annotated[str, Field(min_length=1, max_length=512)] | None = Field(
@@ -206,7 +222,7 @@ class Generation(_Asked):
         )
 
 
-class TextFormat(_Asked):
+class TextFormat(Asked):
     """The one response format there is."""
 
     type: Literal["text"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rallychat.api.responses.requests import RESPONSES_ACCEPTED_ONLY
 from rallychat.api.schemas import ACCEPTED_ONLY, ROLES_REFUSED, TAGS
 
 _SAID: Mapping[str, str] = {
@@ -48,10 +49,12 @@ def first_problem(errors: Sequence[Mapping[str, Any]]) -> tuple[str, str, str | 
         return f"'{name}' is missing.", "missing_required_parameter", name
     if kind == "extra_forbidden":
         return f"'{name}' is not a parameter of this route.", "unknown_parameter", name
-    if (only := ACCEPTED_ONLY.get(str(loc[0]))) is not None:
+    if kind != "bool_type" and (only := _ONLY.get(str(loc[0]))) is not None:
         return f"'{loc[0]}' is not supported: {only}.", "unsupported_parameter", str(loc[0])
     if kind == "union_tag_invalid" and loc[0] == "messages":
         return _role(error, f"{name}.role")
+    if kind == "union_tag_invalid":
+        return f"'{name}': '{_clipped(_tag(error))}' is not supported: {_ITEMS}.", "unsupported_value", name
     if kind == "too_long" and loc[0] == "prompt":
         return (
             "'prompt' must be one prompt; several in one request are not supported.",
@@ -63,8 +66,16 @@ def first_problem(errors: Sequence[Mapping[str, Any]]) -> tuple[str, str, str | 
     return f"'{name}' {_said(error)}.", "invalid_value", name
 
 
+_ONLY = {**ACCEPTED_ONLY, **RESPONSES_ACCEPTED_ONLY}
+_ITEMS = "items are messages of 'user', 'assistant', 'system' and 'developer', and 'reasoning'"
+
+
+def _tag(error: Mapping[str, Any]) -> str:
+    return str(error["ctx"]["tag"]).strip("<>")
+
+
 def _role(error: Mapping[str, Any], name: str) -> tuple[str, str, str]:
-    role = str(error["ctx"]["tag"]).strip("<>")
+    role = _tag(error)
     if role in ROLES_REFUSED:
         return f"'{name}': '{role}' is not supported: {ROLES_REFUSED[role]}.", "unsupported_value", name
     return f"'{name}' must be 'system', 'developer', 'user' or 'assistant'.", "invalid_value", name

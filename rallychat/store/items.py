@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from rallychat.errors import NotFound
 from rallychat.messages import Message
 from rallychat.store import codec, queries
 from rallychat.store.database import Database
@@ -43,18 +42,18 @@ class ItemStore:
         return [codec.message_from(row) for row in rows]
 
     @whole
-    async def remove(self, conversation_id: str, message_id: str, *, part: int | None = None) -> None:
-        """Takes a message out of its conversation, or one part of it; what followed it follows its parent.
+    async def remove(self, conversation_id: str, message_id: str, *, parts: Collection[int]) -> None:
+        """Takes parts, by their index, out of a message.
+
+        A message that has none left goes; what followed it follows its parent.
 
         Raises:
-            NotFound: there is no such message or part. Conflict: it is still being written.
+            NotFound: there is no such message. Conflict: it is still being written.
         """
         async with self._database.write() as db:
             row = await queries.message_row(db, message_id, conversation_id=conversation_id)
             queries.refuse_running(row)
-            if part is not None and not 0 <= part < len(row["parts"]):
-                raise NotFound("message", message_id)
-            left = [] if part is None else row["parts"][:part] + row["parts"][part + 1 :]
+            left = [part for index, part in enumerate(row["parts"]) if index not in parts]
             if left:
                 shorter = {"parts": left, **codec.span_columns(None)}
                 await db.execute(update(messages).where(messages.c.id == message_id).values(**shorter))

@@ -67,6 +67,8 @@ class ResponseStore:
         key: str | None,
     ) -> StoredResponse:
         now = datetime.now(UTC)
+        codec.checked(request["instructions"] or "", param="instructions")
+        codec.metadata_json(request["metadata"] or {})
         async with self._database.write() as db:
             if conversation_id is None:
                 conversation_id = await _unlisted(db, now)

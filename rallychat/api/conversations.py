@@ -1,0 +1,166 @@
+"""/v1/conversations and their items. They are the conversations of the web page, too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from rallychat.api.idempotency import IdempotencyKey, KeyedRoute
+from rallychat.api.responses.answers import (
+    ConversationDeleted,
+    ConversationList,
+    ConversationOut,
+    ItemList,
+    ItemOut,
+)
+from rallychat.api.responses.items import items_of, parts_of, place_of
+from rallychat.api.responses.pages import After, Limit, Order, listed, page
+from rallychat.api.responses.requests import (
+    ConversationRequest,
+    ConversationUpdate,
+    ItemsRequest,
+    messages_of,
+)
+from rallychat.api.routing import problems
+from rallychat.api.serving import service_of
+from rallychat.chat import ChatService
+from rallychat.errors import NotFound
+from rallychat.store import Conversation, StoredMessage
+from rallychat.texts import title_of
+
+router = APIRouter(route_class=KeyedRoute, tags=["conversations"])
+_ONE = "/v1/conversations/{conversation_id}"
+_MADE = problems(400, 403, 404, 409, 413, 415, 500, 503)
+_READ = problems(400, 403, 404, 500, 503)
+
+
+@router.post("/v1/conversations", response_model=None, responses={200: {"model": ConversationOut}, **_MADE})
+async def create_conversation(
+    request: Request, asked: ConversationRequest, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """A new conversation, with items if any are given."""
+    service = service_of(request)
+    said = messages_of(asked.items, param="items") if asked.items else []
+    made = await service.store.create(metadata=asked.metadata)
+    if said:
+        try:
+            await service.store.items.append(made.id, said)
+        except Exception:
+            await service.store.delete(made.id)
+            raise
+        made = await _titled(service, made, said_by_user=[m.text for m in said if m.role == "user"])
+    return _json(_described(made))
+
+
+@router.get("/v1/conversations", response_model=None, responses={200: {"model": ConversationList}, **_READ})
+async def list_conversations(request: Request, after: After = None, limit: Limit = 20) -> Response:
+    """Conversations, the last active first. (OpenAI has no such route.)"""
+    found = await service_of(request).store.list(limit=limit + 1, before=after)
+    return _json(listed([_described(one) for one in found[:limit]], more=len(found) > limit))
+
+
+@router.get(_ONE, response_model=None, responses={200: {"model": ConversationOut}, **_READ})
+async def retrieve_conversation(request: Request, conversation_id: str) -> Response:
+    """One conversation."""
+    return _json(_described(await service_of(request).store.get(conversation_id)))
+
+
+@router.post(_ONE, response_model=None, responses={200: {"model": ConversationOut}, **_MADE})
+async def update_conversation(request: Request, conversation_id: str, asked: ConversationUpdate) -> Response:
+    """Notes other metadata on it."""
+    store = service_of(request).store
+    return _json(_described(await store.update(conversation_id, metadata=asked.metadata)))
+
+
+@router.delete(_ONE, response_model=None, responses={200: {"model": ConversationDeleted}, **_READ})
+async def delete_conversation(request: Request, conversation_id: str) -> Response:
+    """Deletes it with all its messages and responses; what is being answered in it is stopped."""
+    service = service_of(request)
+    if (run := service.runs.of_conversation(conversation_id)) is not None:
+        await run.stop()
+    await service.store.delete(conversation_id)
+    return _json({"id": conversation_id, "object": "conversation.deleted", "deleted": True})
+
+
+@router.post(f"{_ONE}/items", response_model=None, responses={200: {"model": ItemList}, **_MADE})
+async def create_items(
+    request: Request, conversation_id: str, asked: ItemsRequest, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Puts items at the end of the branch in view. Nobody answers them."""
+    service = service_of(request)
+    said = messages_of(asked.items, param="items")
+    conversation = await service.free_conversation(conversation_id)
+    rows = await service.store.items.append(conversation_id, said)
+    await _titled(service, conversation, said_by_user=[m.text for m in said if m.role == "user"])
+    return _json(listed([item for row in rows for item in items_of(row)]))
+
+
+@router.get(f"{_ONE}/items", response_model=None, responses={200: {"model": ItemList}, **_READ})
+async def list_items(
+    request: Request, conversation_id: str, after: After = None, limit: Limit = 20, order: Order = "desc"
+) -> Response:
+    """The items of the branch in view."""
+    rows = await service_of(request).store.path(conversation_id)
+    items = [item for row in rows for item in items_of(row)]
+    return _json(page(items, after=after, limit=limit, order=order))
+
+
+@router.get(f"{_ONE}/items/{{item_id}}", response_model=None, responses={200: {"model": ItemOut}, **_READ})
+async def retrieve_item(request: Request, conversation_id: str, item_id: str) -> Response:
+    """One item, of whatever branch."""
+    row = await _row(service_of(request), conversation_id, item_id)
+    found = next((item for item in items_of(row) if item["id"] == item_id), None)
+    if found is None:
+        raise NotFound("item", item_id)
+    return _json(found)
+
+
+@router.delete(
+    f"{_ONE}/items/{{item_id}}",
+    response_model=None,
+    responses={200: {"model": ConversationOut}, **problems(400, 403, 404, 409, 500, 503)},
+)
+async def delete_item(request: Request, conversation_id: str, item_id: str) -> Response:
+    """Takes an item out; what followed it follows what was before it."""
+    service = service_of(request)
+    row = await _row(service, conversation_id, item_id)
+    parts = parts_of(row, place_of(item_id))
+    await service.store.items.remove(conversation_id, row.id, parts=parts)
+    return _json(_described(await service.store.get(conversation_id)))
+
+
+async def _row(service: ChatService, conversation_id: str, item_id: str) -> StoredMessage:
+    await service.store.get(conversation_id)
+    place = place_of(item_id)
+    try:
+        row = await service.store.message(place.message_id)
+    except NotFound:
+        raise NotFound("item", item_id) from None
+    if row.conversation_id != conversation_id:
+        raise NotFound("item", item_id)
+    return row
+
+
+async def _titled(
+    service: ChatService, conversation: Conversation, *, said_by_user: list[str]
+) -> Conversation:
+    if conversation.title or not said_by_user:
+        return conversation
+    return await service.store.update(conversation.id, title=title_of(said_by_user[0]))
+
+
+def _described(conversation: Conversation) -> dict[str, Any]:
+    return {
+        "id": conversation.id,
+        "object": "conversation",
+        "created_at": int(conversation.created_at.timestamp()),
+        "metadata": dict(conversation.metadata),
+        "title": conversation.title,
+    }
+
+
+def _json(said: object) -> Response:
+    return Response(orjson.dumps(said), media_type="application/json")

@@ -1,0 +1,171 @@
+"""/v1/responses: create, retrieve, watch, cancel, delete."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from rallychat import responding
+from rallychat.api import delivery
+from rallychat.api.errors import CUT_OFF, Refusal, problem_of_end
+from rallychat.api.idempotency import IdempotencyKey, KeyedRoute, announce, key_of, response_of
+from rallychat.api.responses import objects, unstored, viewing
+from rallychat.api.responses.answers import ItemList, ResponseDeleted, ResponseOut
+from rallychat.api.responses.items import items_of
+from rallychat.api.responses.pages import After, Limit, Order, page
+from rallychat.api.responses.requests import ResponseRequest
+from rallychat.api.routing import EVENT_STREAM, problems
+from rallychat.api.serving import model_to_use, service_of
+from rallychat.errors import InvalidRequest, NotFound
+
+if TYPE_CHECKING:
+    from rallychat.catalog import Model
+    from rallychat.chat import ChatService
+    from rallychat.runs import Run
+    from rallychat.store import StoredResponse
+
+router = APIRouter(route_class=KeyedRoute, tags=["responses"])
+_STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {"model": ResponseOut, "content": EVENT_STREAM, "description": "The response, or its events."}
+}
+
+
+@router.post(
+    "/v1/responses",
+    response_model=None,
+    responses={**_STREAMED, **problems(400, 403, 404, 409, 413, 415, 429, 500, 503)},
+)
+async def create_response(
+    request: Request, asked: ResponseRequest, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Answers what was said. Stored answers belong to the server: hanging up does not end them, cancel does."""
+    service = service_of(request)
+    if (known := response_of(request)) is not None:
+        return await _given(service, asked, *await viewing.to_watch(service, known))
+    said = asked.messages()
+    at = await responding.place(
+        service, conversation=asked.conversation_id, previous=asked.previous_response_id
+    )
+    model = model_to_use(service, asked.model or at.model)
+    if not asked.kept:
+        return await _unstored(request, service, asked, at, model)
+    stored, run = await responding.respond(
+        service,
+        at,
+        said,
+        model=model,
+        sampling=asked.sampling(),
+        instructions=asked.instructions,
+        request=asked.echo(),
+        key=key_of(request),
+    )
+    announce(request)
+    return await _given(service, asked, stored, run)
+
+
+async def _given(
+    service: ChatService, asked: ResponseRequest, stored: StoredResponse, run: Run | None
+) -> Response:
+    """A stored response in the way it was asked for. One that could not even begin is undone and refused."""
+    if run is not None and not asked.background:
+        await (run.begun() if asked.stream else run.wait())
+        if (failed := viewing.said_nothing(run)) is not None:
+            with suppress(NotFound):
+                await service.store.responses.delete(stored.id, undo=True)
+            raise Refusal(problem_of_end(failed, prompt="input") or CUT_OFF)
+    if asked.stream:
+        return delivery.FrameStream(viewing.watched(service, stored, run))
+    return _json(await viewing.seen(service, stored.id))
+
+
+async def _unstored(
+    request: Request, service: ChatService, asked: ResponseRequest, at: responding.Place, model: Model
+) -> Response:
+    events = await responding.unstored(
+        service,
+        at,
+        asked.messages(),
+        model=model,
+        sampling=asked.sampling(),
+        instructions=asked.instructions,
+    )
+    response = unstored.blank(asked.echo(), model.id)
+    if asked.stream:
+        return delivery.FrameStream(unstored.streamed(response, events))
+    gathered = await delivery.whole(request.receive, events, prompt="input")
+    if gathered is None:
+        return Response(status_code=delivery.CLIENT_GONE)
+    return _json(unstored.whole(response, gathered))
+
+
+@router.get(
+    "/v1/responses/{response_id}",
+    response_model=None,
+    responses={**_STREAMED, **problems(400, 403, 404, 409, 500, 503)},
+)
+async def retrieve_response(
+    request: Request,
+    response_id: str,
+    stream: Annotated[bool, Query(description="Its events, from the first or after a given one.")] = False,
+    starting_after: Annotated[
+        int | None, Query(ge=0, description="The sequence_number of the last event that was seen.")
+    ] = None,
+    include_obfuscation: Annotated[bool, Query(description="Accepted; events are never padded.")] = False,
+) -> Response:
+    """A response as it is now, or its events."""
+    service = service_of(request)
+    if not stream:
+        if starting_after is not None:
+            raise InvalidRequest("'starting_after' needs 'stream=true'.", param="starting_after")
+        return _json(await viewing.seen(service, response_id))
+    stored, run = await viewing.to_watch(service, response_id)
+    after = -1 if starting_after is None else starting_after
+    return delivery.FrameStream(viewing.watched(service, stored, run, after=after))
+
+
+@router.post(
+    "/v1/responses/{response_id}/cancel",
+    response_model=None,
+    responses={200: {"model": ResponseOut}, **problems(400, 403, 404, 500, 503)},
+)
+async def cancel_response(request: Request, response_id: str) -> Response:
+    """Ends an answer where it is; what was said is kept. One that has ended stays as it is."""
+    service = service_of(request)
+    _, run = await responding.current(service, response_id)
+    if run is not None:
+        await run.stop()
+    return _json(objects.response_object(await service.store.responses.get(response_id)))
+
+
+@router.delete(
+    "/v1/responses/{response_id}",
+    response_model=None,
+    responses={200: {"model": ResponseDeleted}, **problems(400, 403, 404, 409, 500, 503)},
+)
+async def delete_response(request: Request, response_id: str) -> Response:
+    """Forgets a response, ending it first. What it added to a conversation stays there."""
+    await responding.forget(service_of(request), response_id)
+    return _json({"id": response_id, "object": "response", "deleted": True})
+
+
+@router.get(
+    "/v1/responses/{response_id}/input_items",
+    response_model=None,
+    responses={200: {"model": ItemList}, **problems(400, 403, 404, 500, 503)},
+)
+async def list_input_items(
+    request: Request, response_id: str, after: After = None, limit: Limit = 20, order: Order = "desc"
+) -> Response:
+    """The items that the request of a response brought."""
+    store = service_of(request).store
+    rows = await store.responses.inputs(await store.responses.get(response_id))
+    items = [item for row in rows for item in items_of(row)]
+    return _json(page(items, after=after, limit=limit, order=order))
+
+
+def _json(said: object) -> Response:
+    return Response(orjson.dumps(said), media_type="application/json")

@@ -1,0 +1,139 @@
+"""Responses on top of conversations: where an answer hangs in the tree, and who may still watch it grow."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rallychat.catalog import Model, Sampling
+from rallychat.chat import ChatService
+from rallychat.errors import Conflict
+from rallychat.messages import Event, Message
+from rallychat.pool import Priority
+from rallychat.runs import Run
+from rallychat.store import Conversation, StoredResponse
+from rallychat.texts import title_of
+from rallychat.unset import UNSET, Unset
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a response hangs: `conversation` is None for a new one that stands in no list.
+
+    `parent_id` is the answer it follows as a branch of its own; not given, the end of the conversation.
+    """
+
+    conversation: Conversation | None = None
+    parent_id: str | Unset = UNSET
+    model: str | None = None
+    """The model of what it follows."""
+
+
+async def place(service: ChatService, *, conversation: str | None, previous: str | None) -> Place:
+    """Finds where a response will hang.
+
+    Raises:
+        NotFound: no such conversation or response. Conflict: it is still being answered.
+    """
+    if conversation is not None:
+        found = await service.free_conversation(conversation)
+        return Place(found, model=found.model)
+    if previous is None:
+        return Place()
+    before = (await service.store.responses.get(previous)).answer
+    if before.status == "running":
+        raise Conflict(f"Response '{previous}' is still being made.", hint="wait for its end, or cancel it")
+    return Place(await service.store.get(before.conversation_id), before.id, before.model)
+
+
+async def respond(
+    service: ChatService,
+    at: Place,
+    said: Sequence[Message],
+    *,
+    model: Model,
+    sampling: Sampling,
+    instructions: str | None,
+    request: Mapping[str, Any],
+    key: str | None = None,
+) -> tuple[StoredResponse, Run]:
+    """Stores what was said, and begins the answer. It belongs to the server: nobody needs to watch it.
+
+    Args:
+        instructions: the system prompt of this answer alone, in place of the conversation's.
+        request: what its response object repeats; `background` lets people go first.
+        key: the idempotency key that leads to it.
+    """
+    conversation = at.conversation
+    if conversation is not None and at.parent_id is UNSET and not conversation.title:
+        asked = next((message.text for message in said if message.role == "user"), "")
+        await service.store.update(conversation.id, title=title_of(asked))
+    stored = await service.store.responses.begin(
+        conversation.id if conversation else None,
+        said=said,
+        model=model.id,
+        request=request,
+        parent_id=at.parent_id,
+        key=key,
+    )
+    conversation = conversation or await service.store.get(stored.answer.conversation_id)
+    if instructions is not None:
+        conversation = replace(conversation, system=instructions)
+    priority = Priority.BACKGROUND if request["background"] else Priority.CHAT
+    run = await service.run_answer(
+        conversation,
+        stored.answer,
+        None,
+        model,
+        sampling,
+        priority=priority,
+        aside=at.parent_id is not UNSET,
+    )
+    return stored, run
+
+
+async def unstored(
+    service: ChatService,
+    at: Place,
+    said: Sequence[Message],
+    *,
+    model: Model,
+    sampling: Sampling,
+    instructions: str | None,
+) -> AsyncGenerator[Event, None]:
+    """The same, with nothing kept: closing it ends the answer. What does not fit the window is refused."""
+    before: list[Message] = []
+    if at.conversation is not None:
+        end = at.conversation.tip_id if at.parent_id is UNSET else at.parent_id
+        before = [row.message for row in await service.store.path(at.conversation.id, tip=end)] if end else []
+        instructions = instructions or at.conversation.system
+    messages = [*before, *said]
+    told = [instructions] if instructions else []
+    while messages[0].role == "system":
+        told.append(messages.pop(0).text)
+    head = [Message.of("system", "\n\n".join(told))] if told else []
+    return service.complete([*head, *messages], model=model.id, sampling=sampling)
+
+
+async def current(service: ChatService, response_id: str) -> tuple[StoredResponse, Run | None]:
+    """A response, and the run that makes it, if it is being made here.
+
+    Raises:
+        NotFound: there is none.
+    """
+    stored = await service.store.responses.get(response_id)
+    if stored.answer.status != "running":
+        return stored, None
+    if (run := service.runs.of_message(stored.answer.id)) is not None:
+        return stored, run
+    await service.store.interrupt_orphans()  # it has just ended, or its process has died
+    return await service.store.responses.get(response_id), None
+
+
+async def forget(service: ChatService, response_id: str) -> None:
+    """Deletes a response, ending it first."""
+    _, run = await current(service, response_id)
+    if run is not None:
+        await run.stop()
+    await service.store.responses.delete(response_id)
