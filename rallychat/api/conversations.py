@@ -8,7 +8,7 @@ import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from rallychat.api.idempotency import IdempotencyKey, KeyedRoute
+from rallychat.api.idempotency import IdempotencyKey, StatefulRoute
 from rallychat.api.responses.answers import (
     ConversationDeleted,
     ConversationList,
@@ -31,7 +31,7 @@ from rallychat.errors import NotFound
 from rallychat.store import Conversation, StoredMessage
 from rallychat.texts import title_of
 
-router = APIRouter(route_class=KeyedRoute, tags=["conversations"])
+router = APIRouter(route_class=StatefulRoute, tags=["conversations"])
 _ONE = "/v1/conversations/{conversation_id}"
 _MADE = problems(400, 403, 404, 409, 413, 415, 500, 503)
 _READ = problems(400, 403, 404, 500, 503)

@@ -21,6 +21,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from rallychat.api.delivery import Stream
+from rallychat.api.errors import Problem, Refusal
 from rallychat.api.routing import JsonRoute
 from rallychat.api.serving import service_of
 from rallychat.errors import Conflict, KeyInUse, KeyReused
@@ -54,6 +55,24 @@ class KeyedRoute(JsonRoute):
             if not re.fullmatch(_FORM, key):
                 return await handler(request)
             return await _answered_once(request, handler, key)
+
+        return handle
+
+
+class StatefulRoute(KeyedRoute):
+    """A route that also refuses query parameters it does not know, by name."""
+
+    def get_route_handler(self) -> _Handler:
+        """The handler FastAPI calls."""
+        handler = super().get_route_handler()
+        known = {field.alias for field in self.dependant.query_params}
+
+        async def handle(request: Request) -> Response:
+            for name in request.query_params:
+                if name not in known:
+                    message = f"'{name[:300]}' is not a parameter of this route."
+                    raise Refusal(Problem(400, message, "unknown_parameter", name[:300]))
+            return await handler(request)
 
         return handle
 

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from rallychat import responding
 from rallychat.api import delivery
 from rallychat.api.errors import CUT_OFF, Refusal, problem_of_end
-from rallychat.api.idempotency import IdempotencyKey, KeyedRoute, announce, key_of, response_of
+from rallychat.api.idempotency import IdempotencyKey, StatefulRoute, announce, key_of, response_of
 from rallychat.api.responses import objects, unstored, viewing
 from rallychat.api.responses.answers import ItemList, ResponseDeleted, ResponseOut
 from rallychat.api.responses.items import items_of
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rallychat.runs import Run
     from rallychat.store import StoredResponse
 
-router = APIRouter(route_class=KeyedRoute, tags=["responses"])
+router = APIRouter(route_class=StatefulRoute, tags=["responses"])
 _STREAMED: dict[int | str, dict[str, Any]] = {
     200: {"model": ResponseOut, "content": EVENT_STREAM, "description": "The response, or its events."}
 }
