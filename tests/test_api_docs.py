@@ -12,6 +12,7 @@ from typing import get_args
 
 import pytest
 
+from rallychat.api.responses.requests import ResponseRequest
 from rallychat.api.schemas import ChatCompletionRequest, CompletionRequest
 from rallychat.cards import ModelState
 from rallychat.settings import Settings
@@ -32,7 +33,9 @@ async def test_the_routes_of_the_docs_are_the_routes_of_the_app(tmp_path: Path) 
 
 
 def test_every_field_is_in_the_docs() -> None:
-    fields = ChatCompletionRequest.model_fields | CompletionRequest.model_fields
+    fields = (
+        ChatCompletionRequest.model_fields | CompletionRequest.model_fields | ResponseRequest.model_fields
+    )
     missing = [name for name in fields if f"`{name}`" not in DOC]
     assert missing == []
     assert [state for state in get_args(ModelState) if f"`{state}`" not in DOC] == []

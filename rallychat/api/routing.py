@@ -57,9 +57,9 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 _DESCRIPTIONS = {
     400: "The request cannot be used; `param` names the field.",
     403: "A foreign Host or Origin, or a model whose source wants a token.",
-    404: "No such model.",
+    404: "No such model, response, conversation or item.",
     405: "The path exists, the method does not.",
-    409: "The state of the model does not allow this.",
+    409: "The state of the model, conversation or response does not allow this; or the idempotency key.",
     413: "The body is larger than `max_body_bytes`.",
     415: "The body is not `application/json`.",
     429: "The queue is full; see Retry-After.",
