@@ -49,6 +49,18 @@ EVENT_STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
 """OpenAPI's description of a streamed answer: one chunk object after each `data: `, then `data: [DONE]`."""
 
 
+NAMED_EVENTS = {
+    "text/event-stream": {
+        "schema": {
+            "type": "object",
+            "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+            "required": ["event", "data"],
+        }
+    }
+}
+"""The same of a stream whose events have names; `data` is the event as JSON, with the name as its `type`."""
+
+
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """OpenAPI's description of the errors a route may answer with."""
     return {status: {"model": ErrorBody, "description": _DESCRIPTIONS[status]} for status in statuses}

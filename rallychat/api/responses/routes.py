@@ -18,7 +18,7 @@ from rallychat.api.responses.answers import ItemList, ResponseDeleted, ResponseO
 from rallychat.api.responses.items import items_of
 from rallychat.api.responses.pages import After, Limit, Order, page
 from rallychat.api.responses.requests import ResponseRequest
-from rallychat.api.routing import EVENT_STREAM, problems
+from rallychat.api.routing import NAMED_EVENTS, problems
 from rallychat.api.serving import model_to_use, service_of
 from rallychat.errors import InvalidRequest, NotFound
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 router = APIRouter(route_class=StatefulRoute, tags=["responses"])
 _STREAMED: dict[int | str, dict[str, Any]] = {
-    200: {"model": ResponseOut, "content": EVENT_STREAM, "description": "The response, or its events."}
+    200: {"model": ResponseOut, "content": NAMED_EVENTS, "description": "The response, or its events."}
 }
 
 
