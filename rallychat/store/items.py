@@ -66,17 +66,22 @@ async def insert_chain(
 ) -> list[dict[str, Any]]:
     """Stores messages below `parent_id`, each below the one before; returns their rows."""
     newest = (await db.scalars(queries.newest_query(conversation_id))).one()
-    now, rows = datetime.now(UTC), []
+    rows: list[dict[str, Any]] = []
     for message in said:
-        newest = new_id("msg", after=newest)
-        row = _NO_COLUMNS | {"id": newest, "conversation_id": conversation_id, "parent_id": parent_id}
-        row |= {"role": message.role, "parts": codec.parts_checked(message.parts), "created_at": now}
-        row |= {"status": "complete"} | ({"finish_reason": "stop"} if message.role == "assistant" else {})
+        row = new_row(conversation_id, parent_id=parent_id, after=newest)
+        row |= {"role": message.role, "parts": codec.parts_checked(message.parts), "status": "complete"}
+        row |= {"finish_reason": "stop"} if message.role == "assistant" else {}
         rows.append(row)
-        parent_id = newest
+        newest = parent_id = row["id"]
     if rows:
         await db.execute(insert(messages), rows)
     return rows
+
+
+def new_row(conversation_id: str, *, parent_id: str | None, after: str | None) -> dict[str, Any]:
+    """A message's columns, of which its place is known; `after`: the conversation's newest message."""
+    place = {"id": new_id("msg", after=after), "conversation_id": conversation_id, "parent_id": parent_id}
+    return _NO_COLUMNS | place | {"created_at": datetime.now(UTC)}
 
 
 async def take_out(db: AsyncConnection, row: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from rallychat.messages import Message
 from rallychat.store import codec, queries
 from rallychat.store.database import Database
 from rallychat.store.ids import new_id
-from rallychat.store.items import insert_chain, is_followed, take_out
+from rallychat.store.items import insert_chain, is_followed, new_row, take_out
 from rallychat.store.owners import Owner
 from rallychat.store.tables import LOCAL_USER, conversations, idempotency_keys, messages, responses
 from rallychat.store.types import StoredMessage, StoredResponse, response_id
@@ -77,12 +77,11 @@ class ResponseStore:
             if parent is not None:
                 row = await queries.message_row(db, parent, conversation_id=conversation_id)
                 queries.refuse_running(row)
-            rows = await insert_chain(db, conversation_id, parent, [*said, Message("assistant", ())])
-            answer = rows[-1] | {"model": model, "status": "running", "finish_reason": None}
-            changed = {name: answer[name] for name in ("model", "status", "finish_reason")}
-            this = messages.c.id == answer["id"]
-            await db.execute(update(messages).where(this).values(**changed, owner=self._owner.id))
-            noted = {**request, "input": [row["id"] for row in rows[:-1]]}
+            rows = await insert_chain(db, conversation_id, parent, said)
+            answer = new_row(conversation_id, parent_id=rows[-1]["id"], after=rows[-1]["id"])
+            answer |= {"role": "assistant", "parts": [], "model": model, "status": "running"}
+            await db.execute(insert(messages).values(**answer | {"owner": self._owner.id}))
+            noted = {**request, "input": [row["id"] for row in rows]}
             await db.execute(insert(responses).values(message_id=answer["id"], request=noted))
             if parent_id is UNSET:
                 await queries.set_tip(db, conversation_id, answer["id"], at=now)
