@@ -16,7 +16,7 @@ from rallychat.errors import EngineInterrupted
 from rallychat.messages import Failed, Finished, Part, Piece, Queued, Started, Timings, Usage
 from rallychat.parsing import AnswerParser
 from rallychat.planning import Plan
-from rallychat.pool import Engine, Priority
+from rallychat.pool import Engine, Preempted, Priority
 from rallychat.runs import Emit
 
 FALLBACK = Sampling(temperature=0.7, top_p=0.95, top_k=0, min_p=0.05, repetition_penalty=1.0)
@@ -92,14 +92,21 @@ async def generate(
 ) -> Finished:
     """Makes the answer, telling `emit` each event but the last, which is returned.
 
-    An engine that dies before the first token is asked once more: nobody has seen anything yet.
+    An engine that dies before the first token is asked once more: nobody has seen anything yet. What has to make
+    way for a person goes on afterwards, where it was.
 
     Raises:
         RallyChatError: as the queue, the planning and the engine do.
     """
     async with engine.using():
         try:
-            return await _attempt(growth, engine, plan, family, sampling, emit, session, priority, adapter)
+            while True:
+                try:
+                    return await _attempt(
+                        growth, engine, plan, family, sampling, emit, session, priority, adapter
+                    )
+                except Preempted:
+                    await _rewind(growth, engine.client)
         except EngineInterrupted as exc:
             if growth.completion_tokens and not exc.hung:
                 raise
@@ -127,6 +134,20 @@ async def logged_ids(growth: Growth, client: EngineClient) -> tuple[int, ...] | 
     return None
 
 
+async def _rewind(growth: Growth, client: EngineClient) -> None:
+    """Back to what was told, so that the answer can go on from there in another request.
+
+    Raises:
+        EngineInterrupted: its tokens are not known.
+    """
+    if not growth.completion_tokens:
+        return
+    ids = await logged_ids(growth, client)
+    if ids is None:
+        raise EngineInterrupted("This answer had to make way and cannot go on.", hint="ask again")
+    growth.ids, growth.completion_tokens = list(ids), len(ids)
+
+
 async def _attempt(
     growth: Growth,
     engine: Engine,
@@ -138,21 +159,25 @@ async def _attempt(
     priority: Priority,
     adapter: str,
 ) -> Finished:
-    plan = growth.plan = await make_plan()
-    ends = await _ends(family, engine.client)
-    request = _request(plan, sampling, family, engine, ends=ends, adapter=adapter)
-    async with engine.slot(plan.ids, notify=lambda n: emit(Queued(n)), priority=priority) as slot:
-        growth.queued_ms = growth.elapsed_ms()
-        emit(Started(plan.report))
+    so_far = growth.completion_tokens
+    plan = growth.plan = growth.plan if so_far and growth.plan else await make_plan()
+    ends = await ends_of(family, engine.client)
+    given = growth.ids if so_far else None
+    request = _request(plan, sampling, family, engine, ends=ends, adapter=adapter, so_far=given)
+    asked = engine.slot(request.prompt, notify=lambda n: emit(Queued(n)), priority=priority, session=session)
+    async with asked as slot:
+        if not so_far:
+            growth.queued_ms = growth.elapsed_ms()
+            emit(Started(plan.report))
         async with aclosing(engine.generate(request, slot, session=_opaque(session))) as events:
             async for event in events:
                 match event:
                     case Prefill():
-                        growth.cached_tokens = event.cached
+                        growth.cached_tokens = growth.cached_tokens if so_far else event.cached
                     case Tokens():
                         _grow(growth, event, emit)
                     case Done():
-                        return _end(growth, event, emit)
+                        return _end(growth, event, emit, so_far)
     raise EngineInterrupted("The engine ended the stream without a word.", hint="ask again")
 
 
@@ -175,18 +200,19 @@ def _grow(growth: Growth, event: Tokens, emit: Emit) -> None:
         emit(delta)
 
 
-def _end(growth: Growth, event: Done, emit: Emit) -> Finished:
+def _end(growth: Growth, event: Done, emit: Emit, so_far: int) -> Finished:
     for delta in growth.parser.finish():
         emit(delta)
-    growth.completion_tokens, growth.cached_tokens = event.completion_tokens, event.cached_tokens
+    growth.completion_tokens = so_far + event.completion_tokens
+    growth.cached_tokens = growth.cached_tokens if so_far else event.cached_tokens
     if growth.plan:
-        evaluated = max(0, len(growth.plan.ids) - event.cached_tokens)
-        report = replace(growth.plan.report, reused_tokens=event.cached_tokens, evaluated_tokens=evaluated)
+        evaluated = max(0, len(growth.plan.ids) - growth.cached_tokens)
+        report = replace(growth.plan.report, reused_tokens=growth.cached_tokens, evaluated_tokens=evaluated)
         growth.plan = replace(growth.plan, report=report)
     return Finished(event.reason, growth.usage, growth.timings)
 
 
-async def _ends(family: Family, client: EngineClient) -> list[int]:
+async def ends_of(family: Family, client: EngineClient) -> list[int]:
     """The tokens that end an answer, as the family says: by their texts, else by their ids."""
     if not family.stop_tokens:
         return list(family.stop_ids)
@@ -198,16 +224,24 @@ async def _ends(family: Family, client: EngineClient) -> list[int]:
 
 
 def _request(
-    plan: Plan, sampling: Sampling, family: Family, engine: Engine, *, ends: list[int], adapter: str
+    plan: Plan,
+    sampling: Sampling,
+    family: Family,
+    engine: Engine,
+    *,
+    ends: list[int],
+    adapter: str,
+    so_far: list[int] | None,
 ) -> CompletionRequest:
     asked = sampling.over(FALLBACK)
     room = engine.info.window - len(plan.ids)
     given = asked.as_dict() | {
-        "max_tokens": min(asked.max_tokens or room, room),
+        "max_tokens": max(0, min(asked.max_tokens or room, room) - len(so_far or ())),
         "stop": [*family.stop, *(asked.stop or ())],
         "stop_token_ids": ends,
     }
-    return CompletionRequest(model=adapter or engine.spec.model, prompt=plan.ids, **given)
+    prompt = [*plan.ids, *(so_far or ())]
+    return CompletionRequest(model=adapter or engine.spec.model, prompt=prompt, **given)
 
 
 def _opaque(session: str) -> str | None:

@@ -73,7 +73,7 @@ async def test_those_who_wait_are_served_in_order_and_told_their_position() -> N
 
 async def test_a_person_goes_before_background_work_that_came_earlier() -> None:
     queue = ready(1)
-    holder, background = Visitor(queue), Visitor(queue, priority=Priority.BACKGROUND)
+    holder, background = Visitor(queue), Visitor(queue, priority=Priority.COMPACTION)
     await settle()
     person = Visitor(queue)
     await settle()

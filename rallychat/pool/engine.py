@@ -11,9 +11,18 @@ from typing import Literal
 
 from rallychat.engines.client import EngineClient
 from rallychat.engines.process import WorkerProcess
-from rallychat.engines.protocol import CompletionRequest, EngineEvent, EngineInfo, Tokens, WorkerSpec
+from rallychat.engines.protocol import (
+    CompletionRequest,
+    Done,
+    EngineEvent,
+    EngineInfo,
+    Prefill,
+    Tokens,
+    WorkerSpec,
+)
+from rallychat.engines.slots import shared_prefix
 from rallychat.errors import EngineInterrupted, EngineUnavailable, RallyChatError
-from rallychat.pool.slots import Notify, Priority, Slot, SlotQueue
+from rallychat.pool.slots import Apart, Notify, Preempted, Priority, Slot, SlotQueue
 from rallychat.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -99,28 +108,59 @@ class Engine:
 
     @asynccontextmanager
     async def slot(
-        self, ids: list[int], *, notify: Notify, priority: Priority = Priority.CHAT
+        self,
+        ids: list[int],
+        *,
+        notify: Notify = lambda _: None,
+        priority: Priority = Priority.CHAT,
+        session: str = "",
+        apart: Apart = "no",
     ) -> AsyncIterator[Slot]:
         """A slot for a prompt of `ids`; see `SlotQueue.slot`."""
-        async with self.queue.slot(ids, notify=notify, priority=priority) as slot:
+        asked = self.queue.slot(ids, notify=notify, priority=priority, session=session, apart=apart)
+        async with asked as slot:
             yield slot
 
     async def generate(
         self, request: CompletionRequest, slot: Slot, *, session: str | None = None
     ) -> AsyncGenerator[EngineEvent, None]:
-        """The engine's events for `request` on `slot`; closing it cancels."""
+        """The engine's events for `request` on `slot`; closing it cancels.
+
+        Raises:
+            Preempted: this is background work, and somebody who goes first wants the engine.
+        """
+        held = request.prompt[: shared_prefix(slot.ids, request.prompt)]
         slot.ids = request.prompt
-        answer: list[int] = []
         where = slot.index if self.info.slot_affinity else None
         try:
             stream = self.client.generate(request.model_copy(update={"slot": where}), session=session)
-            async with aclosing(stream) as events:
+            person = slot.holder is Priority.CHAT
+            async with aclosing(stream if person else _until(slot.wanted, stream)) as events:
                 async for event in events:
-                    if isinstance(event, Tokens):
-                        answer.extend(event.ids)
+                    match event:
+                        case Prefill():
+                            held = request.prompt[: event.processed]
+                        case Tokens():
+                            held = held if len(held) >= len(request.prompt) else list(request.prompt)
+                            held.extend(event.ids)
+                        case Done():
+                            held = held if len(held) >= len(request.prompt) else list(request.prompt)
                     yield event
         finally:
-            slot.ids = [*request.prompt, *answer]
+            slot.ids = held
+
+    async def warm(self, ids: list[int], slot: Slot, *, session: str | None = None) -> int:
+        """Evaluates a prompt into a slot and generates nothing; returns how many tokens had to be evaluated.
+
+        Raises:
+            Preempted: somebody who goes first wants the engine; what was evaluated until then stays.
+        """
+        request = CompletionRequest(model=self.spec.model, prompt=ids, max_tokens=0, temperature=0)
+        async with aclosing(self.generate(request, slot, session=session)) as events:
+            async for event in events:
+                if isinstance(event, Done):
+                    return event.prompt_tokens - event.cached_tokens
+        raise EngineInterrupted("The engine ended the warming without a word.", hint="ask again")
 
     async def recover(self, *, hung: bool) -> None:
         """After an interrupted answer: waits for the worker that follows; one that hangs is killed first.
@@ -192,3 +232,27 @@ class Engine:
             self.queue.refuse(error)
         async with self._changed:
             self._changed.notify_all()
+
+
+async def _until(
+    wanted: asyncio.Event, stream: AsyncGenerator[EngineEvent]
+) -> AsyncGenerator[EngineEvent, None]:
+    """The stream, until it is `wanted` that it ends."""
+    leave = asyncio.ensure_future(wanted.wait())
+    async with aclosing(stream):
+        try:
+            while True:
+                step = asyncio.ensure_future(anext(stream))
+                try:
+                    await asyncio.wait({step, leave}, return_when=asyncio.FIRST_COMPLETED)
+                    if leave.done():
+                        raise Preempted
+                    yield step.result()
+                except StopAsyncIteration:
+                    return
+                finally:
+                    if not step.done():
+                        step.cancel()
+                        await asyncio.gather(step, return_exceptions=True)
+        finally:
+            leave.cancel()
