@@ -124,7 +124,7 @@ async def test_background_goes_by_priority() -> None:
     waiting = [Worker(queue, [n], priority) for n, priority in enumerate(order)]
     await settle()
     await holder.leave()
-    served = []
+    served: list[Priority] = []
     while len(served) < len(order):
         await settle()
         (current,) = (work for work in waiting if work.slot is not None and not work.done)

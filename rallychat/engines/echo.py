@@ -112,6 +112,9 @@ class Echo:
             if done > cached:
                 await asyncio.sleep(self._options.prefill_ms / 1000)
             yield Prefill(total, cached, done)
+        if request.max_tokens == 0:
+            yield Done("length", total, 0, cached)
+            return
         script = self._script(request)
         text = codecs.getincrementaldecoder("utf-8")("replace")
         waiting: list[int] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Literal
 
@@ -34,6 +34,9 @@ GIVE_UP = 5
 HEALTHY = 60.0
 """Seconds of life after which earlier deaths are forgotten."""
 
+SIP = 32
+"""Tokens that background work evaluates at a time."""
+
 SEEN = 2.0
 """Seconds within which the end of a process is noticed."""
 
@@ -46,9 +49,12 @@ class Engine:
     Args:
         spec: what the worker runs.
         settings: timeouts and the length of the queue.
+        came_back: called after each restart, when it can answer again and its caches are empty.
     """
 
-    def __init__(self, spec: WorkerSpec, settings: Settings) -> None:
+    def __init__(
+        self, spec: WorkerSpec, settings: Settings, *, came_back: Callable[[Engine], None] = lambda _: None
+    ) -> None:
         self.spec = spec
         self.state: State = "loading"
         self.error: RallyChatError | None = None
@@ -57,14 +63,15 @@ class Engine:
         self.users = 0
         self.queue = SlotQueue(spec.slots, limit=settings.max_queue)
         self._settings = settings
+        self._came_back = came_back
         self._process: WorkerProcess | None = None
         self._changed = asyncio.Condition()
         self._supervisor = asyncio.create_task(self._supervise(), name=f"supervise {spec.model}")
 
     @property
     def idle(self) -> bool:
-        """Nobody uses or waits for this engine."""
-        return self.queue.idle and not self.users
+        """Nobody uses or waits for this engine; background work does not keep it."""
+        return not self.queue.people and not self.users
 
     @property
     def pid(self) -> int | None:
@@ -149,18 +156,25 @@ class Engine:
         finally:
             slot.ids = held
 
-    async def warm(self, ids: list[int], slot: Slot, *, session: str | None = None) -> int:
+    async def warm(self, ids: list[int], slot: Slot, *, adapter: str = "") -> int:
         """Evaluates a prompt into a slot and generates nothing; returns how many tokens had to be evaluated.
+
+        Small steps: who wants the engine meanwhile waits for one of them at most.
 
         Raises:
             Preempted: somebody who goes first wants the engine; what was evaluated until then stays.
         """
-        request = CompletionRequest(model=self.spec.model, prompt=ids, max_tokens=0, temperature=0)
-        async with aclosing(self.generate(request, slot, session=session)) as events:
-            async for event in events:
-                if isinstance(event, Done):
-                    return event.prompt_tokens - event.cached_tokens
-        raise EngineInterrupted("The engine ended the warming without a word.", hint="ask again")
+        evaluated, at = 0, shared_prefix(slot.ids, ids)
+        while at < len(ids):
+            at = min(at + SIP, len(ids))
+            request = CompletionRequest(
+                model=adapter or self.spec.model, prompt=ids[:at], max_tokens=0, temperature=0
+            )
+            async with aclosing(self.generate(request, slot)) as events:
+                async for event in events:
+                    if isinstance(event, Done):
+                        evaluated += event.prompt_tokens - event.cached_tokens
+        return evaluated
 
     async def recover(self, *, hung: bool) -> None:
         """After an interrupted answer: waits for the worker that follows; one that hangs is killed first.
@@ -206,6 +220,8 @@ class Engine:
                 continue
             self._process = process
             await self._become("loaded")
+            if self.restarts:
+                self._came_back(self)
             try:
                 code = await process.exited()
             finally:

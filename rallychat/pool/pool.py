@@ -57,6 +57,8 @@ class Pool:
     """
 
     def __init__(self, settings: Settings, downloads: Downloads) -> None:
+        self.came_back: Callable[[Engine], None] = lambda _: None
+        """Called with an engine that was restarted, once it can answer again."""
         self._settings = settings
         self._downloads = downloads
         self._engines: dict[str, Engine] = {}
@@ -103,7 +105,8 @@ class Pool:
             engine = self.find(model.id)
             if engine is None:
                 await self._make_room(model.engine_id)
-                engine = Engine(worker_spec(model, str(path), self._settings), self._settings)
+                spec = worker_spec(model, str(path), self._settings)
+                engine = Engine(spec, self._settings, came_back=lambda it: self.came_back(it))
                 self._engines[model.engine_id] = engine
         return engine
 

@@ -161,17 +161,23 @@ class SlotQueue:
             if not waiting.granted.done():
                 waiting.granted.set_exception(error)
 
+    def home(self, session: str) -> Slot | None:
+        """The slot that holds the conversation's prompt."""
+        mine = (s for s in self._slots if session and s.session == session and not s.stale)
+        return next(mine, None)
+
     def touch(self, session: str) -> None:
         """Somebody has the conversation open: its cache is spared as if it had just been used."""
-        for slot in self._slots:
-            if slot.session == session and not slot.stale:
-                slot.used_at = time.monotonic()
+        if (slot := self.home(session)) is not None:
+            slot.used_at = time.monotonic()
 
     def settle(self, session: str, slot: Slot) -> None:
         """The conversation's prompt is in `slot` from now on: its other slots may be taken by anybody."""
+        slot.stale = False
         for other in self._slots:
-            if other.session == session:
-                other.stale = other is not slot
+            if session and other.session == session and other is not slot:
+                other.stale = True
+                slot.used_at = max(slot.used_at, other.used_at)
 
     @asynccontextmanager
     async def slot(
@@ -210,7 +216,7 @@ class SlotQueue:
             self._grant()
 
     def _release(self, slot: Slot) -> None:
-        if slot.holder is Priority.CHAT:
+        if slot.holder in (Priority.CHAT, Priority.WARMING):
             slot.used_at = time.monotonic()
         slot.holder = None
         slot.wanted.clear()
@@ -286,8 +292,11 @@ class SlotQueue:
         for other in self._line:
             other.passed += other.priority > Priority.CHAT and not person
         asked = waiting.asked
-        if asked.session != slot.session or not asked.session:
-            slot.session, slot.stale = asked.session, False
+        if asked.apart == "no":
+            slot.session = asked.session
+            self.settle(asked.session, slot)
+        elif slot is not self.home(asked.session):  # until it is settled, anybody may have it
+            slot.session, slot.stale = asked.session, True
         slot.holder = asked.priority
         slot.wanted.clear()
         waiting.granted.set_result(slot)
@@ -304,6 +313,8 @@ def _best(slots: Sequence[Slot], free: Sequence[Slot], asked: Asked) -> Slot | N
     shared = {slot.index: shared_prefix(slot.ids, asked.ids) for slot in free}
     others = [slot for slot in free if slot not in mine or asked.apart == "no"]
     kin = [slot for slot in others if slot.ids and shared[slot.index] * 2 >= len(slot.ids)]
+    if asked.priority is not Priority.CHAT:
+        kin = [slot for slot in kin if slot.stale or slot.session == asked.session]
     if kin:
         return max(kin, key=lambda slot: (shared[slot.index], slot.used_at))
     if asked.priority is not Priority.CHAT:
