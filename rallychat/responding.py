@@ -80,7 +80,7 @@ async def respond(
     conversation = conversation or await service.store.get(stored.answer.conversation_id)
     if instructions is not None:
         conversation = replace(conversation, system=instructions)
-    priority = Priority.BACKGROUND if request["background"] else Priority.CHAT
+    priority = Priority.BATCH if request["background"] else Priority.CHAT
     run = await service.run_answer(
         conversation,
         stored.answer,
