@@ -22,6 +22,8 @@ SHORTEST_WINDOW = 2048
 """Tokens below which a window is not halved to save memory."""
 CACHE_SHARE = 0.25
 """Share of this machine's memory that the slots' caches may take before the window is halved."""
+MOST_SLOTS = 16
+"""Slots of a batch on a CPU."""
 OVERHEAD = 96 * 2**20
 """Bytes a worker takes beside weights and cache."""
 
@@ -117,3 +119,17 @@ def _memory(model: Model) -> int:
     import psutil  # not needed by workers, which import this package too
 
     return int(psutil.virtual_memory().total)
+
+
+def batch_slots(model: Model, settings: Settings) -> int:
+    """Answers at once that give most tokens a second where nobody waits: many, as far as their caches fit.
+
+    On a CPU more than 16 gain little (docs/benchmarks.md).
+    """
+    on_gpu = this_machine().device != "cpu"
+    affordable = _memory(model) * CACHE_SHARE
+    for slots in (count for count in (64, 32, 16, 8, 4, 2) if on_gpu or count <= MOST_SLOTS):
+        wide = settings.model_copy(update={"slots": slots})
+        if cache_size(model, wide, slot_window(model, wide)) <= affordable:
+            return slots
+    return 1

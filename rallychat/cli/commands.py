@@ -239,6 +239,43 @@ def chat(
     run(start_chat(settings, system=system, resume=resume))
 
 
+@app.command(cls=Forgiving)
+def batch(
+    source: Annotated[str, typer.Argument(metavar="IN.jsonl", help="The lines; - reads standard input.")],
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="OUT.jsonl", help="The outcomes; - is standard output.")
+    ] = "-",
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Answers every line, whatever model it names."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Begin anew, whatever the output holds.")
+    ] = False,
+    gen_config_path: GenConfig = None,
+    slots: Annotated[
+        int | None, typer.Option(min=1, max=256, help="Answers generated at the same time (by the machine).")
+    ] = None,
+    window: Window = None,
+    threads: Threads = None,
+    data_dir: DataDir = None,
+    offline: Offline = False,
+) -> None:
+    """Answer the lines of a file, as fast as the machine can. Interrupted, the same command goes on."""
+    from rallychat.cli.batch import batch as answer_lines
+
+    settings = settings_from(
+        model=model,
+        gen_config_path=gen_config_path,
+        slots=slots,
+        window=window,
+        threads=threads,
+        data_dir=data_dir,
+        offline=offline or None,
+    )
+    run(answer_lines(settings, source, output, model=model, overwrite=overwrite))
+
+
 @models_app.command("list")
 def models_list(
     data_dir: DataDir = None,

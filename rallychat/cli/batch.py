@@ -1,0 +1,230 @@
+"""`rallychat batch`: answers the lines of a file, with a bar; what an interrupted run did is not done again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from rallychat import batches
+from rallychat.api.batch_lines import BatchLines
+from rallychat.catalog.sizing import batch_slots
+from rallychat.chat import ChatService
+from rallychat.cli.progress import fetch_with_bar
+from rallychat.errors import InvalidRequest
+from rallychat.settings import Settings
+
+SOME_FAILED = 3
+"""Exit code of a batch that is complete, but has lines that are errors."""
+AHEAD = 64
+"""Lines for each slot that may be done, or begun, before the oldest that is not: bounds what is kept in memory."""
+
+
+async def batch(
+    settings: Settings, source: str, output: str, *, model: str | None = None, overwrite: bool = False
+) -> int:
+    """Answer every line of `source` into `output`; "-" is standard input or output. Returns the exit code.
+
+    Args:
+        model: answers every line; None: the one it names, or the default.
+
+    Raises:
+        RallyChatError: the batch cannot be begun, or not go on. What is done stays done.
+    """
+    logging.getLogger("rallychat").addHandler(logging.NullHandler())  # failures are told where they happen
+    console = Console(stderr=True)
+    with opened(source) as stream:
+        lines = batches.survey(Path(source)) if source != "-" else None
+        settings = sized(settings)
+        async with ChatService.open(settings) as service:
+            for note in service.notes:
+                console.print(note, style="yellow", markup=False)
+            asked = BatchLines(service, model=model, longest=settings.max_body_bytes)
+            facts = facts_of(service, lines, model)
+            with recorded(output, facts, overwrite=overwrite) as record:
+                with ending(record, console):
+                    done = await answer_all(service, asked, stream, record, lines, console)
+                if isinstance(record, batches.Journal):
+                    record.finish()
+    return SOME_FAILED if done.failed else 0
+
+
+def sized(settings: Settings) -> Settings:
+    """The settings with as many slots as a batch is fastest with, unless they say how many."""
+    if "slots" in settings.model_fields_set:
+        return settings
+    from rallychat.catalog import Catalog
+    from rallychat.catalog.starting import start
+
+    begin = start(settings, Catalog.load(settings))
+    model = begin.catalog.resolve(begin.settings.model)
+    return settings.model_copy(update={"slots": batch_slots(model, settings)})
+
+
+async def answer_all(
+    service: ChatService,
+    asked: BatchLines,
+    stream: BinaryIO,
+    record: batches.Journal | batches.Stream,
+    lines: batches.Survey | None,
+    console: Console,
+) -> batches.Progress:
+    """Make the model ready, and answer what is not yet answered."""
+    settings, model = service.settings, service.resolve(None)
+    await fetch_with_bar(service.downloads, model, settings, console)
+    await service.load(settings.model)
+    engine = service.pool.find(model.id)
+    slots = (engine.info.slots if engine else None) or settings.slots
+    with bar(console) as progress:
+        task = progress.add_task(model.name, total=lines.lines if lines else None, tokens=0)
+
+        def tell(at: batches.Progress) -> None:
+            progress.update(task, completed=at.done, tokens=at.tokens)
+
+        done = await batches.work(
+            batches.read_lines(stream, longest=settings.max_body_bytes),
+            asked.answer,
+            record,
+            width=2 * slots,  # the next prompts are read and tokenised while the slots are busy
+            ahead=AHEAD * slots,
+            tell=tell,
+        )
+        seconds = progress.tasks[task].elapsed or 0.0
+    say_done(done, seconds, console)
+    return done
+
+
+def say_done(done: batches.Progress, seconds: float, console: Console) -> None:
+    """What was done, in a line."""
+    now = done.done - done.before
+    errors = f", {done.failed:,} of them errors" if done.failed else ""
+    speed = f" in {seconds:,.1f} s, {done.tokens / seconds:,.1f} tokens a second" if now and seconds else ""
+    before = f" ({done.before:,} by an earlier run)" if done.before else ""
+    console.print(f"{done.done:,} lines answered{before}{errors}{speed}.", markup=False, highlight=False)
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def opened(source: str) -> Iterator[BinaryIO]:
+    """The input.
+
+    Raises:
+        InvalidRequest: it cannot be read.
+    """
+    if source == "-":
+        yield sys.stdin.buffer
+        return
+    try:
+        stream = Path(source).open("rb")  # noqa: SIM115 - closed below
+    except OSError as exc:
+        raise InvalidRequest(f"{source} cannot be read: {exc.strerror or exc}.", param="IN.jsonl") from exc
+    with stream:
+        yield stream
+
+
+def facts_of(
+    service: ChatService, lines: batches.Survey | None, model: str | None
+) -> dict[str, object] | None:
+    """What the outcomes depend on; None where that cannot be known, so that nothing is resumed."""
+    if lines is None:
+        return None
+    usual = service.resolve(None)
+    return {
+        "input": lines.sha256,
+        "model": usual.id,
+        "--model": bool(model),
+        "generation config": service.sampling(usual).as_dict(),
+    }
+
+
+@contextmanager
+def recorded(
+    output: str, facts: dict[str, object] | None, *, overwrite: bool
+) -> Iterator[batches.Journal | batches.Stream]:
+    """Where outcomes go: a journalled file if the batch can be resumed, else a stream.
+
+    Raises:
+        Conflict: the output is another batch's.
+        InvalidRequest: it is there already, or cannot be written.
+    """
+    if output == "-":
+        try:
+            yield batches.Stream(sys.stdout.buffer)
+        except BrokenPipeError as exc:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
+            raise InvalidRequest("Nobody reads the outcomes any more.", param="output") from exc
+        return
+    try:
+        if facts is not None:
+            with batches.Journal(Path(output), facts, overwrite=overwrite) as journal:
+                yield journal
+        else:
+            with Path(output).open("wb" if overwrite else "xb") as stream:
+                yield batches.Stream(stream)
+    except FileExistsError as exc:
+        raise InvalidRequest(
+            f"{output} exists already.", param="output", hint="choose another name, or say --overwrite"
+        ) from exc
+    except OSError as exc:
+        raise InvalidRequest(
+            f"{output} cannot be written: {exc.strerror or exc}.",
+            param="output",
+            hint="make room or choose another place; what is done is kept",
+        ) from exc
+
+
+@contextmanager
+def ending(record: batches.Journal | batches.Stream, console: Console) -> Iterator[None]:
+    """Says what is left of a batch that does not come to its end."""
+    try:
+        yield
+    except BaseException:
+        if isinstance(record, batches.Journal):
+            kept = record.written + len(record.held)
+            console.print(
+                f"{kept:,} lines are done; the same command goes on from there.", style="dim", highlight=False
+            )
+        raise
+
+
+# --- the bar ------------------------------------------------------------------------------------------------
+
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        tokens, seconds = task.fields["tokens"], task.elapsed
+        return Text(f"{tokens / seconds:,.1f} tokens/s" if tokens and seconds else "", style="green")
+
+
+def bar(console: Console) -> Progress:
+    """Lines done, tokens a second, time left; prints nothing where there is no terminal."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Speed(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )

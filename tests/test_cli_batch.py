@@ -1,0 +1,269 @@
+"""`rallychat batch`: lines in, lines out, in every shape and through every kill."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli_world import ROOT, Person
+
+SLOW = """
+name = "Slow"
+family = "echo"
+engine = "echo"
+[weights]
+kind = "none"
+[options]
+delay_ms = 2
+"""
+
+
+@pytest.fixture
+def person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Person:
+    somebody = Person(tmp_path, monkeypatch, capsys)
+    monkeypatch.setenv("RALLYCHAT_MODEL", "echo")
+    return somebody
+
+
+def lines(*values: Any) -> str:
+    return "".join(f"{value if isinstance(value, str) else json.dumps(value)}\n" for value in values)
+
+
+def openai_line(name: str, body: dict[str, Any], url: str = "/v1/chat/completions") -> dict[str, Any]:
+    return {"custom_id": name, "method": "POST", "url": url, "body": body}
+
+
+def outcomes(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def answered(person: Person, *values: Any, flags: Sequence[str] = ()) -> tuple[int, list[Any]]:
+    """The exit code and the outcomes of these lines."""
+    (person.home / "in.jsonl").write_text(lines(*values))
+    out = person.home / "out.jsonl"
+    done = person.types("batch", "in.jsonl", "-o", str(out), "--overwrite", *flags)
+    return done.code, outcomes(out) if out.exists() else []
+
+
+# --- shapes -------------------------------------------------------------------------------------------------
+
+
+def test_prompts_and_messages_are_answered_in_order(person: Person) -> None:
+    said = [{"role": "user", "content": "Two"}]
+    code, found = answered(person, {"prompt": "One"}, {"messages": said}, {"prompt": "Three", "id": "x"})
+    assert code == 0
+    assert [(line["line"], line.get("id"), line["text"]) for line in found] == [
+        (1, None, "One"),
+        (2, None, "Two"),
+        (3, "x", "Three"),
+    ]
+    assert found[0] | {"usage": None} == {
+        "line": 1, "text": "One", "finish_reason": "stop", "model": "echo", "usage": None,
+    }  # fmt: skip
+    assert found[0]["usage"]["completion_tokens"] == 2
+
+
+def test_a_line_says_how_it_is_answered(person: Person) -> None:
+    code, found = answered(person, {"prompt": "abcdefgh", "max_tokens": 2, "system": "Be brief."})
+    assert (code, found[0]["text"], found[0]["finish_reason"]) == (0, "abcd", "length")
+
+
+def test_batch_lines_of_openai_are_answered_in_their_shape(person: Person) -> None:
+    chat = {"model": "echo", "messages": [{"role": "user", "content": "Hello"}]}
+    text = {"model": "echo", "prompt": "Once", "max_tokens": 9}
+    code, found = answered(person, openai_line("a", chat), openai_line("b", text, "/v1/completions"))
+    assert code == 0
+    assert [(line["custom_id"], line["error"], line["response"]["status_code"]) for line in found] == [
+        ("a", None, 200),
+        ("b", None, 200),
+    ]
+    bodies = [line["response"]["body"] for line in found]
+    assert bodies[0]["object"] == "chat.completion"
+    assert bodies[0]["choices"][0]["message"]["content"] == "Hello"
+    assert (bodies[1]["object"], bodies[1]["choices"][0]["text"]) == ("text_completion", "Once")
+    assert len({line["id"] for line in found}) == 2
+
+
+def test_the_model_of_the_command_line_answers_every_line(person: Person) -> None:
+    line = openai_line("a", {"model": "gpt-4o", "messages": [{"role": "user", "content": "Hi"}]})
+    code, found = answered(person, line, flags=["--model", "echo"])
+    assert (code, found[0]["response"]["body"]["model"]) == (0, "echo")
+
+
+def test_a_generation_config_holds_for_every_line(person: Person) -> None:
+    Path("short.yaml").write_text("generation_config:\n  max_new_tokens: 1\n")
+    flags = ["--gen-config-path", "short.yaml"]
+    _, found = answered(person, {"prompt": "abcdef"}, {"prompt": "abcdef", "max_tokens": 2}, flags=flags)
+    assert [line["text"] for line in found] == ["ab", "abcd"]
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("{bad", "invalid_json", "not valid JSON"),
+        ("[1]", "invalid_body", "must be a JSON object"),
+        ({"text": "x"}, "missing_required_parameter", "neither 'prompt' nor 'messages'"),
+        ({"prompt": ""}, "invalid_value", "'prompt' must be a text"),
+        ({"prompt": 5}, "invalid_value", "'prompt' must be a text"),
+        ({"prompt": "x", "system": 5}, "invalid_value", "'system' must be a text"),
+        ({"prompt": "x", "tempreature": 1}, "unknown_parameter", "'tempreature'"),
+        ({"prompt": "x", "temperature": 9}, "invalid_value", "'temperature' must be at most 2"),
+        ({"prompt": "x", "stream": True}, "unsupported_value", "whole answers"),
+        ({"prompt": "x", "model": "nothing"}, "model_not_found", "'nothing'"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "invalid_request", "the assistant's"),
+        ({"prompt": "x" * 30_000}, "context_length_exceeded", "too many"),
+        ({"prompt": "!fail 2"}, "engine_interrupted", "as asked"),
+    ],
+)
+def test_a_line_that_cannot_be_answered_says_why_and_the_batch_goes_on(
+    person: Person, line: Any, code: str, said: str
+) -> None:
+    exit_code, found = answered(person, {"prompt": "before"}, line, {"prompt": "after"})
+    assert exit_code == 3
+    assert [each.get("text") for each in found] == ["before", None, "after"]
+    assert (found[1]["line"], found[1]["error"]["code"]) == (2, code)
+    assert said in found[1]["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ({"custom_id": "a"}, "'method' is missing"),
+        (openai_line("a", {}, "/v1/embeddings"), "'url' must be"),
+        (openai_line("a", {"messages": []}), "'messages'"),
+        (openai_line("a", {"messages": [{"role": "user", "content": "x"}], "foo": 1}), "'foo' is not known"),
+        (openai_line("a", {}) | {"foo": 1}, "'foo' is not known"),
+    ],
+)
+def test_a_wrong_line_of_openai_is_refused_in_its_shape(person: Person, line: Any, said: str) -> None:
+    code, found = answered(person, line)
+    assert code == 3
+    assert (found[0]["custom_id"], found[0]["error"]) == ("a", None)
+    assert found[0]["response"]["status_code"] == 400
+    assert said in found[0]["response"]["body"]["error"]["message"]
+
+
+# --- streams and files --------------------------------------------------------------------------------------
+
+
+def rallychat(folder: Path, *args: str, **given: Any) -> subprocess.Popen[bytes]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RALLYCHAT_")}
+    environment = clean | {"PYTHONPATH": str(ROOT), "RALLYCHAT_DATA_DIR": str(folder / "data")}
+    command = [sys.executable, "-m", "rallychat", "batch", *args]
+    return subprocess.Popen(command, env=environment, cwd=folder, stderr=subprocess.PIPE, **given)
+
+
+def test_standard_input_is_answered_on_standard_output(tmp_path: Path) -> None:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with rallychat(tmp_path, "-", "--model", "echo", **pipes) as process:
+        out, err = process.communicate(lines({"prompt": "One"}, "{bad", {"prompt": "Two"}).encode(), 120)
+    found = [json.loads(line) for line in out.splitlines()]
+    assert [line.get("text") for line in found] == ["One", None, "Two"]
+    assert process.returncode == 3
+    assert b"3 lines answered, 1 of them errors" in err
+
+
+def test_an_output_that_is_there_is_kept(person: Person) -> None:
+    Path("in.jsonl").write_text(lines({"prompt": "x"}))
+    Path("out.jsonl").write_text("mine\n")
+    done = person.types("batch", "in.jsonl", "-o", "out.jsonl")
+    assert (done.code, Path("out.jsonl").read_text()) == (1, "mine\n")
+    assert "--overwrite" in done.err
+
+
+def test_an_input_that_is_not_there_is_one_sentence(person: Person) -> None:
+    done = person.types("batch", "nothing.jsonl", "-o", "out.jsonl")
+    assert done.code == 1
+    assert "nothing.jsonl cannot be read: No such file" in done.err
+
+
+def test_a_model_that_cannot_be_had_ends_the_batch_before_it_begins(person: Person) -> None:
+    person.adds_model("broken", SLOW + 'load_error = "the weights are damaged"\n')
+    Path("in.jsonl").write_text(lines({"prompt": "x"}))
+    done = person.types("batch", "in.jsonl", "-o", "out.jsonl", "--model", "broken")
+    assert done.code == 1
+    assert "the same command goes on" in done.err
+    assert outcomes(Path("out.jsonl")) == []
+
+
+# --- killed -------------------------------------------------------------------------------------------------
+
+
+def begun(folder: Path, count: int) -> list[str]:
+    """A batch that takes a while, and its command."""
+    models = folder / "data" / "catalog" / "models"
+    models.mkdir(parents=True)
+    (models / "slow.toml").write_text(SLOW)
+    asked = [{"prompt": f"!count {20 + number * 37 % 60}", "id": number} for number in range(count)]
+    (folder / "in.jsonl").write_text(lines(*asked))
+    return ["in.jsonl", "-o", "out.jsonl", "--model", "slow", "--slots", "4"]
+
+
+def test_a_batch_that_is_killed_again_and_again_loses_and_repeats_nothing(tmp_path: Path) -> None:
+    command = begun(tmp_path, 60)
+    out = tmp_path / "out.jsonl"
+    seen = 0
+    for more in (5, 25):
+        with rallychat(tmp_path, *command) as process:
+            grows(process, out, seen + more)
+            process.send_signal(signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
+        assert (tmp_path / "out.jsonl.journal").exists()
+        seen = count(out)
+    with rallychat(tmp_path, *command) as process:
+        said = process.communicate()[1].decode()
+    assert process.returncode == 0
+    assert "60 lines answered (" in said
+    found = outcomes(out)
+    assert [line["id"] for line in found] == list(range(60))
+    assert all(line["text"].endswith(f" {20 + line['id'] * 37 % 60}") for line in found)
+    assert not (tmp_path / "out.jsonl.journal").exists()
+
+
+def grows(process: subprocess.Popen[bytes], out: Path, until: int) -> None:
+    """Waits until the output has so many lines."""
+    while count(out) < until:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.02)
+            raise AssertionError("the batch ended too early")
+
+
+def count(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_batch_that_is_interrupted_says_how_it_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+    command = begun(tmp_path, 60)
+    with rallychat(tmp_path, *command) as process:
+        grows(process, tmp_path / "out.jsonl", 3)
+        process.send_signal(number)
+        said = process.communicate()[1].decode()
+    assert process.returncode not in (0, 3)
+    if number is signal.SIGINT:
+        assert "the same command goes on from there" in said
+        assert "Traceback" not in said
+
+
+def test_an_input_that_has_changed_is_noticed(tmp_path: Path) -> None:
+    command = begun(tmp_path, 60)
+    with rallychat(tmp_path, *command) as process:
+        grows(process, tmp_path / "out.jsonl", 3)
+        process.kill()
+    with (tmp_path / "in.jsonl").open("a") as file:
+        file.write(lines({"prompt": "one more"}))
+    before = (tmp_path / "out.jsonl").read_bytes()
+    with rallychat(tmp_path, *command) as process:
+        said = process.communicate()[1].decode()
+    assert process.returncode == 1
+    assert "was begun with another input" in said
+    assert (tmp_path / "out.jsonl").read_bytes() == before
