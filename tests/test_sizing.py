@@ -11,7 +11,7 @@ import pytest
 from rallychat.catalog import Catalog, sizing
 from rallychat.catalog.gguf import read_gguf
 from rallychat.catalog.precision import Machine
-from rallychat.catalog.sizing import needed_memory, slot_window
+from rallychat.catalog.sizing import batch_slots, needed_memory, slot_window
 from rallychat.catalog.types import FileWeights, Model, NoWeights
 from rallychat.settings import Settings
 
@@ -122,3 +122,15 @@ def test_every_model_of_the_menu_says_what_its_cache_takes() -> None:
 def test_the_default_model_s_cache_is_as_its_weights_say(smollm2_gguf: Path) -> None:
     default = Catalog.load(Settings()).resolve("smollm2-135m-instruct")
     assert default.cache_bytes_per_token == read_gguf(smollm2_gguf).kv_bytes_per_token
+
+
+def test_a_batch_takes_as_many_slots_as_its_caches_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizing, "this_machine", lambda: Machine("cpu", (GIB,)))
+    slots = []
+    for memory in (64 * GIB, 12 * GIB, 4 * GIB, GIB // 8):
+        machine(monkeypatch, memory)
+        slots.append(batch_slots(model(), Settings()))
+    assert slots == [16, 8, 4, 1]
+    machine(monkeypatch, 64 * GIB)
+    monkeypatch.setattr(sizing, "this_machine", lambda: Machine("cuda", (GIB,)))
+    assert batch_slots(model(), Settings()) == 64
