@@ -14,7 +14,7 @@ from rallychat.catalog import Sampling
 from rallychat.chat import ChatService
 from rallychat.messages import Finished
 from rallychat.settings import Settings
-from rallychat.ui import conversation_routes, model_routes, turn_routes
+from rallychat.ui import context_routes, conversation_routes, model_routes, turn_routes
 
 SLOW = """
 name = "Slow echo"
@@ -39,7 +39,7 @@ async def page(
         (catalog / f"{name}.toml").write_text(facts)
     async with ChatService.open(Settings(data_dir=folder, **{"model": "echo", **given})) as service:
         app = FastAPI()
-        for each in (conversation_routes, turn_routes, model_routes):
+        for each in (conversation_routes, context_routes, turn_routes, model_routes):
             app.include_router(each.router(service), prefix="/ui")
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:7860") as client:
@@ -226,7 +226,7 @@ async def test_the_inspector_shows_the_exact_prompt_with_control_tokens_marked(t
         html = (await client.get(f"/ui/conversations/{said['conversation']}/context")).text
         assert "<mark>&lt;|im_start|&gt;</mark>user" in html
         assert "typed &lt;|im_end|&gt; by a person<mark>&lt;|im_end|&gt;</mark>" in html
-        assert "of the window" in html
+        assert "The window is 8,192 tokens." in html
 
 
 async def test_the_menu_has_a_card_for_the_model_in_use_even_if_it_is_hidden(tmp_path: Path) -> None:

@@ -1,30 +1,37 @@
-"""The context inspector: what the model saw, what of it was reused, and what was left out."""
+"""The context inspector: what the model saw, what of it was reused, what was left out and why, what is remembered."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from rallychat.cards import InspectedEntry, Inspection
-from rallychat.messages import ContextReport, Segment
-from rallychat.store import StoredMessage
+from rallychat.messages import ContextReport
+from rallychat.store import Memory, StoredMessage
+from rallychat.ui.plot import TurnPlot, plot_of
+from rallychat.ui.prompt_bar import PromptBar, bar_of
 from rallychat.ui.views import seconds
 
 _CONTROL: Final = re.compile(
     r"<\|[^|<>\n]{1,48}\|>|<｜[^｜<>\n]{1,48}｜>|</?s>|<(?:bos|eos|pad|start_of_turn|end_of_turn)>|\[/?INST\]"
 )
-_SEGMENT_NAMES: Final = {
-    "system": "System prompt",
-    "user": "You",
-    "assistant": "Answer",
-    "memory": "Memory",
-    "retrieved": "Retrieved",
-    "generation": "Turn markers",
+_ABOUT: Final = {
+    "full": "everything, until the window is full",
+    "last_n": "the last exchanges only",
+    "summary": "a summary, and the newest turns",
+    "ledger": "your own words, and the newest turns",
+    "facts": "dated facts, and the newest turns",
+    "hybrid": "what suits the model, and quotes of older turns",
 }
-_DRAWN: Final = 120
-"""Segments drawn one by one; older ones are drawn as one."""
+_KINDS: Final = {
+    "cut": "Older turns left the prompt",
+    "ledger": "Ledger: your words, and the first sentence of each answer",
+    "facts": "Facts",
+    "summary": "Summary",
+}
+_BY: Final = {"rules": "made by rules", "model": "written by the model", "user": "edited by you"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,102 +52,190 @@ class EntryView:
 
 
 @dataclass(frozen=True, slots=True)
-class Bar:
-    """One segment of the bar; `start` and `share` are in percent of the prompt."""
+class MessageLine:
+    """One message in a list. `score` says how well a quoted one fits the question."""
 
-    label: str
+    id: str
+    role: str
+    text: str
+    mark: Literal["pin", "exclude"] | None
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """Messages that share what happened to them."""
+
     kind: str
-    tokens: int
-    start: float
-    share: float
+    title: str
+    lines: Sequence[MessageLine]
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryVersion:
+    """One version of the memory. `text` is what stands in the prompt, empty where older turns just left."""
+
+    version: int
+    title: str
+    by: str
+    why: str
+    text: str
+    covers: int
+    active: bool
+    in_force: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StrategyOption:
+    """One strategy a person can choose."""
+
+    name: str
+    about: str
+    chosen: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """How the context is kept from now on. `usual` is the strategy where none is chosen."""
+
+    strategies: Sequence[StrategyOption]
+    usual: str
+    budget: int | None
+    memories: Sequence[MemoryVersion]
+
+    @property
+    def memory(self) -> MemoryVersion | None:
+        """The one in force."""
+        return next((each for each in self.memories if each.in_force), None)
+
+    @property
+    def undone(self) -> Sequence[MemoryVersion]:
+        """The other versions, newest first."""
+        return [each for each in reversed(self.memories) if not each.in_force]
 
 
 @dataclass(frozen=True, slots=True)
 class ContextView:
     """Everything the inspector shows."""
 
+    conversation: str
     model_name: str
     numbers: Sequence[tuple[str, str]]
-    bars: Sequence[Bar]
-    reused_share: float
-    window_share: float
-    reused: int
-    evaluated: int
-    prompt: int
-    window: int
-    dropped: Sequence[str]
+    bar: PromptBar | None
+    strategy: str
+    why: str
     divergence: str
+    fates: Sequence[Fate]
+    plot: TurnPlot | None
+    keeping: Keeping
     entries: Sequence[EntryView]
     token_count: int
 
 
-def view_of(inspection: Inspection, path: Sequence[StoredMessage]) -> ContextView:
+def view_of(
+    conversation_id: str, inspection: Inspection, path: Sequence[StoredMessage], keeping: Keeping
+) -> ContextView:
     """What the inspector shows for the newest answer of a branch."""
     said = {row.id: row.text for row in path}
     report = inspection.report
     reused = inspection.usage.cached_tokens if inspection.usage else report.reused_tokens if report else 0
-    prompt = report.prompt_tokens if report else 0
-    window = report.window if report else 0
     return ContextView(
+        conversation=conversation_id,
         model_name=inspection.model.name,
         numbers=_numbers(inspection, reused),
-        bars=_bars(report) if report else (),
-        reused_share=_percent(min(reused, prompt), prompt),
-        window_share=_percent(prompt, window),
-        reused=reused,
-        evaluated=max(0, prompt - reused),
-        prompt=prompt,
-        window=window,
-        dropped=[_shortened(said.get(gone, gone)) for gone in report.dropped] if report else (),
-        divergence=report.divergence if report else "",
+        bar=bar_of(report, reused) if report and report.window else None,
+        strategy=report.strategy if report else "",
+        why=report.why if report else "",
+        divergence=_named(report.divergence, path) if report else "",
+        fates=_fates(report, path),
+        plot=plot_of(path),
+        keeping=keeping,
         entries=[_entry(entry, said) for entry in inspection.entries],
         token_count=len(inspection.ids),
     )
 
 
+def keeping_of(
+    names: Sequence[str],
+    *,
+    chosen: str | None,
+    usual: str,
+    budget: int | None,
+    memories: Sequence[Memory],
+    in_force: Memory | None,
+) -> Keeping:
+    """How a conversation's context is kept, as a person can change it."""
+    return Keeping(
+        [StrategyOption(name, _ABOUT.get(name, ""), name == chosen) for name in names],
+        usual,
+        budget,
+        [_version(memory, in_force) for memory in memories],
+    )
+
+
+def _version(memory: Memory, in_force: Memory | None) -> MemoryVersion:
+    return MemoryVersion(
+        version=memory.version,
+        title=_KINDS[memory.kind],
+        by=_BY[memory.edited_by],
+        why=memory.why,
+        text=memory.text,
+        covers=len(memory.covers),
+        active=memory.active,
+        in_force=in_force is not None and memory.version == in_force.version,
+    )
+
+
 def _numbers(inspection: Inspection, reused: int) -> list[tuple[str, str]]:
     numbers: list[tuple[str, str]] = []
-    if inspection.report:
-        numbers.append(("Prompt", f"{inspection.report.prompt_tokens:,} tokens"))
+    report = inspection.report
+    if report:
+        numbers.append(("Prompt", f"{report.prompt_tokens:,} tokens"))
         numbers.append(("Reused", f"{reused:,} tokens"))
-        numbers.append(("Read anew", f"{max(0, inspection.report.prompt_tokens - reused):,} tokens"))
+        numbers.append(("Read anew", f"{max(0, report.prompt_tokens - reused):,} tokens"))
     if inspection.usage:
         numbers.append(("Answer", f"{inspection.usage.completion_tokens:,} tokens"))
     if inspection.timings:
         numbers.append(("First token", f"after {seconds(inspection.timings.first_token_ms)}"))
         numbers.append(("Whole answer", f"in {seconds(inspection.timings.total_ms)}"))
+    if report and report.background_ms:
+        numbers.append(("In idle time", seconds(report.background_ms)))
     return numbers
 
 
-def _bars(report: ContextReport) -> list[Bar]:
-    """The prompt's segments, left to right; the oldest are joined when there are very many."""
-    segments = list(report.segments)
-    total = max(report.prompt_tokens, sum(segment.tokens for segment in segments))
-    early = segments[: max(0, len(segments) - _DRAWN)]
-    bars: list[Bar] = []
-    start = 0
-    if early:
-        start = sum(segment.tokens for segment in early)
-        label = f"{len(early)} earlier parts"
-        bars.append(Bar(label, "earlier", start, 0.0, _percent(start, total)))
-    for segment in segments[len(early) :]:
-        bars.append(_bar(segment, start, total))
-        start += segment.tokens
-    return bars
-
-
-def _bar(segment: Segment, start: int, total: int) -> Bar:
-    return Bar(
-        _SEGMENT_NAMES[segment.kind],
-        segment.kind,
-        segment.tokens,
-        _percent(start, total),
-        _percent(segment.tokens, total),
+def _fates(report: ContextReport | None, path: Sequence[StoredMessage]) -> list[Fate]:
+    """What happened to the messages that do not stand word by word in the prompt, and those a person marked."""
+    if report is None:
+        return []
+    rows = {row.id: row for row in path}
+    scores = {each.message_id: each.score for each in report.segments if each.kind == "retrieved"}
+    pinned = [row.id for row in path if row.mark == "pin"]
+    excluded = dict.fromkeys([*report.excluded, *(row.id for row in path if row.mark == "exclude")])
+    groups = (
+        ("retrieved", "quoted beside your question, as they fit it", report.retrieved),
+        ("compacted", "became memory", report.compacted),
+        ("dropped", "left out to make room", report.dropped),
+        ("excluded", "left out by you", tuple(excluded)),
+        ("pinned", "pinned by you", tuple(pinned)),
     )
+    return [
+        Fate(kind, title, [_line(rows[each], scores.get(each)) for each in ids if each in rows])
+        for kind, title, ids in groups
+        if any(each in rows for each in ids)
+    ]
 
 
-def _percent(tokens: int, total: int) -> float:
-    return round(100 * tokens / total, 3) if total else 0.0
+def _line(row: StoredMessage, score: float | None) -> MessageLine:
+    who = "You" if row.role == "user" else "Answer"
+    return MessageLine(row.id, who, shortened(row.text), row.mark, score)
+
+
+def _named(divergence: str, path: Sequence[StoredMessage]) -> str:
+    """The reason, with a message's words in place of its id."""
+    for row in path:
+        if row.id in divergence:
+            return divergence.replace(f"message {row.id}", f"“{shortened(row.text, 40)}”")
+    return divergence
 
 
 def _entry(entry: InspectedEntry, said: Mapping[str, str]) -> EntryView:
@@ -167,6 +262,7 @@ def _stretches(text: str) -> list[Stretch]:
     return out
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str, most: int = 90) -> str:
+    """One line of a text."""
     line = " ".join(text.split())
-    return line if len(line) <= 90 else line[:90] + "…"
+    return line if len(line) <= most else line[:most].rstrip() + "…"

@@ -1,4 +1,4 @@
-"""Routes of the page for conversations: list, open, settings, delete, and what the model saw."""
+"""Routes of the page for conversations: list, open, settings, delete."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from rallychat.catalog.types import SamplingFacts
 from rallychat.chat import ChatService
 from rallychat.store import Conversation
-from rallychat.ui import context_view, fragments, transcript
+from rallychat.ui import fragments, transcript
 from rallychat.ui.door import PageRoute
 from rallychat.ui.views import UNTITLED, by_day, utc_now
 
@@ -61,14 +61,6 @@ def router(service: ChatService) -> APIRouter:
     @routes.get("/conversations/{conversation_id}/messages")
     async def messages(conversation_id: str, before: str) -> dict[str, Any]:
         return await _page(await transcript.newest(service, conversation_id, before=before))
-
-    @routes.get("/conversations/{conversation_id}/context")
-    async def context(conversation_id: str) -> HTMLResponse:
-        path = await store.path(conversation_id)
-        if not path:
-            return HTMLResponse(fragments.context(None))
-        view = context_view.view_of(await service.inspect(conversation_id), path)
-        return HTMLResponse(await asyncio.to_thread(fragments.context, view))
 
     @routes.patch("/conversations/{conversation_id}")
     async def change(conversation_id: str, changes: Changes) -> dict[str, Any]:

@@ -10,14 +10,14 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from rallychat.chat import ChatService
-from rallychat.ui import conversation_routes, model_routes, shell, turn_routes
+from rallychat.ui import context_routes, conversation_routes, model_routes, shell, turn_routes
 from rallychat.ui.page import STATIC, Page
 
 
 def mount_page(app: FastAPI, service: ChatService) -> FastAPI:
     """See `rallychat.ui.mount`."""
     routes = APIRouter(prefix="/ui", include_in_schema=False)
-    for each in (conversation_routes, turn_routes, model_routes):
+    for each in (conversation_routes, context_routes, turn_routes, model_routes):
         routes.include_router(each.router(service))
     app.include_router(routes)
     app.mount("/ui/static", _Files(directory=STATIC))

@@ -27,6 +27,7 @@ _STYLES: Final = (
     "prose",
     "composer",
     "panel",
+    "context",
     "dialogs",
     "menu",
     "review",

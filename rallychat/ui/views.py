@@ -59,6 +59,19 @@ class MessageView:
             said += f" · {(usage.completion_tokens - 1) / writing * 1000:,.0f} a second"
         return f"{said} · first after {seconds(timings.first_token_ms)}"
 
+    @property
+    def left_out(self) -> str:
+        """What of the conversation this answer's prompt did not hold word by word; known of the newest one."""
+        report = self.message.report
+        if report is None or self.run_id:
+            return ""
+        said = []
+        if report.compacted:
+            said.append(f"{len(report.compacted)} older message{'s' * (len(report.compacted) > 1)} as memory")
+        if report.dropped:
+            said.append(f"{len(report.dropped)} left out")
+        return ", ".join(said)
+
 
 def _notice(reason: FinishReason | None, error: str | None) -> Notice | None:
     match reason:

@@ -1,15 +1,17 @@
 // @ts-check
-/** The inspector: what the model saw, fetched when it is looked at. */
-import { html } from "./api.js";
-import { byId, fragment, onAction } from "./dom.js";
+/** The inspector: what the model saw, fetched when it is looked at; and what a person says about it. */
+import { html, patch, post } from "./api.js";
+import { byId, fragment, onAction, toast } from "./dom.js";
 import { isOpen, toggle } from "./sidebar.js";
 import { chat, on } from "./state.js";
+import { idOf, messageOf } from "./transcript.js";
 
 const TABS = ["settings", "context"];
 let stale = true;
 let asIds = false;
 
-const visible = () => isOpen("right") && !byId("rc-context").hidden;
+const box = () => byId("rc-context");
+const visible = () => isOpen("right") && !box().hidden;
 
 async function refresh() {
   stale = true;
@@ -17,8 +19,20 @@ async function refresh() {
   const id = chat.id;
   const fresh = id ? await html(`/conversations/${id}/context`).catch((error) => complaint(error)) : "";
   if (id !== chat.id) return;
+  if (box().querySelector("textarea:focus, input:focus")) return; // somebody writes here: later
   stale = false;
-  byId("rc-context").replaceChildren(fragment(fresh || EMPTY));
+  redraw(fresh || EMPTY);
+}
+
+/** What was unfolded stays so. @param {string} fresh */
+function redraw(fresh) {
+  const open = new Set([...box().querySelectorAll("details[open]")].map((each) => each.getAttribute("data-keep")));
+  const top = box().scrollTop;
+  box().replaceChildren(fragment(fresh));
+  for (const each of box().querySelectorAll("details")) {
+    if (open.has(each.getAttribute("data-keep"))) each.open = true;
+  }
+  box().scrollTop = top;
   show(asIds);
 }
 
@@ -47,12 +61,58 @@ function choose(name) {
 /** @param {boolean} ids */
 function show(ids) {
   asIds = ids;
-  byId("rc-context").classList.toggle("ids", ids);
-  for (const button of byId("rc-context").querySelectorAll(".switch button")) {
+  box().classList.toggle("ids", ids);
+  for (const button of box().querySelectorAll(".switch button")) {
     const mine = (button.getAttribute("data-action") === "exact-ids") === ids;
     button.classList.toggle("chosen", mine);
     button.setAttribute("aria-pressed", String(mine));
   }
+}
+
+/** Does it, says why it could not be done, and looks again. @param {() => Promise<unknown>} work @param {string} [said] */
+async function change(work, said) {
+  try {
+    await work();
+    if (said) toast(said);
+  } catch (error) {
+    toast(/** @type {Error} */ (error).message, { kind: "error" });
+  }
+  if (document.activeElement instanceof HTMLElement && box().contains(document.activeElement)) document.activeElement.blur();
+  await refresh();
+}
+
+/** Pins a message, leaves it out, or takes that back. @param {HTMLElement} element */
+function mark(element) {
+  const id = idOf(element);
+  const wanted = element.getAttribute("aria-pressed") === "true" ? null : element.dataset.mark;
+  return change(async () => {
+    await post(`/messages/${id}/mark`, { mark: wanted });
+    const message = messageOf(id);
+    if (!message) return;
+    if (wanted) message.dataset.mark = wanted;
+    else delete message.dataset.mark;
+    for (const button of message.querySelectorAll(".mark")) {
+      const { mark: kind, on: taken, off } = /** @type {HTMLElement} */ (button).dataset;
+      const label = (kind === wanted ? taken : off) ?? "";
+      button.setAttribute("aria-pressed", String(kind === wanted));
+      button.setAttribute("title", label);
+      button.setAttribute("aria-label", label);
+    }
+  }, { pin: "Pinned: from the next turn on it is always in the prompt.", exclude: "Left out from the next turn on." }[wanted ?? ""]);
+}
+
+/** How this conversation is kept. @param {Event} event */
+function keep(event) {
+  const field = event.target;
+  if (!(field instanceof HTMLSelectElement || field instanceof HTMLInputElement)) return;
+  const line = byId("rc-k-error");
+  const budget = field.name === "budget";
+  const wrong = budget && field.value !== "" && !(Number.isInteger(Number(field.value)) && Number(field.value) >= 64);
+  line.hidden = !wrong;
+  line.textContent = wrong ? "A budget is a whole number of at least 64 tokens." : "";
+  if (wrong) return;
+  const value = field.value === "" ? null : budget ? Number(field.value) : field.value;
+  void change(() => patch(`/conversations/${chat.id}/context`, { [field.name]: value }), "From the next turn on.");
 }
 
 export function start() {
@@ -63,6 +123,17 @@ export function start() {
     toggle("right", true);
     choose("context");
   });
+  onAction("mark", mark);
+  onAction("memory-undo", () => change(() => post(`/conversations/${chat.id}/memory/undo`), "Undone."));
+  onAction("memory-restore", (element) =>
+    change(() => post(`/conversations/${chat.id}/memory/restore`, { version: Number(element.dataset.version) }), "It holds again."),
+  );
+  box().addEventListener("submit", (event) => {
+    event.preventDefault();
+    const text = /** @type {HTMLFormElement} */ (event.target).querySelector("textarea")?.value ?? "";
+    void change(() => post(`/conversations/${chat.id}/memory`, { text }), "Kept as a new version.");
+  });
+  box().addEventListener("change", keep);
   document.querySelector(".rc-panel .tabs")?.addEventListener("keydown", (event) => {
     const key = /** @type {KeyboardEvent} */ (event).key;
     if (key !== "ArrowLeft" && key !== "ArrowRight") return;
