@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rallychat.cards import ModelCard
-from rallychat.catalog import Model, precision
+from rallychat.catalog import Model, precision, sizing
 from rallychat.catalog.load import SHIPPED, Catalog
 from rallychat.choices import NOTHING
 from rallychat.settings import Settings
@@ -165,12 +165,15 @@ async def test_where_others_can_come_nobody_sets_models_up_on_the_page(
     ("gpus", "runs"),
     [((), "transformers:bfloat16"), ((8,), "transformers:int4"), ((80, 80), "transformers:bfloat16")],
 )
-def test_the_way_that_would_run_now_is_marked(tmp_path: Path, gpus: tuple[int, ...], runs: str) -> None:
+def test_the_way_that_would_run_now_is_marked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: tuple[int, ...], runs: str
+) -> None:
     settings = Settings(data_dir=tmp_path)
     model = Model.model_validate({**tomllib.loads(ALPACA), "id": "alpaca"})
     compute = precision.Machine(
         "cuda" if gpus else "cpu", tuple(gpu * 10**9 for gpu in gpus) or (24 * 10**9,)
     )
+    monkeypatch.setattr(sizing, "this_machine", lambda: compute)
     ways = ways_of(model, NOTHING, settings, Machine(24 * 10**9, compute))
     assert [way.value for way in ways if way.would_run] == [runs]
     assert [way.name for way in ways if way.refusal] == ([] if gpus else ["float16"])

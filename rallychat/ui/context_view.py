@@ -31,6 +31,8 @@ _KINDS: Final = {
     "facts": "Facts",
     "summary": "Summary",
 }
+_VERSIONS: Final = 12
+"""Earlier versions of a memory that are shown."""
 _BY: Final = {"rules": "made by rules", "model": "written by the model", "user": "edited by you"}
 
 
@@ -110,8 +112,8 @@ class Keeping:
 
     @property
     def undone(self) -> Sequence[MemoryVersion]:
-        """The other versions, newest first."""
-        return [each for each in reversed(self.memories) if not each.in_force]
+        """The other versions, newest first, as many as are shown."""
+        return [each for each in reversed(self.memories) if not each.in_force][:_VERSIONS]
 
 
 @dataclass(frozen=True, slots=True)
