@@ -16,6 +16,7 @@ from huggingface_hub import close_session
 
 from rallychat.catalog import Adapter, Checkpoint, Model
 from rallychat.catalog.places import folder
+from rallychat.catalog.repository import MANIFEST
 from rallychat.errors import (
     ChecksumMismatch,
     DiskFull,
@@ -32,6 +33,7 @@ from rallychat.sources.fetching import adapter_paths
 from tests.checkpoint_files import adapter_files, checkpoint_files
 from tests.hub_server import TOKEN, HubServer, Repository
 from tests.test_sources_hub import leftovers
+from tests.test_sources_pickled import read, saved, tensor
 
 LORA = Adapter(name="lora", repo="someone/lora")
 
@@ -203,7 +205,7 @@ def test_the_first_llamas_are_known_by_their_old_name(server: HubServer, setting
     [
         (adapter_files(width=96), "does not fit owner/base: .* 96 wide, not 64"),
         (adapter_files(peft_type="PREFIX_TUNING"), "PREFIX_TUNING; only LoRA"),
-        ({"adapter_config.json": b"{}", "adapter_model.bin": b""}, r"pickles only \(adapter_model\.bin\)"),
+        ({"adapter_config.json": b"{}", "adapter_model.bin": b"rm"}, "is a pickle that was not converted"),
         (checkpoint_files(), "holds no adapter"),
     ],
     ids=["width", "kind", "pickle", "checkpoint"],
@@ -216,6 +218,27 @@ def test_an_adapter_that_does_not_fit_is_refused_before_the_base_is_downloaded(
         get(model(LORA), settings)
     assert not folder(Checkpoint(repo="owner/base"), settings.models_dir).exists()
     assert [path for path in server.fetched if "/owner/base/" in path and "config.json" not in path] == []
+
+
+def test_a_pickled_adapter_arrives_as_safetensors(
+    server: HubServer, settings: Settings, tmp_path: Path
+) -> None:
+    files = adapter_files()
+    (tmp_path / "as.safetensors").write_bytes(files.pop("adapter_model.safetensors"))
+    tensors = read(tmp_path / "as.safetensors")
+    assert {kind for kind, _, _ in tensors.values()} == {"F16"}
+    table = {name: tensor("HalfStorage", name, tuple(shape)) for name, (_, shape, _) in tensors.items()}
+    numbers = {name: data for name, (_, _, data) in tensors.items()}
+    files["adapter_model.bin"] = saved(tmp_path / "a.bin", table, **numbers).read_bytes()
+    server.repositories["someone/lora"].files = files
+    get(model(LORA), settings)
+    here = folder(LORA, settings.models_dir)
+    assert {path.name for path in here.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        MANIFEST,
+    }
+    assert read(here / "adapter_model.safetensors") == tensors
 
 
 def test_a_gated_checkpoint_wants_a_token(server: HubServer, settings: Settings) -> None:

@@ -29,6 +29,8 @@ _TOKENIZER: Final = re.compile(
 _SHARD: Final = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _WEIGHTS: Final = ("model.safetensors", "adapter_model.safetensors")
 _PICKLE: Final = re.compile(r"(?:pytorch_model|adapter_model|model)[\w.-]*\.(?:bin|pt|pth|ckpt)")
+PICKLED_ADAPTER: Final = "adapter_model.bin"
+"""How adapters of 2023 were published; turned into safetensors when it arrives."""
 _INDEX: Final = "model.safetensors.index.json"
 
 
@@ -38,7 +40,7 @@ def wanted(names: Iterable[str], *, code: bool = False) -> list[str]:
     small = [name for name in there if name in _TELLING or _TOKENIZER.fullmatch(name)]
     if code:
         small += [name for name in there if re.fullmatch(r"\w+\.py", name)]
-    return [*sorted(small), *weights(there)]
+    return [*sorted(small), *(weights(there) or pickled_adapter(there))]
 
 
 def weights(names: Iterable[str]) -> list[str]:
@@ -48,6 +50,12 @@ def weights(names: Iterable[str]) -> list[str]:
     if shards:
         return [_INDEX, *shards, *(["adapter_model.safetensors"] if _WEIGHTS[1] in there else [])]
     return [name for name in _WEIGHTS if name in there]
+
+
+def pickled_adapter(names: Iterable[str]) -> list[str]:
+    """The pickle of a repository that holds an adapter in no other form."""
+    there = set(names)
+    return [PICKLED_ADAPTER] if is_adapter(there) and PICKLED_ADAPTER in there and not weights(there) else []
 
 
 def pickles(names: Iterable[str]) -> list[str]:

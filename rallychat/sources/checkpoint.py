@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Final
 
 from rallychat.catalog.places import folder
-from rallychat.catalog.repository import MANIFEST, Said
+from rallychat.catalog.repository import MANIFEST, PICKLED_ADAPTER, Said
 from rallychat.catalog.types import Adapter, Checkpoint, Model
 from rallychat.errors import SourceMissing
 from rallychat.settings import Settings
 from rallychat.sources import hub
 from rallychat.sources.examining import Order, check_width, examine
 from rallychat.sources.files import disk_errors, folder_size, need_room
+from rallychat.sources.pickled import converted
 from rallychat.sources.places import alone, is_offline, only_one, prune, work_of
 from rallychat.sources.progress import Cancelled, Delivery, FileProgress, OnProgress, Progress
 
@@ -155,6 +156,9 @@ def _receive(order: Order, ledger: _Ledger, delivery: Delivery) -> None:
                 ),
             )
         ledger.note(order.label(name), (whole / name).stat().st_size)
+    if (pickle := whole / PICKLED_ADAPTER).is_file():
+        converted(pickle, whole / "adapter_model.safetensors")
+        pickle.unlink()
     _write_manifest(whole, order)
     old = delivery.work / "old"
     if delivery.target.exists():

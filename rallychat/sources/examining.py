@@ -7,7 +7,15 @@ from pathlib import Path
 
 from rallychat.catalog import architectures
 from rallychat.catalog.engines import code_allowed
-from rallychat.catalog.repository import ADAPTER_CONFIG, CONFIG, Said, pickles, wanted, weights
+from rallychat.catalog.repository import (
+    ADAPTER_CONFIG,
+    CONFIG,
+    Said,
+    pickled_adapter,
+    pickles,
+    wanted,
+    weights,
+)
 from rallychat.catalog.types import Adapter, Checkpoint, Model
 from rallychat.errors import SourceMissing, Unsupported
 from rallychat.settings import Settings
@@ -51,13 +59,13 @@ def examine(model: Model, part: Checkpoint | Adapter, settings: Settings, token:
 
 
 def refuse_pickles(part: Checkpoint | Adapter, found: Repository) -> None:
-    """Refuses a repository without safetensors, and says what to do instead.
+    """Refuses a repository without safetensors, and says what to do instead. An adapter's pickle can be converted.
 
     Raises:
         Unsupported: its weights are pickles.
         SourceMissing: it has no weights.
     """
-    if weights(found.files):
+    if weights(found.files) or pickled_adapter(found.files):
         return
     if not (unsafe := pickles(found.files)):
         raise SourceMissing(f"{found.repo} holds no weights in the safetensors format.")
