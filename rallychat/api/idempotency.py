@@ -136,8 +136,9 @@ async def _answered_once(request: Request, handler: _Handler, key: str) -> Respo
     scope["rallychat.key"] = taken
     try:
         response = await handler(again)
-    except BaseException:
-        await _freed(keys, taken)
+    except BaseException as exc:
+        if not taken.announced or isinstance(exc, Refusal):  # else the response is there, whoever left
+            await _freed(keys, taken)
         raise
     return response if taken.announced else _Recorded(response, keys, taken)
 

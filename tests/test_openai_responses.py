@@ -1,0 +1,196 @@
+"""OpenAI's own Python client, unchanged, with Responses and Conversations of a real server."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+from openai import AsyncOpenAI, OpenAI
+from openai.types.conversations import Conversation, ConversationItem, ConversationItemList
+from openai.types.responses import Response, ResponseItem, ResponseStreamEvent
+from pydantic import TypeAdapter
+
+from tests.live_server import Live, live
+from tests.responses_world import write_models
+
+EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+ITEM: TypeAdapter[Any] = TypeAdapter(ConversationItem)
+INPUT: TypeAdapter[Any] = TypeAdapter(ResponseItem)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    folder = tmp_path_factory.mktemp("responses")
+    write_models(folder)
+    with live(folder, slots=2, max_loaded=3) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Live) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{server.url}/v1", api_key="unused", timeout=30, max_retries=0) as opened:
+        yield opened
+
+
+def valid(response: Response) -> Response:
+    """What came, checked strictly against the client's own type: the client itself takes anything."""
+    return Response.model_validate(response.model_dump(exclude_unset=True), strict=True)
+
+
+def test_a_response_is_answered_and_retrieved(client: OpenAI) -> None:
+    made = client.responses.create(
+        model="echo", input="Hello", instructions="Be brief.", temperature=0.5, metadata={"a": "b"}
+    )
+    assert (made.output_text, made.status, made.instructions) == ("Hello", "completed", "Be brief.")
+    assert (made.temperature, made.metadata) == (0.5, {"a": "b"})
+    assert valid(made).usage is not None
+    assert client.responses.retrieve(made.id) == made
+
+
+def test_responses_follow_each_other(client: OpenAI) -> None:
+    first = client.responses.create(model="echo", input="One")
+    second = client.responses.create(input="Two", previous_response_id=first.id)
+    assert (second.output_text, second.model, second.previous_response_id) == ("Two", "echo", first.id)
+    [item] = client.responses.input_items.list(second.id)
+    assert item.type == "message"
+    INPUT.validate_python(item.model_dump(exclude_unset=True))
+
+
+def test_a_stream_is_the_client_s_own_events(client: OpenAI) -> None:
+    with client.responses.create(
+        model="thinking", input="!say <think>So</think>Hello", stream=True
+    ) as stream:
+        events = list(stream)
+    for event in events:
+        EVENT.validate_python(event.model_dump(exclude_unset=True), strict=True)
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert [item.type for item in events[-1].response.output] == ["reasoning", "message"]  # type: ignore[union-attr]
+    assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == "Hello"
+    assert "".join(e.delta for e in events if e.type == "response.reasoning_text.delta") == "So"
+
+
+def test_the_client_s_stream_helper_reads_the_stream(client: OpenAI) -> None:
+    with client.responses.stream(model="echo", input="Hello, world") as stream:
+        snapshots = [event.snapshot for event in stream if event.type == "response.output_text.delta"]
+        final = stream.get_final_response()
+    assert snapshots[-1] == final.output_text == "Hello, world"
+    valid(client.responses.retrieve(final.id))
+
+
+def test_a_background_response_is_resumed_where_the_stream_broke_off(client: OpenAI) -> None:
+    events = []
+    with client.responses.create(model="slow", input="!count 30", background=True, stream=True) as stream:
+        for event in stream:
+            events.append(event)
+            if len(events) == 9:
+                break
+    name = events[0].response.id  # type: ignore[union-attr]
+    after = events[-1].sequence_number
+    events += client.responses.retrieve(name, stream=True, starting_after=after)
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    said = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert said == " ".join(map(str, range(1, 31)))
+    assert events[-1].type == "response.completed"
+    with client.responses.stream(response_id=name, starting_after=after) as resumed:
+        assert resumed.get_final_response().output_text == said
+
+
+def test_a_response_is_cancelled_and_deleted(client: OpenAI) -> None:
+    made = client.responses.create(model="slow", input="!count 5000", background=True)
+    assert made.status in ("queued", "in_progress")
+    ended = client.responses.cancel(made.id)
+    assert valid(ended).status == "cancelled"
+    client.responses.delete(made.id)
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.responses.retrieve(made.id)
+    assert missing.value.code == "response_not_found"
+
+
+def test_closing_a_stream_does_not_end_a_stored_answer(client: OpenAI) -> None:
+    stream = client.responses.create(model="slow", input="!count 20", stream=True)
+    created = next(iter(stream))
+    stream.close()
+    name = created.response.id  # type: ignore[union-attr]
+    *_, last = client.responses.retrieve(name, stream=True)
+    assert last.response.output_text == " ".join(map(str, range(1, 21)))  # type: ignore[union-attr]
+
+
+def test_a_conversation_and_its_items(client: OpenAI) -> None:
+    made = client.conversations.create(
+        items=[{"role": "user", "content": "One"}, {"role": "assistant", "content": "Two"}],
+        metadata={"a": "b"},
+    )
+    Conversation.model_validate(made.model_dump(exclude_unset=True), strict=True)
+    assert client.conversations.retrieve(made.id).metadata == {"a": "b"}
+    assert client.conversations.update(made.id, metadata={"c": "d"}).metadata == {"c": "d"}
+    answer = client.responses.create(model="echo", input="Three", conversation=made.id)
+    assert answer.conversation is not None
+    assert answer.conversation.id == made.id
+    added = client.conversations.items.create(made.id, items=[{"role": "user", "content": "Four"}])
+    ConversationItemList.model_validate(added.model_dump(exclude_unset=True))
+    listed = list(client.conversations.items.list(made.id, limit=2, order="asc"))
+    for item in listed:
+        ITEM.validate_python(item.model_dump(exclude_unset=True), strict=True)
+    texts = [item.content[0].text for item in listed if item.type == "message"]  # type: ignore[union-attr]
+    assert texts == ["One", "Two", "Three", "Three", "Four"]
+    one = client.conversations.items.retrieve(listed[0].id or "", conversation_id=made.id)
+    assert one == listed[0]
+    left = client.conversations.items.delete(listed[0].id or "", conversation_id=made.id)
+    assert left.id == made.id
+    assert [item.id for item in client.conversations.items.list(made.id)] == [i.id for i in listed[:0:-1]]
+    assert client.conversations.delete(made.id).deleted
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.conversations.retrieve(made.id)
+    assert missing.value.code == "conversation_not_found"
+
+
+def test_an_empty_conversation_has_an_empty_list(client: OpenAI) -> None:
+    made = client.conversations.create()
+    assert list(client.conversations.items.list(made.id)) == []
+
+
+def test_errors_are_the_client_s_own_exceptions(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as tools:
+        client.responses.create(input="x", tools=[{"type": "web_search"}])
+    assert (tools.value.param, tools.value.code) == ("tools", "unsupported_parameter")
+    with pytest.raises(openai.BadRequestError) as long:
+        client.responses.create(model="echo", input="word " * 9000, stream=True)
+    assert long.value.code == "context_length_exceeded"
+
+
+def test_an_answer_that_breaks_off_is_a_failed_response(client: OpenAI) -> None:
+    *_, last = client.responses.create(model="echo", input="!fail 5", stream=True)
+    assert last.type == "response.failed"
+    assert valid(last.response).error is not None
+    assert client.responses.retrieve(last.response.id) == last.response
+
+
+def test_the_same_key_gets_the_same_response_while_it_is_made(client: OpenAI, server: Live) -> None:
+    made: list[Response] = []
+
+    def ask() -> None:
+        made.append(
+            client.responses.create(
+                model="slow", input="!count 30", extra_headers={"Idempotency-Key": "the-same"}
+            )
+        )
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({response.id for response in made}) == 1
+    assert {response.output_text for response in made} == {" ".join(map(str, range(1, 31)))}
+
+
+async def test_the_async_client_works_as_well(server: Live) -> None:
+    async with AsyncOpenAI(
+        base_url=f"{server.url}/v1", api_key="unused", timeout=30, max_retries=0
+    ) as client:
+        made = await client.responses.create(model="echo", input="Hello")
+        again = await client.responses.create(input="Bye", previous_response_id=made.id)
+        assert (await client.responses.retrieve(again.id)).output_text == "Bye"
