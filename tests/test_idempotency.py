@@ -137,7 +137,7 @@ async def test_another_request_with_the_same_key_is_refused(tmp_path: Path) -> N
 )
 async def test_after_an_error_the_key_is_free_again(tmp_path: Path, path: str, wrong: dict[str, Any]) -> None:
     async with world(tmp_path) as (http, _):
-        await post(http, "/v1/completions", {"prompt": "Hi"}, key="loads the model")
+        await post(http, "/v1/completions", {"prompt": "Hi"}, key="first")
         await post(http, path, wrong)
         right = await post(http, path, CREATING[path])
     assert right.status_code == 200, right.text
