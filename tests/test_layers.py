@@ -47,6 +47,7 @@ FOREIGN = {
     "peft": {"engines"},
     "torchao": {"engines"},
     "bitsandbytes": {"engines"},
+    "triton": {"engines"},
 }
 """Libraries, and the only subjects that may know them."""
 

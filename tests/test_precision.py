@@ -22,7 +22,7 @@ SEVEN = 6_738_415_616
         (Machine("cuda", (80 * GB, 80 * GB)), ("bfloat16", "none")),
         (Machine("cpu", (64 * GB,)), ("float32", "none")),
         (Machine("cpu", (20 * GB,)), ("bfloat16", "none")),
-        (Machine("cpu", (12 * GB,)), ("float32", "int8")),
+        (Machine("cpu", (12 * GB,)), ("bfloat16", "int8")),
         (Machine("mps", (32 * GB,), bfloat16=False), ("float16", "none")),
     ],
 )

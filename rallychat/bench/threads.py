@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 
-def answer(model: Any, ids: list[int], max_tokens: int) -> tuple[int, float]:
+def answer(model: Any, ids: list[int], max_tokens: int, device: str = "cpu") -> tuple[int, float]:
     """One greedy answer; returns its tokens and the seconds to the first one."""
     import torch
     from transformers.generation.streamers import BaseStreamer
@@ -26,7 +26,7 @@ def answer(model: Any, ids: list[int], max_tokens: int) -> tuple[int, float]:
         def end(self) -> None:
             """Nothing is left to do."""
 
-    prompt = torch.tensor([ids])
+    prompt = torch.tensor([ids], device=device)
     out = model.generate(
         prompt,
         attention_mask=torch.ones_like(prompt),

@@ -103,8 +103,8 @@ def choose_precision(
     if multi_gpu and quantize == "auto":
         smaller = ("none",)
     found = [_choice(parameters, one, "none", cache, room) for one in exact] if smaller[0] == "none" else []
-    # Where weights are quantised, arithmetic is at 16 bits if nobody says otherwise (32 on a CPU: it is faster there).
-    found += [_choice(parameters, exact[0], one, cache, room) for one in smaller if one != "none"]
+    # Where weights are quantised, arithmetic is at 16 bits if nobody says otherwise.
+    found += [_choice(parameters, exact[-1], one, cache, room) for one in smaller if one != "none"]
     return next((choice for choice in found if choice.fits), found[-1])
 
 

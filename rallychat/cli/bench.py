@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -40,6 +41,34 @@ async def bench_crash(settings: Settings, *, streams: int, as_json: bool) -> Non
         as_json=as_json,
         title=f"{settings.model}, killed amid answers",
     )
+
+
+async def bench_hf(
+    *,
+    shape: str,
+    users: str,
+    prompt: int,
+    max_tokens: int,
+    arms: str,
+    dtype: str,
+    rounds: int,
+    folder: Path | None,
+    as_json: bool,
+) -> None:
+    """The Transformers engine on random weights, beside plain `generate` in the same run."""
+    from rallychat.bench.hf import run_hf
+
+    rows = await run_hf(
+        shape=shape,
+        users=numbers(users, name="users"),
+        prompt=prompt,
+        max_tokens=max_tokens,
+        arms=[name for name in arms.split(",") if name],
+        dtype=dtype,
+        rounds=rounds,
+        folder=folder,
+    )
+    show(rows, as_json=as_json, title=f"{shape}, random weights, {prompt} tokens in, {max_tokens} out")
 
 
 def numbers(text: str, *, name: str) -> list[int]:

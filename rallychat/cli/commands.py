@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -394,6 +395,32 @@ def bench_crash(
     from rallychat.cli.bench import bench_crash as measure
 
     run(measure(settings_from(model=model, data_dir=data_dir), streams=streams, as_json=as_json))
+
+
+@bench_app.command("hf")
+def bench_hf(
+    shape: Annotated[str, typer.Option(help="llama-7b, llama-1b, llama-100m or tiny.")] = "llama-100m",
+    users: Annotated[str, typer.Option(help="Users at the same time, in order.")] = "1,64",
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 256,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 128,
+    arms: Annotated[str, typer.Option(help="What is measured, in order; all of it if not given.")] = "",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    rounds: Annotated[int, typer.Option(min=1, help="Times each row is measured.")] = 3,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Where the checkpoint is made, and kept; a temporary one if not given."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The Transformers engine on a checkpoint of random weights, beside plain `generate`."""
+    from rallychat.cli.bench import bench_hf as measure
+
+    run(
+        measure(
+            shape=shape, users=users, prompt=prompt, max_tokens=max_tokens, arms=arms, dtype=dtype,
+            rounds=rounds, folder=folder, as_json=as_json,
+        )
+    )  # fmt: skip
 
 
 @app.command()

@@ -7,14 +7,15 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from rallychat.engines.hf_int8 import Int8Linear
 from rallychat.errors import EngineUnavailable
 
 
 def quantize(model: Any, bits: Literal["int8", "int4"], device: str) -> Any:
     """The model with its linear layers quantised, on `device`. Weights only: arithmetic stays at the model's dtype.
 
-    int8 is torchao's, with a scale per output: several times as fast as bitsandbytes' on one user. int4 is torchao's
-    where the GPU has its kernel, else bitsandbytes' nf4.
+    int8 is `Int8Linear`: for one user on an H100 bitsandbytes' is many times slower, and torchao's several times.
+    int4 is torchao's where the GPU has its kernel, else bitsandbytes' nf4.
 
     Raises:
         EngineUnavailable: the library for it is not installed.
@@ -25,7 +26,7 @@ def quantize(model: Any, bits: Literal["int8", "int4"], device: str) -> Any:
         for path, layer in model.named_modules()
         if isinstance(layer, nn.Linear) and layer is not head
     ]
-    convert = _int8 if bits == "int8" else _int4_kernel if _has_int4_kernel(model, device) else _nf4
+    convert = Int8Linear if bits == "int8" else _int4_kernel if _has_int4_kernel(model, device) else _nf4
     try:
         for path, layer in layers:
             parent, _, name = path.rpartition(".")
@@ -35,14 +36,6 @@ def quantize(model: Any, bits: Literal["int8", "int4"], device: str) -> Any:
             f"{bits} needs {exc.name}, which is not installed.", hint="./rally add hf"
         ) from exc
     return model.to(device)
-
-
-def _int8(layer: Any, device: str) -> Any:
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_
-
-    holder = nn.Sequential(layer.to(device))
-    quantize_(holder, Int8WeightOnlyConfig())
-    return holder[0]
 
 
 def _int4_kernel(layer: Any, device: str) -> Any:
