@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -239,6 +240,28 @@ def test_a_pickled_adapter_arrives_as_safetensors(
         MANIFEST,
     }
     assert read(here / "adapter_model.safetensors") == tensors
+
+
+def test_a_checkpoint_in_pickled_parts_arrives_as_safetensors_with_an_index(
+    server: HubServer, settings: Settings, tmp_path: Path
+) -> None:
+    files = {name: data for name, data in checkpoint_files().items() if "safetensors" not in name}
+    for at, name in enumerate(("a", "b"), start=1):
+        table = {name: tensor("FloatStorage", "0", (2, 3))}
+        part = saved(tmp_path / f"{name}.bin", table, _0=bytes([at]) * 24)
+        files[f"pytorch_model-0000{at}-of-00002.bin"] = part.read_bytes()
+    server.repositories["owner/base"].files = files
+    here = get(model(), settings)
+    assert [path.name for path in sorted(here.glob("*model*"))] == [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+    ]
+    assert read(here / "model-00002-of-00002.safetensors") == {"b": ("F32", [2, 3], bytes([2]) * 24)}
+    assert json.loads((here / "model.safetensors.index.json").read_text())["weight_map"] == {
+        "a": "model-00001-of-00002.safetensors",
+        "b": "model-00002-of-00002.safetensors",
+    }
 
 
 def test_a_gated_checkpoint_wants_a_token(server: HubServer, settings: Settings) -> None:

@@ -29,8 +29,8 @@ _TOKENIZER: Final = re.compile(
 _SHARD: Final = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _WEIGHTS: Final = ("model.safetensors", "adapter_model.safetensors")
 _PICKLE: Final = re.compile(r"(?:pytorch_model|adapter_model|model)[\w.-]*\.(?:bin|pt|pth|ckpt)")
-PICKLED_ADAPTER: Final = "adapter_model.bin"
-"""How adapters of 2023 were published; turned into safetensors when it arrives."""
+_PICKLED: Final = re.compile(r"(?:pytorch_|adapter_)model\.bin|pytorch_model-\d{5}-of-\d{5}\.bin")
+"""How weights were published in 2023; turned into safetensors as they arrive."""
 _INDEX: Final = "model.safetensors.index.json"
 
 
@@ -40,7 +40,7 @@ def wanted(names: Iterable[str], *, code: bool = False) -> list[str]:
     small = [name for name in there if name in _TELLING or _TOKENIZER.fullmatch(name)]
     if code:
         small += [name for name in there if re.fullmatch(r"\w+\.py", name)]
-    return [*sorted(small), *(weights(there) or pickled_adapter(there))]
+    return [*sorted(small), *(weights(there) or pickled(there))]
 
 
 def weights(names: Iterable[str]) -> list[str]:
@@ -52,10 +52,20 @@ def weights(names: Iterable[str]) -> list[str]:
     return [name for name in _WEIGHTS if name in there]
 
 
-def pickled_adapter(names: Iterable[str]) -> list[str]:
-    """The pickle of a repository that holds an adapter in no other form."""
+def pickled(names: Iterable[str]) -> list[str]:
+    """The pickles of a repository that has its weights in no other form, as `torch.save` writes them."""
     there = set(names)
-    return [PICKLED_ADAPTER] if is_adapter(there) and PICKLED_ADAPTER in there and not weights(there) else []
+    if weights(there):
+        return []
+    if is_adapter(there):
+        return sorted(there & {"adapter_model.bin"})
+    whole = there & {"pytorch_model.bin"}
+    return sorted(whole or (name for name in there if _PICKLED.fullmatch(name)))
+
+
+def as_safetensors(name: str) -> str:
+    """What a pickle is called once it is safetensors."""
+    return name.removeprefix("pytorch_").removesuffix(".bin") + ".safetensors"
 
 
 def pickles(names: Iterable[str]) -> list[str]:

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Final
 
 from rallychat.catalog.places import folder
-from rallychat.catalog.repository import MANIFEST, PICKLED_ADAPTER, Said
+from rallychat.catalog.repository import MANIFEST, Said, as_safetensors, pickled
 from rallychat.catalog.types import Adapter, Checkpoint, Model
 from rallychat.errors import SourceMissing
 from rallychat.settings import Settings
 from rallychat.sources import hub
 from rallychat.sources.examining import Order, check_width, examine
 from rallychat.sources.files import disk_errors, folder_size, need_room
-from rallychat.sources.pickled import converted
+from rallychat.sources.pickled import converted, write_index
 from rallychat.sources.places import alone, is_offline, only_one, prune, work_of
 from rallychat.sources.progress import Cancelled, Delivery, FileProgress, OnProgress, Progress
 
@@ -142,7 +142,11 @@ def _receive(order: Order, ledger: _Ledger, delivery: Delivery) -> None:
     """Bring every file, then let the folder appear. What is there under its name is replaced in the same moment."""
     work = _clean_work(order, delivery)
     whole = work / _WHOLE
+    unsafe = pickled(order.names)
     for name in order.names:
+        safe = whole / as_safetensors(name)
+        if name in unsafe and safe.is_file():
+            continue
         if not _is_whole(whole / name, order.repository.files[name].size):
 
             def note(one: Progress, label: str = order.label(name)) -> None:
@@ -156,9 +160,11 @@ def _receive(order: Order, ledger: _Ledger, delivery: Delivery) -> None:
                 ),
             )
         ledger.note(order.label(name), (whole / name).stat().st_size)
-    if (pickle := whole / PICKLED_ADAPTER).is_file():
-        converted(pickle, whole / "adapter_model.safetensors")
-        pickle.unlink()
+        if name in unsafe:
+            converted(whole / name, safe)
+            (whole / name).unlink()
+    if len(unsafe) > 1:
+        write_index(whole)
     _write_manifest(whole, order)
     old = delivery.work / "old"
     if delivery.target.exists():

@@ -11,7 +11,7 @@ from rallychat.catalog.repository import (
     ADAPTER_CONFIG,
     CONFIG,
     Said,
-    pickled_adapter,
+    pickled,
     pickles,
     wanted,
     weights,
@@ -59,17 +59,17 @@ def examine(model: Model, part: Checkpoint | Adapter, settings: Settings, token:
 
 
 def refuse_pickles(part: Checkpoint | Adapter, found: Repository) -> None:
-    """Refuses a repository without safetensors, and says what to do instead. An adapter's pickle can be converted.
+    """Refuses a repository without safetensors, and says what to do instead. Pickles of tensors can be converted.
 
     Raises:
         Unsupported: its weights are pickles.
         SourceMissing: it has no weights.
     """
-    if weights(found.files) or pickled_adapter(found.files):
+    copy = part.living_copy if isinstance(part, Checkpoint) else ""
+    if weights(found.files) or (pickled(found.files) and not copy):
         return
     if not (unsafe := pickles(found.files)):
         raise SourceMissing(f"{found.repo} holds no weights in the safetensors format.")
-    copy = part.living_copy if isinstance(part, Checkpoint) else ""
     instead = (
         f"use its copy {copy}: --base-url {copy}" if copy else "look for a copy in the safetensors format"
     )

@@ -1,6 +1,6 @@
 """Turns what `torch.save` wrote into safetensors, without running what is in it.
 
-Adapters of 2023 were published as pickles, and a pickle is a program. This reader knows the few words that tensors
+Weights of 2023 were often published as pickles, and a pickle is a program. This reader knows the few words that tensors
 are made of and refuses every other, so nothing of the program runs; what is loaded later is safetensors alone.
 """
 
@@ -63,27 +63,40 @@ class _Tensor:
 
 
 def converted(source: Path, target: Path) -> None:
-    """Write the tensors of `source` to `target` as safetensors.
+    """Write the tensors of `source` to `target` as safetensors; it appears when it is whole.
 
     Raises:
         Unsupported: it holds anything but tensors, or is no file of `torch.save`.
     """
+    part = target.with_name(f"{target.name}.part")
     try:
         with zipfile.ZipFile(source) as archive:
             (listing,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
             tensors = _tensors(archive, listing)
             data = listing.removesuffix("data.pkl") + "data/"
-            with target.open("wb") as out:
+            with part.open("wb") as out:
                 out.write(_header(tensors))
                 for tensor in tensors.values():
                     for piece in _numbers(archive, data, tensor):
                         out.write(piece)
+        part.rename(target)
     except Unsupported:
-        target.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
     except _BROKEN as exc:
-        target.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise _refused(source.name, f"it cannot be read: {exc}") from exc
+
+
+def write_index(folder: Path) -> None:
+    """Write beside converted files which of them holds which tensor, as transformers wants it."""
+    table: dict[str, str] = {}
+    for path in sorted(folder.glob("model-*.safetensors")):
+        with path.open("rb") as file:
+            names = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        table |= {name: path.name for name in names if name != "__metadata__"}
+    index = {"metadata": {}, "weight_map": table}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
 class _Reader(pickle.Unpickler):
