@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rallychat.api.responses import objects
 from rallychat.api.responses.events import Event, Telling, frame, retold
-from rallychat.errors import Conflict
+from rallychat.errors import Conflict, RallyChatError
 from rallychat.messages import Event as TurnEvent
 from rallychat.messages import Failed, Part, Reasoning, ReasoningDelta, Started, Text, TextDelta
 from rallychat.responding import current
@@ -40,9 +40,21 @@ async def _events(
     async for turn_event in _turn(stored, run):
         for event in _told(telling, turn_event):
             yield event
-    ended = stored if run is None else (await current(service, stored.id))[0]
-    for event in telling.closing(objects.response_object(ended)):
+    for event in telling.closing(await _ended(service, stored, run)):
         yield event
+
+
+async def _ended(service: ChatService, stored: StoredResponse, run: Run | None) -> Event:
+    """The response when its answer has ended, be it that the end could not be stored."""
+    if run is None:
+        return objects.response_object(stored)
+    stored, _ = await current(service, stored.id)
+    if stored.answer.status == "running" and isinstance(run.end, Failed):
+        error = str(RallyChatError(run.end.message, hint=run.end.hint))
+        parts = objects.joined([*run.before, *_parts(run.events)])
+        ended = replace(stored.answer, status="complete", finish_reason="error", error=error, parts=parts)
+        stored = replace(stored, answer=ended)
+    return objects.response_object(stored)
 
 
 async def _turn(stored: StoredResponse, run: Run | None) -> AsyncIterator[TurnEvent]:
