@@ -69,7 +69,7 @@ class Scripted:
 
 
 def settings(folder: Path, **given: Any) -> Settings:
-    return Settings(data_dir=folder, model="echo", **given)
+    return Settings(**{"data_dir": folder, "model": "echo", **given})
 
 
 def scripted(folder: Path, *events: Event, **given: Any) -> tuple[FastAPI, Scripted]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -194,3 +195,33 @@ async def test_the_async_client_works_as_well(server: Live) -> None:
         made = await client.responses.create(model="echo", input="Hello")
         again = await client.responses.create(input="Bye", previous_response_id=made.id)
         assert (await client.responses.retrieve(again.id)).output_text == "Bye"
+
+
+@pytest.mark.real
+def test_the_real_model_answers_resumes_and_reuses_its_prompt(tmp_path: Path, smollm2_gguf: Path) -> None:
+    with live(tmp_path, slots=1, model=str(smollm2_gguf)) as server:
+        with OpenAI(base_url=f"{server.url}/v1", api_key="unused", timeout=120, max_retries=0) as client:
+            first = client.responses.create(
+                input="Name three colours.", instructions="Be brief.", max_output_tokens=40, temperature=0
+            )
+            assert valid(first).usage is not None
+            assert first.output_text
+            second = client.responses.create(
+                input="And three animals.",
+                instructions="Be brief.",
+                previous_response_id=first.id,
+                max_output_tokens=40,
+                background=True,
+                stream=True,
+            )
+            seen = [next(iter(second)) for _ in range(6)]
+            second.close()
+            name = seen[0].response.id  # type: ignore[union-attr]
+            seen += client.responses.retrieve(name, stream=True, starting_after=seen[-1].sequence_number)
+            assert [event.sequence_number for event in seen] == list(range(len(seen)))
+            done = client.responses.retrieve(name)
+            said = "".join(event.delta for event in seen if event.type == "response.output_text.delta")
+            assert said == done.output_text != ""
+            assert done.usage is not None
+            assert first.usage is not None
+            assert done.usage.input_tokens_details.cached_tokens >= first.usage.total_tokens - 2

@@ -29,7 +29,8 @@ def model_to_use(service: ChatService, name: str | None) -> Model:
     Raises:
         NotFound, Conflict: there is no such model, or somebody must download it first.
     """
-    model, default = service.named(name), service.resolve(None)
+    default = service.resolve(None)
+    model = default if name == default.id else service.named(name)
     if model.id == default.id or service.is_here(model) or service.downloads.progress(model.id) is not None:
         return model
     raise Conflict(
