@@ -24,7 +24,7 @@ from rallychat.prompts import Rendered
 from rallychat.recording import Recorder
 from rallychat.runs import Emit, End, Run, Runs
 from rallychat.settings import Settings
-from rallychat.sources import Downloads, is_here, remove, weights_path
+from rallychat.sources import Downloads, is_here, remove, resolve, weights_path
 from rallychat.store import Conversation, ConversationStore, StoredMessage
 from rallychat.texts import checked, encodable, title_of
 from rallychat.unset import UNSET, Unset
@@ -64,7 +64,7 @@ class ChatService:
         settings = settings or Settings.load()
         async with AsyncExitStack() as stack:
             store = await stack.enter_async_context(ConversationStore.open(settings))
-            begin = starting.start(settings, Catalog.load(settings))
+            begin = await asyncio.to_thread(_start, settings)
             service = cls(begin.settings, begin.catalog, store)
             service.notes = begin.notes
             stack.push_async_callback(service._close)
@@ -370,6 +370,23 @@ class ChatService:
             return self.resolve(None)
         return self.catalog.find(name)
 
+    async def bring(self, name: str, *, family: str | None = None) -> Model:
+        """The model of any name, which is in the catalog from now on. For whoever sits at this machine only.
+
+        Beyond what `resolve` takes: a repository of the hub (checkpoint, adapter or GGUF), which is looked at.
+
+        Args:
+            family: the prompt format, for a model that does not say it.
+
+        Raises:
+            FamilyNeeded: nothing says its prompt format; the error has the families to choose from.
+            Unsupported: it could not be run here, or not safely. SourceError: the hub does not show it.
+            NotFound, InvalidRequest: none is called so; it holds several files.
+        """
+        model = await asyncio.to_thread(resolve, name, self.catalog, self.settings, family=family)
+        self.catalog = self.choices.over(self.catalog.including(model))
+        return self.catalog.models[model.id]
+
     async def models(self) -> list[ModelCard]:
         """Every model of the menu with its state."""
         shown = [model for model in self.catalog.models.values() if not model.hidden]
@@ -436,6 +453,15 @@ class ChatService:
         if usual == ANY:
             usual = generation.shipped(family.generation.answer)
         return asked.over(self._answers).over(model.sampling.value()).over(usual)
+
+
+def _start(settings: Settings) -> starting.Start:
+    catalog = Catalog.load(settings)
+
+    def find(name: str, base: str | None) -> Model:
+        return resolve(name, catalog, settings, family=settings.family, base=base)
+
+    return starting.start(settings, catalog, find)
 
 
 def _default_system(model: Model, family: Family) -> str:

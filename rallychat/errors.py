@@ -83,7 +83,8 @@ class FamilyNeeded(InvalidRequest):
         super().__init__(
             f"{model} does not say which prompt format it was trained with.",
             param="family",
-            hint=f"look at its model card and say --family with one of: {', '.join(families)}",
+            hint=f"its model card says it; name one with --family: {', '.join(families)} "
+            "(rallychat render shows what each makes of a conversation)",
         )
         self.model = model
         self.families = families

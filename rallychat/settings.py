@@ -97,6 +97,10 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("warning", description="What is logged.")
 
     slots: int = Field(4, ge=1, le=256, description="Answers generated at the same time, per model.")
+    family: str | None = Field(
+        default=None,
+        description="Prompt format of the model to start with; what it says itself if not given.",
+    )
     engine: Literal["auto", "llamacpp", "transformers"] = Field(
         "auto", description="What runs a model that has both a GGUF file and a checkpoint; auto: by the GPU."
     )

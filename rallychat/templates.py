@@ -39,7 +39,7 @@ async def of_model(model: Model, family: Family, path: Path, pool: Pool) -> Prom
     if model.engine == "echo":
         return of_engine(model, family, (await pool.open(model)).info)
     if not await asyncio.to_thread(path.exists):
-        if family.template and not family.prefer_shipped:
+        if family.template and (not family.prefer_shipped or model.template == family.template):
             return _choose(model, family, "", bos_token="", eos_token="", control_tokens=())
         raise NotFound("weights file", str(path), hint=f"fetch it with: rallychat models download {model.id}")
     return await asyncio.to_thread(_of_files, model, family, path)

@@ -284,7 +284,7 @@ def test_a_folder_with_several_models_lists_them(settings: Settings, tmp_path: P
 
 def test_a_folder_without_models_says_so(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(NotFound, match="no GGUF file in the folder"):
+    with pytest.raises(NotFound, match="no GGUF file or checkpoint in the folder"):
         Catalog.load(settings).resolve(str(tmp_path / "empty"))
 
 

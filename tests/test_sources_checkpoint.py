@@ -163,7 +163,7 @@ FALCON = checkpoint_files(
 @pytest.mark.parametrize(
     ("files", "words", "hint"),
     [
-        (PICKLED, r"pickles only \(pytorch_model-00001-of-00002\.bin\)", "alive/base"),
+        ({"config.json": b"{}", "model.pt": b""}, r"pickles only \(model\.pt\)", "--base-url"),
         (
             checkpoint_files("WhisperForAudio", "whisper"),
             "architecture WhisperForAudio",
@@ -182,10 +182,22 @@ def test_what_could_not_run_is_refused_before_anything_is_downloaded(
 ) -> None:
     server.repositories["owner/base"].files = dict(files)
     with pytest.raises(Unsupported, match=words) as caught:
-        get(model(living_copy="alive/base"), settings)
+        get(model(), settings)
     assert hint in caught.value.hint
     assert [path for path in server.fetched if not path.endswith("config.json")] == []
     assert leftovers(settings) == []
+
+
+@pytest.mark.parametrize("why", ["gone", "pickled"])
+def test_a_base_that_has_left_the_hub_or_is_pickled_comes_from_its_living_copy(
+    server: HubServer, settings: Settings, why: str
+) -> None:
+    server.repositories["alive/base"] = server.repositories.pop("owner/base")
+    if why == "pickled":
+        server.repositories["owner/base"] = Repository(PICKLED)
+    path = get(model(LORA, living_copy="alive/base"), settings)
+    assert path == settings.models_dir / "checkpoints" / "owner" / "base"
+    assert json.loads((path / "rallychat.json").read_text())["repo"] == "alive/base"
 
 
 def test_a_checkpoints_own_code_comes_with_it_once_its_name_is_allowed(

@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from rallychat.catalog import references
+from rallychat.catalog import brought, references
+from rallychat.catalog.brought import Known
 from rallychat.catalog.engines import engine_for
-from rallychat.catalog.places import place
+from rallychat.catalog.places import folder, place
 from rallychat.catalog.sizing import weights_size
 from rallychat.catalog.types import Family, Model
 from rallychat.errors import NotFound, SettingsError
@@ -62,8 +63,14 @@ class Catalog:
                     )
         described = [model for model, _ in models.values()]
         places = {place(model.weights, settings.models_dir) for model in described if model.weights}
-        brought = references.found(settings.models_dir, known=places)
-        known = [each for model in (*described, *brought) for each in _apart(model)]
+        own = {folder(part, settings.models_dir) for model in described for part in model.own_parts}
+        fetched = [
+            model
+            for model in brought.fetched(settings.models_dir)
+            if not brought.is_known_place(model, own, settings.models_dir) and model.family in families
+        ]
+        found = references.found(settings.models_dir, known=places)
+        known = [each for model in (*described, *fetched, *found) for each in _apart(model)]
         chosen = [model.run_by(engine_for(model, settings)) for model in known]
         in_order = sorted(chosen, key=_menu_order)
         return cls(
@@ -90,24 +97,53 @@ class Catalog:
                 return model
         raise NotFound("model", name, hint=_near(name, self._names()))
 
-    def resolve(self, name: str) -> Model:
-        """The model of this name: in the catalog, or a GGUF file or folder, or a file on the hub.
+    def resolve(self, name: str, *, family: str | None = None) -> Model:
+        """The model of this name: in the catalog, or a file or folder on this machine, or a file on the hub.
 
-        Accepts an id or name (any case); a path to a GGUF file or to a folder with one;
-        `hub:owner/repo/file.gguf` or `owner/repo:file.gguf`, each with `@revision` behind it if wanted.
+        Accepts an id, name or hub id (any case); a path to a GGUF file, or to a folder with one, with a checkpoint
+        or with an adapter; `hub:owner/repo/file.gguf` or `owner/repo:file.gguf`, each with `@revision` behind it
+        if wanted. `family` is the prompt format to use, whatever is said elsewhere.
 
         Raises:
             NotFound: nothing has this name; the hint has near matches.
             InvalidRequest: a folder holds several GGUF files; the hint lists them.
+            FamilyNeeded: a checkpoint in a folder does not say its prompt format.
             SettingsError: the file is not a GGUF file.
+            Unsupported: a checkpoint in a folder could not be run, or not safely.
         """
         try:
-            return self.find(name)
+            found = self.find(name)
         except NotFound:
-            model = references.resolve(name, models_dir=self.models_dir)
+            model = self._brought(name, family)
             if model is None:
                 raise
-            return model.run_by(engine_for(model, self.settings))
+            return self.run(model)
+        return self._in_format(found, family)
+
+    def run(self, model: Model) -> Model:
+        """The model with the engine that runs it here."""
+        return model.run_by(engine_for(model, self.settings))
+
+    def _brought(self, name: str, family: str | None) -> Model | None:
+        path = references.existing(name)
+        if path is not None and path.is_dir():
+            model = brought.local(
+                path,
+                known=Known(self.families, self.models, family),
+                models_dir=self.models_dir,
+                code_allowed=not {name, str(path.resolve())}.isdisjoint(self.settings.remote_code),
+            )
+            if model is not None:
+                return model
+        found = references.resolve(name, models_dir=self.models_dir)
+        return None if found is None else self._in_format(found, family)
+
+    def _in_format(self, model: Model, family: str | None) -> Model:
+        if family is None or family == model.family:
+            return model
+        if family not in self.families:
+            raise NotFound("family", family, hint=_near(family, self.families))
+        return model.model_copy(update={"family": family, "template": self.families[family].template})
 
     def family(self, model: Model) -> Family:
         """The family `model` belongs to."""
@@ -158,8 +194,8 @@ def _near(name: str, names: Iterable[str]) -> str:
 def _read(kind: type[Facts], folders: Iterable[Path]) -> dict[str, tuple[Facts, Path]]:
     """Every fact file of `folders`, later folders over earlier ones, with the file each came from."""
     tables: dict[str, tuple[dict[str, Any], Path]] = {}
-    for folder in folders:
-        for path in sorted(folder.glob("*.toml")):
+    for each in folders:
+        for path in sorted(each.glob("*.toml")):
             below, _ = tables.get(path.stem, ({}, path))
             tables[path.stem] = (_laid_over(below, _table(path)), path)
     return {name: (_checked(kind, table, path), path) for name, (table, path) in tables.items()}

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from rallychat.catalog.brought import as_written
 from rallychat.catalog.gguf import GGUF, read_gguf
 from rallychat.catalog.places import on_hub, place
 from rallychat.catalog.types import FileWeights, HubWeights, Model
@@ -35,7 +36,7 @@ def resolve(name: str, *, models_dir: Path) -> Model | None:
         InvalidRequest: a folder with several GGUF files.
         SettingsError: a file that is not GGUF.
     """
-    path = _existing(name)
+    path = existing(name)
     if path is not None:
         return local_model(path)
     for pattern in _HUB:
@@ -44,7 +45,8 @@ def resolve(name: str, *, models_dir: Path) -> Model | None:
                 match["repo"], match["file"], revision=match["revision"] or "main", models_dir=models_dir
             )
     if name.lower().endswith(".gguf") or name.startswith(("/", "./", "../", "~")):
-        raise NotFound("model file", name, hint="the path must lead to a GGUF file or a folder with one")
+        hint = "the path must lead to a GGUF file, or to a folder with one or with a checkpoint"
+        raise NotFound("model file", name, hint=hint)
     return None
 
 
@@ -85,7 +87,7 @@ def found(models_dir: Path, *, known: Collection[Path]) -> Iterator[Model]:
     Hub files fetched by name, and GGUF files a person put into the folder itself. Unreadable ones are left out.
     """
     for path in sorted((*models_dir.glob("*.gguf"), *models_dir.glob("hub/**/*.gguf"))):
-        if path in known or not _is_first(path):
+        if path in known or not is_first_part(path.name):
             continue
         weights = on_hub(path, models_dir)
         try:
@@ -97,7 +99,8 @@ def found(models_dir: Path, *, known: Collection[Path]) -> Iterator[Model]:
             logger.warning("%s", exc)
 
 
-def _existing(name: str) -> Path | None:
+def existing(name: str) -> Path | None:
+    """The file or folder of this name, if there is one."""
     if not name or "\0" in name:
         return None
     try:
@@ -109,9 +112,11 @@ def _existing(name: str) -> Path | None:
 
 def _only_gguf(folder: Path) -> Path:
     found = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() == ".gguf")
-    models = [path for path in found if _is_first(path) and not path.name.lower().startswith("mmproj")]
+    models = [
+        path for path in found if is_first_part(path.name) and not path.name.lower().startswith("mmproj")
+    ]
     if not models:
-        raise NotFound("GGUF file in the folder", str(folder))
+        raise NotFound("GGUF file or checkpoint in the folder", str(folder))
     if len(models) > 1:
         listed = ", ".join(path.name for path in models)
         raise InvalidRequest(
@@ -122,9 +127,9 @@ def _only_gguf(folder: Path) -> Path:
     return models[0]
 
 
-def _is_first(path: Path) -> bool:
+def is_first_part(name: str) -> bool:
     """Of weights split into several files, the engine is given the first."""
-    split = _SPLIT.fullmatch(path.name)
+    split = _SPLIT.fullmatch(name)
     return split is None or int(split[2]) == 1
 
 
@@ -132,15 +137,8 @@ def _facts(header: GGUF, file: Path) -> dict[str, Any]:
     return {
         "name": header.name or file.stem,
         "family": FAMILY,
-        "parameters": _as_written(header.parameters),
+        "parameters": as_written(header.parameters),
         "license": header.license,
         "window": max(header.context_length or 2048, 256),
         "cache_bytes_per_token": header.kv_bytes_per_token,
     }
-
-
-def _as_written(parameters: int) -> str:
-    """A number of parameters as authors write it: 135M, 1.7B."""
-    if parameters >= 1e9:
-        return f"{parameters / 1e9:.1f}".removesuffix(".0") + "B"
-    return f"{parameters / 1e6:.0f}M" if parameters >= 1e6 else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from rallychat.catalog.types import Checkpoint, Model
 from rallychat.errors import InvalidRequest, NotFound
 from rallychat.settings import Settings
 
+Resolve = Callable[[str, str | None], Model]
+"""Gives the model of a name, over a base where one is named."""
+
 
 @dataclass(frozen=True, slots=True)
 class Start:
@@ -23,16 +27,18 @@ class Start:
     notes: tuple[str, ...] = ()
 
 
-def start(settings: Settings, catalog: Catalog) -> Start:
+def start(settings: Settings, catalog: Catalog, resolve: Resolve | None = None) -> Start:
     """Settings whose `model` is what `base_url` and `ft_ckpt_url` name, and a catalog that has it.
 
     A fine-tuned checkpoint decides; the base below it may be another copy than the one the catalog names. One that
-    was trained on another base is left out: shells keep variables from one example to the next.
+    was trained on another base is left out: shells keep variables from one example to the next. `resolve` finds
+    models that the catalog does not have, over the base that is named if they want one.
 
     Raises:
         NotFound, InvalidRequest, SettingsError: what is named is not there or cannot be used.
     """
-    model, note = _named(settings, catalog)
+    find = resolve or (lambda name, _: catalog.resolve(name, family=settings.family))
+    model, note = _named(settings, catalog, find)
     notes = (note, *map(_found, (settings.gen_config_path, settings.gen_config_summarization_path)))
     said = tuple(filter(None, notes))
     if model is None:
@@ -40,15 +46,30 @@ def start(settings: Settings, catalog: Catalog) -> Start:
     return Start(settings.model_copy(update={"model": model.id}), catalog.including(model), said)
 
 
-def _named(settings: Settings, catalog: Catalog) -> tuple[Model | None, str]:
-    """The model, if one is named in this way, and a note."""
+def _named(settings: Settings, catalog: Catalog, resolve: Resolve) -> tuple[Model | None, str]:
+    """The model, if one is named that the catalog does not have as it is, and a note."""
     base, tuned = settings.base_url, settings.ft_ckpt_url
     if tuned:
         if base and (other := _complete(base, tuned, catalog)) is not None:
             return other, f"'{tuned}' was not trained on '{base}', which answers without it."
-        model = catalog.resolve(tuned)
+        model = resolve(tuned, base)
         return (_on_base(model, base) if base else model), ""
-    return (catalog.resolve(base) if base else None), ""
+    return (resolve(base, None) if base else _brought(settings, catalog, resolve)), ""
+
+
+def _brought(settings: Settings, catalog: Catalog, resolve: Resolve) -> Model | None:
+    """The model to start with, if it is none of the catalog's, or if its prompt format is said anew."""
+    try:
+        catalog.find(settings.model)
+    except NotFound:
+        pass
+    else:
+        if settings.family is None:
+            return None
+    try:
+        return resolve(settings.model, None)
+    except NotFound:  # said where a person looks: in the page and by /readyz
+        return None
 
 
 def _found(path: Path | None) -> str:

@@ -13,7 +13,9 @@ import typer
 
 from rallychat import __version__
 from rallychat.cli.options import (
+    AnyModel,
     DataDir,
+    FamilyName,
     Forgiving,
     GenConfig,
     Json,
@@ -134,6 +136,7 @@ def serve(
     no_browser: Annotated[
         bool, typer.Option("--no-browser", help="Do not open the page in the browser.")
     ] = False,
+    family: FamilyName = None,
     engine: Annotated[
         str | None,
         typer.Option(help="What runs a model that has both: auto, llamacpp or transformers (auto)."),
@@ -197,6 +200,7 @@ def serve(
             data_dir=data_dir,
             api_only=api_only or None,
             open_browser=False if no_browser else None,
+            family=family,
             engine=engine,
             dtype=dtype,
             quantize=quantize,
@@ -219,6 +223,7 @@ def chat(
     resume: Annotated[
         str | None, typer.Option("--open", help="Go on with a conversation: its id, or `last`.")
     ] = None,
+    family: FamilyName = None,
     gen_config_path: GenConfig = None,
     gen_config_summarization_path: SummaryGenConfig = None,
     window: Window = None,
@@ -231,6 +236,7 @@ def chat(
     settings = settings_from(
         model=model,
         data_dir=data_dir,
+        family=family,
         gen_config_path=gen_config_path,
         gen_config_summarization_path=gen_config_summarization_path,
         window=window,
@@ -291,25 +297,30 @@ def models_list(
 
 @models_app.command("show")
 def models_show(
-    model: Annotated[str, typer.Argument(help="Id, name, GGUF file, or owner/repo:file.gguf.")],
+    model: AnyModel,
+    family: FamilyName = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
     """Show what is known of one model."""
     from rallychat.cli.models import show_model
 
-    show_model(settings_from(data_dir=data_dir), model, as_json=as_json)
+    show_model(settings_from(data_dir=data_dir, family=family), model, as_json=as_json)
 
 
 @models_app.command("download")
 def models_download(
-    model: Annotated[str, typer.Argument(help="Id, name, or owner/repo:file.gguf.")],
+    model: AnyModel,
+    family: FamilyName = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Fetch them again, whether they are here or not.")
+    ] = False,
     data_dir: DataDir = None,
 ) -> None:
     """Fetch a model's weights; an interrupted download goes on where it stopped."""
     from rallychat.cli.models import download_model
 
-    download_model(settings_from(data_dir=data_dir), model)
+    download_model(settings_from(data_dir=data_dir, family=family), model, force=force)
 
 
 @models_app.command("remove")
@@ -326,8 +337,9 @@ def models_remove(
 
 @app.command()
 def render(
-    model: Annotated[str, typer.Argument(help="Id, name, GGUF file, or owner/repo:file.gguf.")],
+    model: AnyModel,
     file: Annotated[str, typer.Argument(metavar="FILE.json", help="The messages; - reads standard input.")],
+    family: FamilyName = None,
     tokens: Annotated[bool, typer.Option("--tokens", help="Print the token ids, as JSON.")] = False,
     data_dir: DataDir = None,
 ) -> None:
@@ -337,7 +349,7 @@ def render(
     """
     from rallychat.cli.render import render as print_prompt
 
-    run(print_prompt(settings_from(data_dir=data_dir), model, file, tokens=tokens))
+    run(print_prompt(settings_from(data_dir=data_dir), model, file, family=family, tokens=tokens))
 
 
 @app.command()

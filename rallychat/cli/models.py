@@ -14,7 +14,7 @@ from rich.table import Table
 
 from rallychat import sources
 from rallychat.catalog import Catalog, Model
-from rallychat.catalog.sizing import needed_memory
+from rallychat.catalog.sizing import memory_by_precision, needed_memory, precision
 from rallychat.cli.progress import fetch_with_bar
 from rallychat.errors import InvalidRequest
 from rallychat.settings import Settings
@@ -85,7 +85,7 @@ def list_models(settings: Settings, *, everything: bool, as_json: bool) -> None:
     console = Console()
     console.print(table)
     console.print(
-        "[dim]Any GGUF file works too: rallychat chat ./file.gguf, or owner/repo:file.gguf from the hub.[/]"
+        "[dim]Any GGUF file, checkpoint or LoRA adapter works too: a path here, or owner/repo of the hub.[/]"
     )
 
 
@@ -95,41 +95,43 @@ def show_model(settings: Settings, name: str, *, as_json: bool) -> None:
     Raises:
         NotFound: there is none of this name.
     """
-    model = Catalog.load(settings).resolve(name)
+    model = sources.resolve(name, Catalog.load(settings), settings, family=settings.family)
     facts = {
         **row(model, settings).as_dict(),
         "url": model.url,
         "weights": _where(model),
+        **_checkpoint(model, settings),
         "path": str(sources.weights_path(model, settings)),
         "sampling": model.sampling.value().as_dict(),
+        "examples": list(model.examples),
     }
     if as_json:
         print(json.dumps(facts, ensure_ascii=False, indent=2))
         return
     table = Table.grid(padding=(0, 3))
     for key, value in facts.items():
-        text = size(value) if key in ("size", "memory") else _plain(value)
+        text = size(value) if key in ("size", "memory") and isinstance(value, int) else _plain(value)
         if text:
             table.add_row(f"[dim]{key}[/]", escape(text))
     Console().print(table)
 
 
-def download_model(settings: Settings, name: str) -> None:
+def download_model(settings: Settings, name: str, *, force: bool = False) -> None:
     """Fetch a model's weights, with a progress bar.
 
     Raises:
         SourceError: they could not be fetched.
     """
     console = Console(stderr=True)
-    model = Catalog.load(settings).resolve(name)
-    if sources.is_here(model, settings):
+    model = sources.resolve(name, Catalog.load(settings), settings, family=settings.family)
+    if sources.is_here(model, settings) and not force:
         console.print(f"{escape(model.name)} is here already.")
         return
 
     async def fetch() -> None:
         downloads = sources.Downloads(settings)
         try:
-            await fetch_with_bar(downloads, model, settings, console)
+            await fetch_with_bar(downloads, model, settings, console, force=force)
         finally:
             await downloads.aclose()
 
@@ -162,13 +164,28 @@ def size(count: int | None) -> str:
     return f"{count / 1e9:.1f} GB"
 
 
+def _checkpoint(model: Model, settings: Settings) -> dict[str, Any]:
+    """What a checkpoint takes in each precision, how it would be loaded here, and the copy that is alive."""
+    if model.checkpoint is None:
+        return {}
+    chosen = precision(model, settings) if model.engine == "transformers" else None
+    memory = memory_by_precision(model, settings)
+    return {
+        "checkpoint": model.checkpoint.model_dump(exclude_defaults=True),
+        "memory_by_precision": {name: size(needed) for name, needed in memory.items()},
+        "precision_here": chosen.precision if chosen else None,
+        "adapters": [adapter.where for adapter in model.adapters],
+    }
+
+
 def _where(model: Model) -> dict[str, Any]:
     """Where what runs comes from."""
-    source = model.checkpoint if model.engine == "transformers" else model.weights
-    return source.model_dump(exclude_none=True, exclude_defaults=True) if source else {}
+    return model.weights.model_dump(exclude_none=True) if model.weights else {}
 
 
 def _plain(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return "\n".join(_plain(each) for each in value)
     if isinstance(value, dict):
         return ", ".join(f"{key} {each}" for key, each in value.items())
     return str(value) if value is not None else ""

@@ -15,7 +15,15 @@ if TYPE_CHECKING:
 
 ModelName = Annotated[
     str | None,
-    typer.Argument(metavar="MODEL", help="Id, name, GGUF file or folder, or owner/repo:file.gguf."),
+    typer.Argument(
+        metavar="MODEL", help="Id, name, file, folder or hub id: owner/repo, owner/repo:file.gguf."
+    ),
+]
+AnyModel = Annotated[
+    str, typer.Argument(help="Id, name, file, folder or hub id: owner/repo, owner/repo:file.gguf.")
+]
+FamilyName = Annotated[
+    str | None, typer.Option(help="Prompt format of a model that does not say it itself.", show_default=False)
 ]
 DataDir = Annotated[
     Path | None,

@@ -38,19 +38,21 @@ def bar(console: Console) -> Progress:
     )
 
 
-async def fetch_with_bar(downloads: Downloads, model: Model, settings: Settings, console: Console) -> None:
-    """Fetch `model` if it is not here, joining a download that already runs.
+async def fetch_with_bar(
+    downloads: Downloads, model: Model, settings: Settings, console: Console, *, force: bool = False
+) -> None:
+    """Fetch `model` if it is not here (`force`: even then), joining a download that already runs.
 
     Raises:
         SourceError: it could not be fetched.
     """
-    if sources.is_here(model, settings):
+    if sources.is_here(model, settings) and not force:
         return
     if not console.is_terminal:
         console.print(f"Downloading {model.name} ...")
     with bar(console) as progress:
         task = progress.add_task(f"Downloading {model.name}", total=None)
-        async for at in downloads.watch(model):
+        async for at in downloads.watch(model, force=force):
             progress.update(
                 task,
                 completed=at.done,

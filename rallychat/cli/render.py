@@ -38,7 +38,9 @@ class Conversation(BaseModel):
         return [*head, *(Message.of(said.role, said.content) for said in self.messages)]
 
 
-async def render(settings: Settings, model: str, file: str, *, tokens: bool) -> int:
+async def render(
+    settings: Settings, model: str, file: str, *, family: str | None = None, tokens: bool
+) -> int:
     """Print the prompt of `file` ("-": standard input), or its token ids as JSON.
 
     Raises:
@@ -47,9 +49,10 @@ async def render(settings: Settings, model: str, file: str, *, tokens: bool) -> 
     """
     conversation = read(file)
     async with ChatService.open(settings) as service:
-        rendered = await service.render(conversation.as_messages(), model=model)
+        chosen = await service.bring(model, family=family)
+        rendered = await service.render(conversation.as_messages(), model=chosen.id)
         if tokens:
-            sys.stdout.write(json.dumps(await service.tokens(rendered, model=model)) + "\n")
+            sys.stdout.write(json.dumps(await service.tokens(rendered, model=chosen.id)) + "\n")
         else:
             sys.stdout.write(rendered.text)
         sys.stdout.flush()

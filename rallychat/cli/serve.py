@@ -86,9 +86,8 @@ async def make_ready(service: ChatService, console: Console) -> None:
 
     try:
         model = service.resolve(None)
-        if service.settings.force_download_ckpt:
-            await service.remove(model.id)
-        await fetch_with_bar(service.downloads, model, service.settings, console)
+        again = service.settings.force_download_ckpt
+        await fetch_with_bar(service.downloads, model, service.settings, console, force=again)
         await service.load(service.settings.model)
     except RallyChatError as exc:
         complain(exc.message, exc.hint)

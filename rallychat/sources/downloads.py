@@ -24,7 +24,7 @@ GRACE = 2.0
 class _Download:
     """One fetch in a thread of its own, and whoever watches it."""
 
-    def __init__(self, model: Model, settings: Settings) -> None:
+    def __init__(self, model: Model, settings: Settings, *, force: bool) -> None:
         self.progress = Progress(0, None, "download")
         self._loop = asyncio.get_running_loop()
         self.path: asyncio.Future[Path] = self._loop.create_future()
@@ -34,7 +34,7 @@ class _Download:
         self._told = False
         # a daemon: what is half done may be left at any moment, so it need not hold up the end of the process
         self._thread = threading.Thread(
-            target=self._fetch, args=(model, settings), daemon=True, name=f"download {model.id}"
+            target=self._fetch, args=(model, settings, force), daemon=True, name=f"download {model.id}"
         )
 
     def start(self) -> None:
@@ -57,10 +57,12 @@ class _Download:
         else:
             self.path.set_exception(outcome)
 
-    def _fetch(self, model: Model, settings: Settings) -> None:
+    def _fetch(self, model: Model, settings: Settings, force: bool) -> None:
         outcome: Path | BaseException
         try:
-            outcome = fetch(model, settings, on_progress=self._report, cancelled=self.called_off.is_set)
+            outcome = fetch(
+                model, settings, on_progress=self._report, cancelled=self.called_off.is_set, force=force
+            )
         except BaseException as exc:  # whatever it is, whoever waits must hear of it
             outcome = exc
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
@@ -105,17 +107,17 @@ class Downloads:
             return weights_path(model, self._settings)
         return await asyncio.shield(self._join(model).path)
 
-    async def watch(self, model: Model) -> AsyncGenerator[Progress]:
-        """Progress until the weights are here; starts or joins the download.
+    async def watch(self, model: Model, *, force: bool = False) -> AsyncGenerator[Progress]:
+        """Progress until the weights are here; starts or joins the download. `force`: even if they are here.
 
         A slow watcher misses steps, never the end.
 
         Raises:
             SourceError: it failed or was cancelled.
         """
-        if self._nothing_to_do(model):
+        if self._nothing_to_do(model) and not force:
             return
-        download = self._join(model)
+        download = self._join(model, force=force)
         while not download.path.done():
             yield download.progress
             if not download.path.done():
@@ -138,11 +140,11 @@ class Downloads:
     def _nothing_to_do(self, model: Model) -> bool:
         return model.id not in self._running and is_here(model, self._settings)
 
-    def _join(self, model: Model) -> _Download:
+    def _join(self, model: Model, *, force: bool = False) -> _Download:
         if self._closed:
             raise RuntimeError("these Downloads are closed")
         if model.id not in self._running:
-            download = self._running[model.id] = _Download(model, self._settings)
+            download = self._running[model.id] = _Download(model, self._settings, force=force)
 
             def ended(path: asyncio.Future[Path]) -> None:
                 del self._running[model.id]

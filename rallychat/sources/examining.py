@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +17,13 @@ from rallychat.catalog.repository import (
     wanted,
     weights,
 )
+from rallychat.catalog.safetensors import header
 from rallychat.catalog.types import Adapter, Checkpoint, Model
-from rallychat.errors import SourceMissing, Unsupported
+from rallychat.errors import Gated, SourceMissing, Unsupported
 from rallychat.settings import Settings
 from rallychat.sources.repository import Repository, look_at
-from rallychat.sources.safetensors import header
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,39 +46,66 @@ def examine(model: Model, part: Checkpoint | Adapter, settings: Settings, token:
         Unsupported: pickled weights only, an architecture nobody here knows, or code of its own.
         SourceError: the hub does not show it.
     """
-    found = look_at(part.repo, revision=part.revision, token=token)
+    found = shown(part, token)
     what = Said(found.read)
     needed = ADAPTER_CONFIG if isinstance(part, Adapter) else CONFIG
     if needed not in found.files:
         kind = "adapter" if isinstance(part, Adapter) else "checkpoint"
         raise Unsupported(f"{part.repo} holds no {kind}: it has no {needed}.")
-    refuse_pickles(part, found)
+    refuse_pickles(found)
     code = code_allowed(model, settings)
     if isinstance(part, Checkpoint):
         architectures.check(part.repo, what, code_allowed=code)
-    elif (kind := what.adapter.get("peft_type", "LORA")) != "LORA":
-        raise Unsupported(f"The adapter {part.repo} is of the kind {kind}; only LoRA adapters can be used.")
+    else:
+        refuse_kind(part.repo, what)
     return Order(part, found, tuple(wanted(found.files, code=code)))
 
 
-def refuse_pickles(part: Checkpoint | Adapter, found: Repository) -> None:
+def shown(part: Checkpoint | Adapter, token: str | None) -> Repository:
+    """The repository; where it has left the hub or holds pickles only, the copy that the model's file names.
+
+    Raises:
+        SourceError: the hub shows neither.
+    """
+    copy = part.living_copy if isinstance(part, Checkpoint) else ""
+    try:
+        found = look_at(part.repo, revision=part.revision, token=token)
+        if not copy or weights(found.files):
+            return found
+        why = "it holds pickles only"
+    except (SourceMissing, Gated) as exc:
+        if not copy:
+            raise
+        why = exc.message
+    logger.warning("%s cannot be used, but its copy %s can: %s", part.repo, copy, why)
+    return look_at(copy, token=token)
+
+
+def refuse_kind(repo: str, adapter: Said) -> None:
+    """Refuses adapters that are not LoRA.
+
+    Raises:
+        Unsupported: it is of another kind.
+    """
+    if (kind := adapter.adapter.get("peft_type", "LORA")) != "LORA":
+        raise Unsupported(f"The adapter {repo} is of the kind {kind}; only LoRA adapters can be used.")
+
+
+def refuse_pickles(found: Repository) -> None:
     """Refuses a repository without safetensors, and says what to do instead. Pickles of tensors can be converted.
 
     Raises:
         Unsupported: its weights are pickles.
         SourceMissing: it has no weights.
     """
-    copy = part.living_copy if isinstance(part, Checkpoint) else ""
-    if weights(found.files) or (pickled(found.files) and not copy):
+    if weights(found.files) or pickled(found.files):
         return
     if not (unsafe := pickles(found.files)):
         raise SourceMissing(f"{found.repo} holds no weights in the safetensors format.")
-    instead = (
-        f"use its copy {copy}: --base-url {copy}" if copy else "look for a copy in the safetensors format"
-    )
     raise Unsupported(
         f"{found.repo} holds its weights as pickles only ({unsafe[0]}), which can run code when they are loaded.",
-        hint=f"{instead}, or convert it: https://huggingface.co/spaces/safetensors/convert",
+        hint="name a copy in the safetensors format with --base-url, or convert it: "
+        "https://huggingface.co/spaces/safetensors/convert",
     )
 
 

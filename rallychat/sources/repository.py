@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
@@ -70,6 +70,10 @@ class Repository:
         version = f"{known.sha256 or known.git_id or self.commit}"[:16]
         git_id = known.git_id if known.size is not None else None
         return hub.Remote(self._url(name), hub.headers(self.token), known.size, known.sha256, version, git_id)
+
+    def size(self, names: Iterable[str]) -> int:
+        """Bytes of these files together."""
+        return sum(self.files[name].size or 0 for name in names)
 
     def _url(self, name: str) -> str:
         return hf_hub_url(self.repo, name, revision=self.commit, endpoint=hub.endpoint())
