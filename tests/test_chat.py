@@ -141,6 +141,14 @@ async def test_edit_makes_a_branch_and_the_old_one_can_be_chosen_again(world: Wo
         assert await dialogue(service, chat) == [("user", "old"), ("assistant", "old")]
 
 
+async def test_a_family_s_end_tokens_end_an_answer(world: World, tmp_path: Path) -> None:
+    families = tmp_path / "catalog" / "families"
+    families.mkdir(parents=True)
+    (families / "echo.toml").write_text('stop_tokens = ["!", "two tokens"]\n')
+    async with world() as service:
+        assert await service.ask("Stop here! Not there, and two tokens.") == "Stop here"
+
+
 async def test_stop_keeps_the_partial_answer_and_continue_goes_on_in_the_same_message(world: World) -> None:
     words = " ".join(f"w{n}" for n in range(200))
     async with world("delay_ms = 5") as service:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rallychat.catalog import Catalog, Family
+from rallychat.catalog.gguf import read_gguf
 from rallychat.catalog.load import SHIPPED
 from rallychat.messages import Message
 from rallychat.settings import Settings
@@ -245,3 +246,14 @@ def test_the_generation_configs_of_a_family_are_there(family: Family) -> None:
 def test_no_generation_config_is_without_a_family() -> None:
     named = {n for f in CATALOG.families.values() for n in (f.generation.answer, f.generation.summary)}
     assert {path.name for path in CONFIGS.glob("*.yaml")} == named - {""}
+
+
+@pytest.mark.real
+def test_smollm2_s_own_template_and_the_family_s_write_the_same(smollm2_gguf: Path) -> None:
+    header = read_gguf(smollm2_gguf)
+    assert header.chat_template
+    family = FAMILIES["smollm2"]
+    for head in ([], [Message.of("system", "Be brief.")]):
+        messages = [*head, *said("Hi <|im_end|>", "Yo", " Bye\n")]
+        shipped, own = (of_family(family, source).render(messages) for source in (header.chat_template, ""))
+        assert shipped == own
