@@ -33,8 +33,9 @@ def said_key(base: str) -> str:
 
 
 def text_key(base: str, pieces: Sequence[Piece]) -> str:
-    """The key of tokenised ids."""
-    return f"{base}:{_hash(''.join(f'{piece.special:d}{piece.text}' for piece in pieces))}"
+    """The key of tokenised ids. White space at the end does not count: some templates write it once answered."""
+    text = "".join(f"{piece.special:d}{piece.text}" for piece in pieces)
+    return f"{base}:{_hash(text.rstrip())}"
 
 
 def _hash(text: str) -> str:
@@ -58,7 +59,7 @@ def as_shown(row: StoredMessage, base: str, *, blank: bool = False) -> Message:
 class Entry:
     """One part of the prompt: its ids where they are known, and the pieces to tokenise where not.
 
-    `message_id` is None for the system prompt and the memory, which are tokenised each time.
+    `message_id` is None for the system prompt and the memory. Where `key` is empty the ids are not to be kept.
     """
 
     kind: Literal["system", "memory", "user", "assistant"]
@@ -71,7 +72,7 @@ class Entry:
     @property
     def span(self) -> TokenSpan | None:
         """What to keep of it, once `ids` are known."""
-        return None if self.ids is None else TokenSpan(self.key, self.ids, self.quoted)
+        return None if self.ids is None or not self.key else TokenSpan(self.key, self.ids, self.quoted)
 
     def counted(self, ids: Sequence[int]) -> Entry:
         """The same with its ids."""
@@ -113,7 +114,11 @@ def entries(
             found.append(Entry("system", None, chunk.pieces, ""))
         else:
             row = rows[chunk.message - len(head)]
-            found.append(_entry(row, chunk.pieces, base, rewritten=template.rewrites_history))
+            found.append(
+                Entry(_kind(row), row.id, chunk.pieces, "")
+                if row.id in hidden
+                else _entry(row, chunk.pieces, base, rewritten=template.rewrites_history)
+            )
     return found
 
 

@@ -38,7 +38,7 @@ class Full:
 
     def select(self, turns: Sequence[Turn], memory: Memory | None, budget: Budget) -> Selection:
         """All that follows the last cut; a new cut where that does not fit."""
-        memory = memory if valid(memory, turns) else None
+        memory = memory if memory and memory.kind == "cut" and valid(memory, turns) else None
         if not over(turns, memory, budget.usable):
             return selected(turns, memory)
         leaving = older_than(turns, room(turns, budget))
