@@ -174,7 +174,7 @@ async def _with_quotes(
     if not out:
         return sized
     turns = turns_of(path)
-    scored = scores(turns, dict(await search(question.text)))
+    scored = scores(turns, dict(await search(question.text)), question.text)
     older = [turn for turn in turns if turn.id in out]
     if there:
         again = [quote for quote in quotes(older, scored, room=budget.window) if quote.line in there]

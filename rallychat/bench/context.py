@@ -223,7 +223,7 @@ def _built(
         return Built(turns, selection)
     older = [turn for turn in turns if turn.id in out]
     room = min(budget.retrieved, budget.limit - Built(turns, selection).size)
-    taken = quotes(older, scores(turns, replay.hits.get(turns[-1].id, {})), room=room)
+    taken = quotes(older, scores(turns, replay.hits.get(turns[-1].id, {}), turns[-1].text), room=room)
     return Built(turns, selection, taken)
 
 

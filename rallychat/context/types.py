@@ -17,7 +17,7 @@ LOW_MARK = 0.30
 MEMORY_SHARE = 0.20
 """Share of the high mark that the memory may fill."""
 RETRIEVED_SHARE = 0.25
-"""Share of the high mark that quotes of older turns may fill."""
+"""Share of the budget that quotes of older turns may fill."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Budget:
     @property
     def retrieved(self) -> int:
         """Tokens the quotes of older turns may have."""
-        return int(self.high * RETRIEVED_SHARE)
+        return int((self.limit if self.latency is None else self.mark) * RETRIEVED_SHARE)
 
     @property
     def why(self) -> str:

@@ -54,6 +54,17 @@ WHERE said MATCH :query ORDER BY bm25(said, 0.0, 1.0) LIMIT :limit"""
 
 _WORD = re.compile(r"\w+")
 MOST_WORDS = 32
+_MONTHS = (
+    "jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|"
+    "nov(?:ember)?|dec(?:ember)?"
+)
+DATE = re.compile(
+    rf"\b(?:\d{{4}}-(?P<m>\d\d)-(?P<d>\d\d)"
+    rf"|(?P<name>{_MONTHS})\.? (?P<day>\d{{1,2}})(?:st|nd|rd|th)?"
+    rf"|(?P<day2>\d{{1,2}})(?:st|nd|rd|th)?(?: of)? (?P<name2>{_MONTHS}))\b",
+    re.IGNORECASE,
+)
+"""A day, as English and ISO write it."""
 _COMMON = (
     "a about above after again all also am an and any are as at be because been before being below between both but "
     "by can could did do does doing don down during each else ever few for from further get got had has have having "
@@ -68,7 +79,7 @@ STOPWORDS = frozenset(_WORD.findall(_COMMON))
 
 def words(text: str) -> list[str]:
     """The words of a question that say what it is about, each once, in order, at most `MOST_WORDS`."""
-    found = dict.fromkeys(word.lower() for word in _WORD.findall(text))
+    found = dict.fromkeys(word.lower() for word in _WORD.findall(DATE.sub(" ", text)))
     telling = [word for word in found if word not in STOPWORDS and (len(word) > 1 or not word.isascii())]
     return (telling or list(found))[:MOST_WORDS]
 
