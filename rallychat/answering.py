@@ -71,7 +71,9 @@ class Growth:
 
     def closed(self, end: Finished | Failed) -> Finished | Failed:
         """The end of this answer, with what it cost."""
-        return Finished(end.reason, self.usage, self.timings) if isinstance(end, Finished) else end
+        if isinstance(end, Failed):
+            return end
+        return Finished(end.reason, self.usage, self.timings, self.plan.report if self.plan else None)
 
     def elapsed_ms(self) -> float:
         """Milliseconds since the request arrived."""

@@ -13,7 +13,7 @@ from rallychat.answering import Growth, generate
 from rallychat.cards import Inspection, ModelCard, card, inspection
 from rallychat.catalog import ANY, Catalog, Family, Model, Sampling, generation, starting
 from rallychat.choices import Choice, Choices
-from rallychat.contexts import Contexts
+from rallychat.contexts import Asked, Contexts
 from rallychat.errors import Conflict, EngineInterrupted, InvalidRequest, RallyChatError
 from rallychat.messages import Event, Failed, Finished, Message, TextDelta
 from rallychat.metrics import Metrics
@@ -240,10 +240,11 @@ class ChatService:
         model: str | None = None,
         sampling: Sampling = ANY,
         priority: Priority = Priority.CHAT,
+        context: Asked | None = None,
     ) -> AsyncGenerator[Event, None]:
         """Answers `messages` without storing anything. Closing the generator stops the answer.
 
-        The last event is `Finished` or `Failed`.
+        What does not fit is an error, unless `context` names a strategy. The last event is `Finished` or `Failed`.
         """
         if not messages:
             raise InvalidRequest("There are no messages.", param="messages")
@@ -254,6 +255,10 @@ class ChatService:
         merged = self._sampling(chosen, sampling)
 
         async def plan(engine: Engine) -> Plan:
+            if context is not None:
+                return await self.contexts.plan_unstored(
+                    messages, context, model=chosen, engine=engine, max_tokens=sampling.max_tokens
+                )
             return await plan_messages(
                 _with_default_system(messages, _default_system(chosen, family)),
                 template=templates.of_engine(chosen, family, engine.info),

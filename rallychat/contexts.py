@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 
@@ -18,12 +18,13 @@ from rallychat.context.strategies import strategy_named
 from rallychat.context.trim import answer_reserve
 from rallychat.context.types import Budget, Compaction, Memory, Strategy
 from rallychat.errors import InvalidRequest, NotFound
-from rallychat.messages import Text
+from rallychat.messages import Message, Text
 from rallychat.planning import Plan, Voice, leading_system, plan_turn, turns_of
 from rallychat.pool import Engine
 from rallychat.settings import Settings
 from rallychat.store import Conversation, ConversationStore, StoredMessage
 from rallychat.store.contexts import newest
+from rallychat.store.search import found
 from rallychat.store.types import Mark
 
 REMEMBERED = 256
@@ -31,8 +32,25 @@ REMEMBERED = 256
 SAFETY = 0.01
 """Share of the window kept free for what counting cannot know."""
 
+_UNDATED = datetime.min.replace(tzinfo=UTC)
+"""Of messages that came without a date; quotes of them bear none."""
 Latency = Callable[[str], tuple[int, str] | None]
 """Of a model: the prompt length up to which it answers as fast as at first here, and how that is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """How a request that stores nothing wants its context kept. Messages are named by their index.
+
+    Args:
+        strategy: its name.
+        budget: most tokens of the prompt; None: what the window allows.
+    """
+
+    strategy: str
+    budget: int | None = None
+    pin: tuple[int, ...] = ()
+    exclude: tuple[int, ...] = ()
 
 
 class Contexts:
@@ -96,6 +114,32 @@ class Contexts:
         spent = self._background.pop(conversation.id, 0.0)
         return replace(plan, report=replace(plan.report, background_ms=round(spent, 1))) if spent else plan
 
+    async def plan_unstored(
+        self,
+        messages: Sequence[Message],
+        asked: Asked,
+        *,
+        model: Model,
+        engine: Engine,
+        max_tokens: int | None = None,
+    ) -> Plan:
+        """The prompt of a request that stores nothing and names a strategy; its report names messages by index."""
+        rows = [_row(index, message, asked) for index, message in enumerate(messages)]
+        if rows[-1].mark == "exclude":
+            raise InvalidRequest("The last message cannot be excluded: it is what is asked.", param="exclude")
+        voice, path = self._voice(None, rows, model, engine)
+
+        async def search(question: str) -> list[tuple[str, float]]:
+            return found({row.id: row.text for row in path[:-1]}, question)
+
+        return await plan_turn(
+            path,
+            voice=voice,
+            strategy=self.strategy(None, model, asked.strategy),
+            budget=self.budget(None, model, engine, max_tokens, asked=asked.budget),
+            search=search,
+        )
+
     def strategy(self, conversation: Conversation | None, model: Model, name: str | None = None) -> Strategy:
         """As the request says, else the conversation, the settings, the family; else hybrid.
 
@@ -133,11 +177,11 @@ class Contexts:
         )
 
     def _voice(
-        self, conversation: Conversation, path: Sequence[StoredMessage], model: Model, engine: Engine
+        self, conversation: Conversation | None, path: Sequence[StoredMessage], model: Model, engine: Engine
     ) -> tuple[Voice, list[StoredMessage]]:
         family = self._catalog.family(model)
         template = templates.of_engine(model, family, engine.info)
-        asked, rest = leading_system(conversation.system, path)
+        asked, rest = leading_system(conversation.system if conversation else "", path)
         system = asked or (model.system if model.system is not None else family.default_system)
         return Voice(system, template, (model.id, template.source), engine.client), rest
 
@@ -270,6 +314,27 @@ def parameter_count(model: Model) -> int | None:
         return int(float(number) * scale) if scale else None
     except ValueError:
         return None
+
+
+def _row(index: int, message: Message, asked: Asked) -> StoredMessage:
+    """A message of a request, as if it were stored."""
+    return StoredMessage(
+        id=str(index),
+        conversation_id="",
+        parent_id=None,
+        role=message.role,
+        parts=message.parts,
+        model=None,
+        status="complete",
+        finish_reason=None,
+        error=None,
+        usage=None,
+        timings=None,
+        report=None,
+        span=None,
+        created_at=_UNDATED,
+        mark="exclude" if index in asked.exclude else "pin" if index in asked.pin else None,
+    )
 
 
 def _question(after: StoredMessage, text: str) -> StoredMessage:

@@ -179,6 +179,7 @@ class Finished:
     reason: FinishReason
     usage: Usage = field(default_factory=Usage)
     timings: Timings = field(default_factory=Timings)
+    report: ContextReport | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,7 +135,7 @@ def turns_of(path: Sequence[StoredMessage], base: str = "") -> list[Turn]:
             role=row.role,
             text=row.text,
             tokens=_tokens(row, base),
-            date=row.created_at,
+            date=row.created_at if row.created_at.year > 1 else None,
             pinned=row.mark == "pin",
             excluded=row.mark == "exclude",
         )
@@ -335,11 +335,16 @@ async def plan_messages(
         raise ContextOverflow(needed=pieces, window=window)
     ids = await tokens_of(rendered, client)
     segments = (
-        Segment("memory" if chunk.message is None else _kind(messages[chunk.message].role), None, len(part))
+        Segment(
+            "memory" if chunk.message is None else _kind(messages[chunk.message].role),
+            None if chunk.message is None else str(chunk.message),
+            len(part),
+        )
         for chunk, part in zip(rendered.chunks, ids, strict=True)
     )
     plan = plan_ids([token for part in ids for token in part], window=window, max_tokens=max_tokens)
-    return replace(plan, report=replace(plan.report, segments=tuple(segments)))
+    kept = tuple(str(index) for index in range(len(messages)))
+    return replace(plan, report=replace(plan.report, segments=tuple(segments), kept=kept))
 
 
 def _kind(role: Role) -> Literal["system", "user", "assistant"]:

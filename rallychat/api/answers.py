@@ -45,6 +45,40 @@ class ChatChoice(_Answer):
     finish_reason: Literal["stop", "length"]
 
 
+class SegmentOut(_Answer):
+    """A stretch of the prompt; `message` is the message's index, or its id in a conversation."""
+
+    kind: Literal["system", "user", "assistant", "memory", "retrieved", "generation"]
+    message: str | None
+    tokens: int
+    score: float | None
+
+
+class ContextOut(_Answer):
+    """Extension: what went into the prompt. Each message is kept, compacted, dropped or excluded."""
+
+    strategy: str
+    window: int
+    budget: int
+    high_mark: int
+    budget_why: str
+    prompt_tokens: int
+    reused_tokens: int
+    evaluated_tokens: int
+    segments: list[SegmentOut]
+    kept: list[str]
+    compacted: list[str]
+    retrieved: list[str]
+    dropped: list[str]
+    excluded: list[str]
+    pinned: list[str]
+    why: str
+    diverged_at: int | None
+    divergence: str
+    memory: int
+    background_ms: float
+
+
 class ChatCompletion(_Answer):
     """Answer of `POST /v1/chat/completions`."""
 
@@ -54,6 +88,8 @@ class ChatCompletion(_Answer):
     model: str
     choices: list[ChatChoice]
     usage: UsageOut
+    context: ContextOut | None = None
+    """Extension."""
 
 
 class TextChoice(_Answer):

@@ -16,6 +16,8 @@ from rallychat.api.idempotency import IdempotencyKey, KeyedRoute
 from rallychat.api.routing import EVENT_STREAM, problems
 from rallychat.api.schemas import ChatCompletionRequest
 from rallychat.api.serving import model_to_use, service_of
+from rallychat.context.strategies import strategy_named
+from rallychat.contexts import Asked
 from rallychat.errors import InvalidRequest
 from rallychat.messages import Event
 from rallychat.pool import Priority
@@ -75,5 +77,10 @@ def begin(
         )
     chosen = model_to_use(service, model or asked.model)
     messages = [message.message() for message in asked.messages]
-    events = service.complete(messages, model=chosen.id, sampling=asked.sampling(), priority=priority)
+    if (wanted := asked.context) is not None:
+        strategy_named(asked.strategy or "")
+    context = {} if wanted is None else {"context": Asked(**wanted)}
+    events = service.complete(
+        messages, model=chosen.id, sampling=asked.sampling(), priority=priority, **context
+    )
     return events, ChatAnswer(chosen.id, usage=asked.usage_wanted)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import orjson
 
-from rallychat.messages import Finished, ReasoningDelta, TextDelta, Usage
+from rallychat.messages import ContextReport, Finished, ReasoningDelta, TextDelta, Usage
 
 DONE = b"data: [DONE]\n\n"
 
@@ -47,6 +47,35 @@ def usage_of(usage: Usage) -> dict[str, Any]:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def context_of(report: ContextReport) -> dict[str, Any]:
+    """Our extension: what of the messages went into the prompt, and what did not, and why."""
+    return {
+        "strategy": report.strategy,
+        "window": report.window,
+        "budget": report.budget,
+        "high_mark": report.high_mark,
+        "budget_why": report.budget_why,
+        "prompt_tokens": report.prompt_tokens,
+        "reused_tokens": report.reused_tokens,
+        "evaluated_tokens": report.evaluated_tokens,
+        "segments": [
+            {"kind": part.kind, "message": part.message_id, "tokens": part.tokens, "score": part.score}
+            for part in report.segments
+        ],
+        "kept": report.kept,
+        "compacted": report.compacted,
+        "retrieved": report.retrieved,
+        "dropped": report.dropped,
+        "excluded": report.excluded,
+        "pinned": report.pinned,
+        "why": report.why,
+        "diverged_at": report.diverged_at,
+        "divergence": report.divergence,
+        "memory": report.memory,
+        "background_ms": report.background_ms,
     }
 
 
@@ -89,10 +118,15 @@ class ChatAnswer:
         """The finish reason, the usage if asked for, and the end mark."""
         reason = orjson.dumps(_reason(finished))
         last = self._head + b'},"logprobs":null,"finish_reason":' + reason + b"}]" + self._end
-        return last + (_cost(self._cost, finished) if self._usage else b"") + DONE
+        if not self._usage:
+            return last + DONE
+        report = finished.report
+        context = b"" if report is None else b',"context":' + orjson.dumps(context_of(report))
+        return last + self._cost + orjson.dumps(usage_of(finished.usage)) + context + b"}\n\n" + DONE
 
     def whole(self, answer: Answer) -> Mapping[str, Any]:
         """The answer as one object."""
+        report = answer.finished.report
         message = {"role": "assistant", "content": answer.text, "refusal": None}
         if answer.reasoning:
             message["reasoning_content"] = answer.reasoning
@@ -102,6 +136,7 @@ class ChatAnswer:
             **self._facts,
             "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": reason}],
             "usage": usage_of(answer.finished.usage),
+            **({} if report is None else {"context": context_of(report)}),
         }
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from rallychat.catalog.types import Sampling
+from rallychat.errors import InvalidRequest
 from rallychat.messages import Message, Part, Reasoning, Text
 
 INT32 = 2**31 - 1
@@ -228,6 +229,9 @@ class TextFormat(Asked):
     type: Literal["text"]
 
 
+MessageIndex = Annotated[int, Field(ge=0, le=MOST_MESSAGES)]
+
+
 class ChatCompletionRequest(Generation):
     """Body of `POST /v1/chat/completions`."""
 
@@ -236,6 +240,22 @@ class ChatCompletionRequest(Generation):
     )
     max_completion_tokens: int | None = Field(
         None, ge=1, le=INT32, description="The same as max_tokens; the smaller counts if both are given."
+    )
+
+    strategy: str | None = Field(
+        None,
+        max_length=100,
+        description="Extension. What to do where the messages do not fit: full, last_n, summary, ledger, facts, "
+        "hybrid. Without it that is an error.",
+    )
+    budget: int | None = Field(
+        None, ge=64, le=INT32, description="Extension, with strategy. Most tokens of the prompt."
+    )
+    pin: list[MessageIndex] | None = Field(
+        None, description="Extension, with strategy. Indices of messages that never leave the prompt."
+    )
+    exclude: list[MessageIndex] | None = Field(
+        None, description="Extension, with strategy. Indices of messages that never enter it."
     )
 
     tools: Nothing = None
@@ -258,6 +278,27 @@ class ChatCompletionRequest(Generation):
     safety_identifier: str | None = Field(None, description="Accepted, not used.")
     prompt_cache_key: str | None = Field(None, description="Accepted, not used: prefixes are always reused.")
     prompt_cache_retention: str | None = Field(None, description="Accepted, not used.")
+
+    @property
+    def context(self) -> Mapping[str, Any] | None:
+        """How the context is to be kept, where a strategy is named.
+
+        Raises:
+            InvalidRequest: something is asked of a strategy, and none is named; an index is beyond the messages.
+        """
+        marks = {"pin": self.pin, "exclude": self.exclude}
+        for name, value in {"budget": self.budget, **marks}.items():
+            if self.strategy is None and value is not None:
+                raise InvalidRequest(
+                    f"'{name}' needs a strategy.", param=name, hint="name one: strategy, 'hybrid' for example"
+                )
+        for name, indices in marks.items():
+            if beyond := [index for index in indices or () if index >= len(self.messages)]:
+                raise InvalidRequest(f"'{name}' names message {beyond[0]}, which is not there.", param=name)
+        if self.strategy is None:
+            return None
+        named = {name: tuple(indices or ()) for name, indices in marks.items()}
+        return {"strategy": self.strategy, "budget": self.budget, **named}
 
     def sampling(self) -> Sampling:
         """What was asked of the sampler; None where nothing was."""

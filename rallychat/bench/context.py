@@ -14,14 +14,16 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from rallychat.bench.replays import Probe, Replay, Said, read
+from rallychat.bench.replays import Probe, Replay, Said
+from rallychat.chat import ChatService
 from rallychat.context.retrieval import Quote, quotes, scores
 from rallychat.context.selection import tokens_of_text
 from rallychat.context.strategies import strategy_named
 from rallychat.context.types import Budget, Memory, Selection, Strategy, Turn
+from rallychat.engines.protocol import Piece
+from rallychat.settings import Settings
 from rallychat.store import search
 
 Count = Callable[[Sequence[str]], Sequence[int]]
@@ -35,15 +37,33 @@ def approximate(texts: Sequence[str]) -> list[int]:
     return [len(_PIECES.findall(text)) for text in texts]
 
 
+async def counted_by_model(settings: Settings, conversations: Sequence[Replay]) -> Count | None:
+    """Counts with the tokenizer of the default model; None where its weights are not here."""
+    texts = {said.content for replay in conversations for said in replay.messages}
+    texts |= {probe.question for replay in conversations for probe in replay.probes}
+    async with ChatService.open(settings) as service:
+        model = service.resolve(None)
+        if not service.is_here(model):
+            return None
+        engine = await service.pool.open(model)
+        every = sorted(texts)
+        known: dict[str, int] = {}
+        for start in range(0, len(every), 500):
+            some = every[start : start + 500]
+            ids = await engine.client.tokenize([Piece(text, special=False) for text in some])
+            known |= dict(zip(some, map(len, ids), strict=True))
+    return lambda asked: [known[text] for text in asked]
+
+
 def run_context(
-    files: Sequence[Path],
+    conversations: Sequence[Replay],
     *,
     strategies: Sequence[str],
     budgets: Sequence[int],
     count: Count = approximate,
 ) -> list[dict[str, Any]]:
-    """One row per strategy and budget."""
-    replays = [prepared(read(path), count) for path in files]
+    """One row per strategy and budget. Deterministic."""
+    replays = [prepared(replay, count) for replay in conversations]
     rows = []
     for name in strategies:
         for budget in budgets:

@@ -71,6 +71,38 @@ async def bench_hf(
     show(rows, as_json=as_json, title=f"{shape}, random weights, {prompt} tokens in, {max_tokens} out")
 
 
+async def bench_context(
+    settings: Settings,
+    *,
+    files: Sequence[Path],
+    strategies: str,
+    budgets: str,
+    make: int,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """What each strategy keeps of recorded conversations, and what it costs; or makes such conversations."""
+    from rallychat.bench import replays
+    from rallychat.bench.context import approximate, counted_by_model, run_context
+
+    if make:
+        folder = files[0] if files else Path()
+        written = replays.write([replays.made(seed + n) for n in range(make)], folder, stem="made")
+        print(*written, sep="\n")
+        return
+    found = [
+        path for named in files for path in (sorted(named.glob("*.json")) if named.is_dir() else [named])
+    ]
+    if not found:
+        raise InvalidRequest("There are no conversations to replay.", hint="name files, or --make some")
+    counts = numbers(budgets, name="budgets")
+    read = [replays.read(path) for path in found]
+    count = await counted_by_model(settings, read)
+    rows = run_context(read, strategies=strategies.split(","), budgets=counts, count=count or approximate)
+    by = f"tokens of {settings.model}" if count else "approximate tokens"
+    show(rows, as_json=as_json, title=f"{len(found)} conversations, {by}; recall in %, costs over new tokens")
+
+
 def numbers(text: str, *, name: str) -> list[int]:
     """The positive numbers in "1,4,8".
 

@@ -435,6 +435,38 @@ def bench_hf(
     )  # fmt: skip
 
 
+@bench_app.command("context")
+def bench_context(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Recorded conversations, or folders of them.", metavar="FILE..."),
+    ] = None,
+    strategies: Annotated[str, typer.Option(help="Strategies to compare.")] = (
+        "full,last_n,summary,ledger,facts,hybrid"
+    ),
+    budgets: Annotated[str, typer.Option(help="Budgets in tokens.")] = "1024,2048,4096,8192",
+    make: Annotated[int, typer.Option(min=0, help="Make this many conversations in the folder instead.")] = 0,
+    seed: Annotated[int, typer.Option(help="The first conversation that is made.")] = 1,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """What each strategy keeps of recorded conversations, and what it costs. Needs no model."""
+    from rallychat.cli.bench import bench_context as measure
+
+    settings = settings_from(data_dir=data_dir)
+    run(
+        measure(
+            settings,
+            files=files or [],
+            strategies=strategies,
+            budgets=budgets,
+            make=make,
+            seed=seed,
+            as_json=as_json,
+        )
+    )
+
+
 @app.command()
 def version() -> None:
     """Print the version."""

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from rallychat.catalog import Sampling
 from rallychat.catalog.types import SamplingFacts
+from rallychat.cli import slash_context
 from rallychat.cli.export import write_export
 from rallychat.errors import InvalidRequest, NotFound
 from rallychat.store import Conversation, StoredMessage
@@ -233,7 +234,9 @@ async def context(talk: Talk, text: str) -> None:
     reused = seen.usage.cached_tokens if seen.usage else report.reused_tokens
     talk.console.print(
         f"[dim]{report.prompt_tokens} of {report.window} tokens; {reused} reused from the cache; "
-        f"{len(report.dropped)} messages left out. /context full prints the exact text.[/]"
+        f"{len(report.kept)} messages word by word, {len(report.compacted)} in the memory, {len(report.retrieved)} "
+        f"quoted, {len(report.dropped)} left out, {len(report.excluded)} excluded. "
+        f"/context full prints the exact text.[/]"
     )
     if report.divergence:
         talk.console.print(f"The cache could not be used in full: {escape(report.divergence)}", style="dim")
@@ -277,6 +280,14 @@ COMMANDS = {
     "continue": Command("/continue", "go on where the last answer ended", continue_),
     "edit": Command("/edit", "change your last message", edit),
     "context": Command("/context [full]", "what the model saw for the last answer", context),
+    "strategy": Command("/strategy [NAME]", "how the conversation is kept short", slash_context.strategy),
+    "memory": Command(
+        "/memory [edit|undo]",
+        "what is remembered of older turns; change it, or undo it",
+        slash_context.memory,
+    ),
+    "pin": Command("/pin [NUMBER]", "keep a message in the prompt for good", slash_context.pin),
+    "exclude": Command("/exclude [NUMBER]", "keep a message out of the prompt", slash_context.exclude),
     "export": Command("/export [FILE]", "write the conversation as Markdown, or JSON for .json", export),
     "exit": Command("/exit", "leave (or Ctrl-D)", _leave),
 }

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rallychat.context.selection import Exchange, excluded, pinned, tokens_of_text
+from rallychat.context.selection import Exchange, excluded, pinned, rate, tokens_of_text
 from rallychat.context.types import Memory, MemoryKind, Refused, Turn
 
 SUMMARY_PROMPT = (
@@ -61,13 +61,14 @@ def ledger(
     edited = before is not None and before.edited_by == "user"
     head = before.text.strip() if before and edited else ""
     known = set(before.covers) if before and edited else set()
-    left = room - tokens_of_text(head, turns) if head else room
+    per_character = rate(turns)
+    left = room - per_character * len(head)
     kept: list[tuple[Turn, str]] = []
     for group in reversed(groups):
         if excluded(group) or pinned(group):
             continue
         lines = [(turn, line) for turn, line in lines_of(group) if turn.id not in known]
-        left -= tokens_of_text("\n".join(line for _, line in lines), turns) if lines else 0
+        left -= per_character * sum([len(line) + 1 for _, line in lines])
         if left < 0:
             break
         kept[:0] = lines

@@ -30,6 +30,8 @@ ALIKE = 0.5
 """Share of its words that a message of no personal kind must share with an older one for that to be quoted."""
 RANK = 60
 """The constant of reciprocal rank fusion."""
+NEAR = 40
+"""How many of the best are looked at for that."""
 _ASKS = re.compile(
     r"\?|？|^\W*(?:what|which|who|whom|whose|when|where|why|how|do|does|did|is|are|was|were|have|has|can|could|remind)\b",
     re.IGNORECASE,
@@ -91,11 +93,11 @@ def scores(turns: Sequence[Turn], hits: Mapping[str, float], question: str) -> d
         found[turn.id] = own[turn.id] + (NEIGHBOUR * own[before.id] if paired and before else 0.0)
     looks_back = wanted(question)
     asked = set(_stems(question))
-    return {
-        turn.id: found[turn.id]
-        for turn in turns
-        if found[turn.id] > 0 and (looks_back or _alike(asked, turn.text) >= ALIKE)
-    }
+    if looks_back:
+        return {message: score for message, score in found.items() if score > 0}
+    near = {turn.id: turn for turn in turns if turn.id in hits}
+    best = sorted(near, key=lambda message: -found[message])[:NEAR]
+    return {message: found[message] for message in best if _alike(asked, near[message].text) >= ALIKE}
 
 
 def days_in(text: str) -> set[tuple[int, int]]:

@@ -22,17 +22,17 @@ def exchanges(turns: Sequence[Turn]) -> list[Exchange]:
 
 def tokens(groups: Iterable[Exchange]) -> int:
     """Tokens of all their turns."""
-    return sum(turn.tokens for group in groups for turn in group)
+    return sum([turn.tokens for group in groups for turn in group])
 
 
 def pinned(group: Exchange) -> bool:
     """One of its messages may never leave."""
-    return any(turn.pinned for turn in group)
+    return True in [turn.pinned for turn in group]
 
 
 def excluded(group: Exchange) -> bool:
     """One of its messages may not enter; a pinned neighbour keeps the exchange, without that message's words."""
-    return any(turn.excluded for turn in group) and not pinned(group)
+    return True in [turn.excluded for turn in group] and not pinned(group)
 
 
 def valid(memory: Memory | None, turns: Sequence[Turn]) -> bool:
@@ -45,11 +45,13 @@ def valid(memory: Memory | None, turns: Sequence[Turn]) -> bool:
 
 def split(turns: Sequence[Turn], memory: Memory | None) -> tuple[list[Exchange], list[Exchange]]:
     """The exchanges that `memory` stands for, and those after it."""
-    groups = exchanges(turns)
-    if memory is None:
-        return [], groups
-    at = next((i for i, group in enumerate(groups) if any(t.id == memory.until for t in group)), -1)
-    return groups[: at + 1], groups[at + 1 :]
+    ids = [turn.id for turn in turns]
+    if memory is None or memory.until not in ids:
+        return [], exchanges(turns)
+    at = ids.index(memory.until) + 1
+    while at < len(turns) and turns[at].role != "user":
+        at += 1  # exchanges stay or leave as one
+    return exchanges(turns[:at]), exchanges(turns[at:])
 
 
 def selected(
@@ -109,9 +111,13 @@ def size(turns: Sequence[Turn], memory: Memory | None, *, memory_tokens: int) ->
 
 def tokens_of_text(text: str, turns: Sequence[Turn]) -> int:
     """An estimate of `text` in tokens, by the tokens that these turns take."""
-    characters = sum(len(turn.text) for turn in turns)
-    rate = sum(turn.tokens for turn in turns) / characters if characters else 0.25
-    return int(len(text) * min(max(rate, 0.15), 1.5)) + 1
+    return int(len(text) * rate(turns)) + 1
+
+
+def rate(turns: Sequence[Turn]) -> float:
+    """Tokens that a character takes in these turns."""
+    characters = sum([len(turn.text) for turn in turns])
+    return min(max(sum([turn.tokens for turn in turns]) / characters, 0.15), 1.5) if characters else 0.25
 
 
 def over(turns: Sequence[Turn], memory: Memory | None, mark: int) -> bool:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from functools import cache
 
 TABLE = "said"
 """The FTS5 table; SQLite keeps what belongs to it in tables of names that begin so."""
@@ -51,6 +53,11 @@ SELECT p.message_id AS message_id, -bm25(said, 0.0, 1.0) AS score
 FROM said JOIN passages p ON p.id = said.rowid
 WHERE said MATCH :query ORDER BY bm25(said, 0.0, 1.0) LIMIT :limit"""
 """Message ids and BM25 scores (higher is better), best first."""
+
+FIND_HERE = """
+SELECT rowid, -bm25(said, 0.0, 1.0) FROM said WHERE said MATCH :query
+ORDER BY bm25(said, 0.0, 1.0) LIMIT 200"""
+"""The same by row, where there are no passages."""
 
 _WORD = re.compile(r"\w+")
 MOST_WORDS = 32
@@ -96,6 +103,22 @@ def query(asked: Iterable[str], *, conversation_id: str | None) -> str:
     return f"{here}text : ({terms})" if terms else ""
 
 
+def found(said: Mapping[str, str], question: str) -> list[tuple[str, float]]:
+    """The same search over texts by id that are in no store."""
+    asked = query(words(question), conversation_id=None)
+    if not asked or not available():
+        return []
+    ids = list(said)
+    with closing(sqlite3.connect(":memory:")) as index:
+        index.execute(SCHEMA[0])
+        index.executemany(
+            "INSERT INTO said (rowid, conversation, text) VALUES (?, '', ?)", enumerate(said.values())
+        )
+        rows = index.execute(FIND_HERE, {"query": asked}).fetchall()
+    return [(ids[row], score) for row, score in rows]
+
+
+@cache
 def available() -> bool:
     """This Python's SQLite has FTS5."""
     connection = sqlite3.connect(":memory:")

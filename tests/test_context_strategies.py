@@ -1,0 +1,260 @@
+"""Strategies, memories and quotes, each on its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from rallychat.context import memory as memories
+from rallychat.context.retrieval import block, days_in, fused, quotes, scores, wanted
+from rallychat.context.selection import exchanges
+from rallychat.context.strategies import LastN, Remembering, names, register_strategy, strategy_named
+from rallychat.context.types import Budget, Memory, Refused, Selection, Turn
+from rallychat.errors import ContextOverflow, InvalidRequest
+from rallychat.planning import turns_of
+from rallychat.prompts import PromptTemplate
+from tests.context_world import DAY, Talk
+
+
+def turns(count: int, *, tokens: int = 100) -> list[Turn]:
+    """`count` exchanges; each message has `tokens` tokens and as many characters."""
+    return [
+        Turn(f"m{n}", "user" if n % 2 == 0 else "assistant", f"word{n}. ".ljust(tokens, "x"), tokens, DAY)
+        for n in range(2 * count)
+    ]
+
+
+BUDGET = Budget(window=4000, answer=0)
+
+
+def test_marks_are_shares_of_what_the_window_leaves() -> None:
+    budget = Budget(window=8192, answer=1024, safety=81, fixed=87)
+    assert (budget.limit, budget.mark, budget.usable, budget.high) == (7087, 5102, 7000, 5015)
+    assert 0.25 <= budget.low / budget.high <= 0.35
+    assert "window of 8192" in budget.why
+
+
+def test_a_slow_machine_lowers_the_high_mark_and_says_so() -> None:
+    budget = Budget(window=8192, answer=1024, latency=1000, latency_why="1.2x at 1000 tokens")
+    assert (budget.mark, budget.why) == (1000, "1.2x at 1000 tokens")
+    assert Budget(window=1024, answer=256, latency=9000, latency_why="fast").why != "fast"
+
+
+def test_a_budget_that_is_asked_for_bounds_the_prompt() -> None:
+    budget = Budget(window=8192, answer=1024, asked=500)
+    assert (budget.limit, budget.why) == (500, "a budget of 500 tokens was asked for")
+
+
+def test_nothing_is_compacted_below_the_high_mark_and_down_to_the_low_mark_above_it() -> None:
+    ledger = strategy_named("ledger")
+    assert ledger.compact(turns(14), None, BUDGET) is None
+    talk = turns(15)
+    found = ledger.compact(talk, None, BUDGET)
+    assert found is not None
+    after = ledger.select(talk, found.rules, BUDGET)
+    assert len(after.kept) * 100 <= BUDGET.low
+    assert after.kept[-1] == "m29"
+    assert {*after.kept, *after.compacted, *after.dropped} == {turn.id for turn in talk}
+
+
+def test_a_ledger_keeps_the_user_s_words_and_the_first_sentence_of_answers() -> None:
+    talk = [
+        Turn("a", "user", "I like tea.", 5, DAY),
+        Turn("b", "assistant", "Good! Green or black? Tell me.", 9, DAY),
+    ]
+    made = memories.ledger(exchanges(talk), None, room=100, why="")
+    assert made.text == "[2024-03-01] User: I like tea.\nYou: Good!"
+    assert (made.until, made.covers, made.edited_by) == ("b", ("a", "b"), "rules")
+
+
+def test_a_ledger_is_bounded_and_its_oldest_lines_leave() -> None:
+    made = memories.ledger(exchanges(turns(50)), None, room=600, why="")
+    assert made.covers[-1] == "m99"
+    assert 0 < len(made.covers) < 12
+
+
+def test_what_a_person_wrote_into_a_memory_stays_when_it_grows() -> None:
+    talk = turns(6)
+    edited = Memory("ledger", "I am called Ada.", "m3", ("m0", "m1", "m2", "m3"), "user")
+    made = memories.ledger(exchanges(talk[:8]), edited, room=2000, why="")
+    assert made.text.startswith("I am called Ada.\n")
+    assert "word4" in made.text
+    assert "word0" not in made.text
+
+
+@pytest.mark.parametrize(
+    ("said", "ended", "reason"),
+    [
+        ("", True, "empty"),
+        ("Ada likes tea and lives in Graz", False, "runs on"),
+        ("tea is nice and warm " * 30, True, "repeats itself"),
+        (memories.SUMMARY_PROMPT, True, "repeats the instruction"),
+        ("They spoke about several things at length.", True, "names nothing"),
+    ],
+)
+def test_a_summary_that_is_no_good_is_refused_with_the_reason(said: str, ended: bool, reason: str) -> None:
+    told = "My name is Ada, I live in Graz since 2019 and my cat is Miro."
+    talk = [Turn("a", "user", told, 20, DAY), Turn("b", "assistant", "Nice.", 3, DAY), *turns(20)]
+    found = strategy_named("summary").compact(talk, None, BUDGET)
+    assert found is not None
+    answer = found.check(said, ended)
+    assert isinstance(answer, Refused)
+    assert reason in answer.reason
+    good = found.check("Ada lives in Graz with the cat Miro.", True)
+    assert isinstance(good, Memory)
+    assert (good.kind, good.edited_by, good.until) == ("summary", "model", found.until)
+
+
+def test_facts_are_added_and_never_told_twice() -> None:
+    talk = turns(20)
+    before = Memory("facts", "- likes tea", "m1", ("m0", "m1"), "model")
+    found = strategy_named("facts").compact(talk, before, BUDGET)
+    assert found is not None
+    made = found.check("- Likes tea.\n- lives in Graz", True)
+    assert isinstance(made, Memory)
+    assert made.text == "- likes tea\n- lives in Graz"
+
+
+def test_hybrid_lets_only_large_models_write() -> None:
+    written = [
+        strategy_named("hybrid", parameters=n) for n in (None, 135_000_000, 3_000_000_000, 8_000_000_000)
+    ]
+    assert [s.writes for s in written if isinstance(s, Remembering)] == ["ledger", "ledger", "facts", "both"]
+
+
+def test_an_unknown_strategy_is_refused_with_those_there_are() -> None:
+    with pytest.raises(InvalidRequest, match="no strategy 'best'") as caught:
+        strategy_named("best")
+    assert "hybrid" in caught.value.hint
+
+
+def test_a_strategy_of_one_s_own_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rallychat.context.strategies._BY_NAME", {})
+    own = LastN(1, name="mine")
+    register_strategy(own)
+    assert names() == ("mine",)
+    assert isinstance(strategy_named("mine"), LastN)
+
+
+def test_a_memory_of_what_was_excluded_since_is_not_used() -> None:
+    talk = turns(4)
+    memory = Memory("ledger", "word0", "m3", ("m0", "m1", "m2", "m3"))
+    barred = [replace(turn, excluded=turn.id == "m0") for turn in talk]
+    chosen: Selection = strategy_named("ledger").select(barred, memory, BUDGET)
+    assert chosen.memory is None
+    assert (chosen.excluded, chosen.kept[0]) == (("m0",), "m2")
+
+
+def test_a_question_looks_back_and_small_talk_does_not() -> None:
+    assert wanted("What is my cat called?")
+    assert wanted("What did we talk about on May 4th?")
+    assert not wanted("Write a poem about winter.")
+    assert not wanted("I painted today.")
+
+
+def test_days_are_read_as_people_write_them() -> None:
+    assert days_in("on May 4th, 27 April and 2023-12-01") == {(5, 4), (4, 27), (12, 1)}
+
+
+def test_a_user_s_words_count_more_unless_the_model_s_are_asked_for() -> None:
+    talk = [
+        Turn("u", "user", "tea", 2, DAY),
+        Turn("x", "user", "so", 2, DAY),
+        Turn("a", "assistant", "tea", 2, DAY),
+    ]
+    hits = {"u": 1.0, "a": 1.0}
+    mine = scores(talk, hits, "Which tea do I like?")
+    yours = scores(talk, hits, "Which tea did you recommend to me?")
+    assert mine["u"] > mine["a"]
+    assert yours["a"] > yours["u"]
+
+
+def test_quotes_fit_their_room_and_stand_in_order_with_dates() -> None:
+    talk = turns(10)
+    best = {"m8": 3.0, "m2": 2.0, "m4": 0.1}
+    taken = quotes(talk, best, room=1000)
+    assert [quote.id for quote in taken] == ["m2", "m8"], "what fits a twentieth as well is not quoted"
+    assert block(taken).startswith("[From earlier in this conversation:\n2024-03-01 User: word2.")
+    assert [quote.id for quote in quotes(talk, best, room=190)] == ["m8"]
+
+
+def test_rankings_are_fused_by_rank_alone() -> None:
+    both = fused(["a", "b", "c"], ["b", "c", "a"])
+    assert max(both, key=lambda name: both[name]) == "b"
+
+
+def hybrid(window: int = 600) -> Talk:
+    return Talk(strategy_named("hybrid"), window=window)
+
+
+async def test_an_old_fact_is_quoted_beside_the_question_and_stays_in_the_prompt() -> None:
+    talk = hybrid()
+    await talk.turn("my cat is called Miro", "noted")
+    for n in range(12):
+        await talk.turn(f"t{n} " + "filler " * 20, "ok " * 5)
+    plan = await talk.turn("what is my cat called ?", "Miro")
+    assert "m1" in plan.report.retrieved
+    [quote] = [s for s in plan.report.segments if s.kind == "retrieved" and s.message_id == "m1"]
+    assert quote.score
+    after = await talk.turn("thanks", "sure")
+    assert after.ids[: len(plan.ids)] == plan.ids
+    assert after.report.diverged_at is None
+
+
+async def test_asked_again_a_question_has_the_same_quotes() -> None:
+    talk = hybrid()
+    await talk.turn("my cat is called Miro", "noted")
+    for n in range(12):
+        await talk.turn(f"t{n} " + "filler " * 20, "ok " * 5)
+    first = await talk.turn("what is my cat called ?", "Miro")
+    talk.path.pop()
+    again = await talk.answer("Miro!")
+    assert again.ids == first.ids
+    assert again.report.retrieved == first.report.retrieved
+
+
+async def test_what_idle_time_warms_is_how_the_next_prompt_begins() -> None:
+    talk = hybrid(4000)
+    for n in range(20):
+        await talk.turn(f"t{n} " + "filler " * 30, "ok " * 20)
+    found = talk.strategy.compact(turns_of(talk.path), None, talk.limits)
+    assert found is not None
+    ahead = await talk.plan(memory=found.rules)
+    talk.memories.append(replace(found.rules, version=1))
+    plan = await talk.turn("and now", "yes")
+    assert plan.ids[: len(ahead.ids)] == ahead.ids
+    assert len(plan.ids) - len(ahead.ids) < 30
+    assert plan.report.memory == 1
+
+
+async def test_a_branch_that_leaves_before_the_memory_does_not_have_it() -> None:
+    talk = hybrid()
+    for n in range(14):
+        await talk.turn(f"t{n} " + "filler " * 20, "ok " * 5)
+    assert talk.memories
+    del talk.path[2:]
+    plan = await talk.turn("another way", "yes")
+    assert plan.report.memory == 0
+    assert plan.report.kept == ("m1", "m2", talk.path[2].id)
+
+
+async def test_more_pins_than_the_window_holds_are_an_error_that_says_so() -> None:
+    talk = hybrid(300)
+    for n in range(6):
+        talk.add("user", f"t{n} " + "filler " * 20)
+        talk.add("assistant", "ok")
+        talk.mark(2 * n, "pin")
+    talk.add("user", "now")
+    with pytest.raises(ContextOverflow) as caught:
+        await talk.plan()
+    assert "unpin" in caught.value.hint
+
+
+async def test_a_template_of_unknown_boundaries_is_trimmed_all_the_same() -> None:
+    upper = "{% for m in messages %}{{ m.content | upper }} {% endfor %}"
+    talk = Talk(strategy_named("full"), PromptTemplate(upper), system="", window=200)
+    for n in range(12):
+        plan = await talk.turn(f"t{n} " + "filler " * 10, "ok")
+        assert len(plan.ids) <= talk.limits.limit
+    assert plan.report.dropped
