@@ -88,7 +88,7 @@ async def respond(
         model,
         sampling,
         priority=priority,
-        aside=at.parent_id is not UNSET,
+        aside=at.parent_id is not UNSET and conversation.listed,
     )
     return stored, run
 

@@ -55,6 +55,19 @@ async def test_two_responses_to_the_same_one_are_branches_of_a_tree(tmp_path: Pa
     assert paths == [["Root", "Root", "Left", "Left"], ["Root", "Root", "Right", "Right"]]
 
 
+async def test_a_chain_is_seen_from_its_newest_answer_so_that_idle_work_knows_what_comes_next(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path) as (http, service):
+        first = await asked(http, "One")
+        await asked(http, "Two", previous_response_id=first["id"])
+        begun = next_run(service)
+        last = await asked(http, "Other", previous_response_id=first["id"])
+        answer = (await service.store.responses.get(last["id"])).answer
+        assert (await service.store.get(answer.conversation_id)).tip_id == answer.id
+        assert (await begun).conversation_id == answer.conversation_id
+
+
 async def test_the_prompt_of_a_branch_is_reused_from_the_cache(tmp_path: Path) -> None:
     async with world(tmp_path, slots=1) as (http, _):
         first = await asked(http, "Something to remember")

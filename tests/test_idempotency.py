@@ -144,6 +144,18 @@ async def test_after_an_error_the_key_is_free_again(tmp_path: Path, path: str, w
     assert "idempotent-replayed" not in right.headers
 
 
+async def test_a_body_that_cannot_be_read_is_refused_as_without_a_key(tmp_path: Path) -> None:
+    async with world(tmp_path, max_body_bytes=1024) as (http, _):
+        large = await post(http, "/v1/responses", {"input": "x" * 2000})
+        headers = {"Idempotency-Key": "k", "Content-Type": "application/json"}
+        broken = await http.post("/v1/responses", content=b"{", headers=headers)
+        typed = await http.post(
+            "/v1/responses", content=b"{}", headers=headers | {"Content-Type": "text/plain"}
+        )
+        assert [r.status_code for r in (large, broken, typed)] == [413, 400, 415]
+        assert (await post(http, "/v1/responses", {"input": "Hi"})).status_code == 200
+
+
 async def test_a_deleted_response_is_not_made_again(tmp_path: Path) -> None:
     async with world(tmp_path) as (http, _):
         made = (await post(http, "/v1/responses", {"input": "Hi"})).json()

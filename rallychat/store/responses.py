@@ -45,8 +45,8 @@ class ResponseStore:
 
         Args:
             conversation_id: where; None makes a conversation that stands in no list.
-            parent_id: the message it follows, as a branch that leaves the conversation's view alone; if not
-                given the end of the branch in view, which moves.
+            parent_id: the message it follows, as a branch that leaves a listed conversation's view alone; if
+                not given the end of the branch in view, which moves.
             key: the idempotency key that leads to this response from now on.
 
         Raises:
@@ -83,7 +83,7 @@ class ResponseStore:
             await db.execute(insert(messages).values(**answer | {"owner": self._owner.id}))
             noted = {**request, "input": [row["id"] for row in rows]}
             await db.execute(insert(responses).values(message_id=answer["id"], request=noted))
-            if parent_id is UNSET:
+            if parent_id is UNSET or not conversation["listed"]:  # a chain is seen from its newest answer
                 await queries.set_tip(db, conversation_id, answer["id"], at=now)
             if key is not None:
                 mine = (idempotency_keys.c.user_id == LOCAL_USER, idempotency_keys.c.key == key)
