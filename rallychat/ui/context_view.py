@@ -245,13 +245,14 @@ def _entry(entry: InspectedEntry, said: Mapping[str, str]) -> EntryView:
     content = said.get(entry.message_id or "", "").strip()
     at = entry.text.find(content) if content else -1
     if at < 0:
-        return EntryView(entry.role, list(_stretches(entry.text)), entry.ids or ())
+        return EntryView(entry.role, list(stretches(entry.text)), entry.ids or ())
     end = at + len(content)
-    around = [*_stretches(entry.text[:at]), Stretch(content, control=False), *_stretches(entry.text[end:])]
+    around = [*stretches(entry.text[:at]), Stretch(content, control=False), *stretches(entry.text[end:])]
     return EntryView(entry.role, around, entry.ids or ())
 
 
-def _stretches(text: str) -> list[Stretch]:
+def stretches(text: str) -> list[Stretch]:
+    """A prompt's text, cut where control tokens stand."""
     out: list[Stretch] = []
     end = 0
     for match in _CONTROL.finditer(text):

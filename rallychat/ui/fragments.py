@@ -10,8 +10,9 @@ from typing import Any, Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from rallychat.catalog import Family
 from rallychat.ui import markdown
-from rallychat.ui.context_view import ContextView
+from rallychat.ui.context_view import ContextView, Stretch
 from rallychat.ui.model_view import MenuView, ModelCardView
 from rallychat.ui.review_view import ReviewView
 from rallychat.ui.views import Day, MessageView
@@ -47,6 +48,11 @@ def model_state(card: ModelCardView) -> str:
 def review(view: ReviewView) -> str:
     """The review page of one model."""
     return _render("review.html", view=view, card=view.card)
+
+
+def preview(family: Family, parts: Sequence[Stretch]) -> str:
+    """A prompt as a family writes it."""
+    return _render("preview.html", family=family, stretches=parts)
 
 
 def context(view: ContextView | None) -> str:

@@ -11,6 +11,7 @@ from rallychat.catalog import Model
 from rallychat.chat import ChatService
 from rallychat.errors import RallyChatError, SourceCancelled
 from rallychat.ui import fragments
+from rallychat.ui.door import is_owner
 from rallychat.ui.machine import Machine
 from rallychat.ui.model_view import ModelCardView, menu_of, parameters_of, view_of
 
@@ -43,7 +44,8 @@ class Menu:
         """The landing page: every model's card, by size."""
         cards = await self._cards(self._in_use(using))
         sizes = {card.id: parameters_of(self._service.named(card.id)) for card in cards}
-        return await asyncio.to_thread(fragments.menu, menu_of(cards, self.machine, sizes))
+        view = menu_of(cards, self.machine, sizes, editable=is_owner(self._service.settings))
+        return await asyncio.to_thread(fragments.menu, view)
 
     def card(self, name: str) -> str:
         """One model's card as it is now."""

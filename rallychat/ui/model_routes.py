@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
 
 from rallychat.chat import ChatService
-from rallychat.ui import review_routes
+from rallychat.ui import bring_routes, review_routes
 from rallychat.ui.door import PageRoute
 from rallychat.ui.menu import Menu
 from rallychat.ui.review_routes import Named
@@ -20,6 +20,7 @@ def router(service: ChatService) -> APIRouter:
     routes = APIRouter(route_class=PageRoute)
     menu = Menu(service)
     routes.include_router(review_routes.router(service, menu))
+    routes.include_router(bring_routes.router(service))
 
     @routes.get("/models")
     async def shown(using: str | None = None) -> dict[str, Any]:

@@ -99,9 +99,17 @@ class MenuView:
     families: Sequence[tuple[str, str]]
     machine: str
     count: int
+    editable: bool
+    """Whoever looks may bring models of their own."""
 
 
-def menu_of(cards: Iterable[ModelCardView], machine: Machine, sizes: dict[str, float | None]) -> MenuView:
+def menu_of(
+    cards: Iterable[ModelCardView],
+    machine: Machine,
+    sizes: dict[str, float | None],
+    *,
+    editable: bool = False,
+) -> MenuView:
     """The menu over `cards`; `sizes` has each model's number of parameters."""
     groups: dict[tuple[str, str], list[ModelCardView]] = {}
     shown = sorted(cards, key=lambda card: (sizes[card.id] is None, sizes[card.id] or 0, card.name))
@@ -113,6 +121,7 @@ def menu_of(cards: Iterable[ModelCardView], machine: Machine, sizes: dict[str, f
         families,
         machine.said(),
         len(shown),
+        editable,
     )
 
 

@@ -15,6 +15,7 @@ from rallychat.chat import ChatService
 from rallychat.choices import NOTHING, Choice
 from rallychat.errors import InvalidRequest, SettingsError
 from rallychat.ui import fragments
+from rallychat.ui.bring_routes import preview_of
 from rallychat.ui.door import PageRoute, is_owner, only_owner
 from rallychat.ui.menu import Menu
 from rallychat.ui.review_view import PARAMETERS, Generation, ReviewView, generation_of, origins_of
@@ -65,6 +66,7 @@ class Review:
         service = self._service
         card = self._menu.view(name)
         model = service.named(name)
+        family = service.catalog.family(model)
         machine = self._menu.machine
         choice = service.choices.of(model.id)
         view = ReviewView(
@@ -75,7 +77,8 @@ class Review:
             gpus=len(machine.compute.memory) if machine.compute.device == "cuda" else 0,
             multi_gpu=bool(service.settings.multi_gpu if choice.multi_gpu is None else choice.multi_gpu),
             machine=machine.said(),
-            family=service.catalog.family(model),
+            family=family,
+            preview=preview_of(family),
             parameters=PARAMETERS,
             generations=self._generations(name),
             examples=model.examples,

@@ -9,6 +9,7 @@ from typing import Any, Final
 from rallychat.catalog import Family, Model, Sampling
 from rallychat.catalog.generation import written
 from rallychat.catalog.types import Adapter, Checkpoint, HubWeights, WheelWeights
+from rallychat.ui.context_view import Stretch
 from rallychat.ui.model_view import ModelCardView
 from rallychat.ui.ways import Way
 
@@ -71,6 +72,7 @@ class ReviewView:
     multi_gpu: bool
     machine: str
     family: Family
+    preview: Sequence[Stretch]
     parameters: Sequence[Parameter]
     generations: Sequence[Generation]
     examples: Sequence[str]

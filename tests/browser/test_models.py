@@ -195,3 +195,31 @@ def test_the_menu_is_searched_and_back_leads_from_a_model_to_the_menu_to_the_cha
     page.go_back()
     expect(page.get_by_role("heading", name="Your serve.")).to_be_visible()
     expect(page.locator("#rc-models")).to_be_hidden()
+
+
+def test_what_is_chosen_for_a_model_is_kept_and_a_wrong_value_is_named(
+    tmp_path: Path, visiting: Visiting
+) -> None:
+    with serving(write_models(tmp_path)) as server, visiting(f"{server.url}/#models/slow") as visit:
+        page = visit.page
+        answers = page.get_by_role("group", name="Generation: answers")
+        answers.get_by_label("Temperature").fill("9")
+        answers.get_by_label("Temperature").press("Tab")
+        expect(page.locator("#rc-choice-error")).to_have_text("Temperature is a number from 0 to 5.")
+        answers.get_by_label("Temperature").fill("0.3")
+        answers.get_by_label("Temperature").press("Tab")
+        expect(page.locator("#rc-choice-saved")).to_have_text("Kept.")
+        answers.get_by_text("As a generation config").click()
+        yaml = answers.get_by_label("Generation config for answers")
+        expect(yaml).to_have_value(re.compile(r"temperature: 0\.3"))
+        yaml.fill("generation_config:\n    topp: 1\n")
+        answers.get_by_role("button", name="Apply").click()
+        expect(answers.locator(".field-error")).to_contain_text("line 2: 'topp'")
+        yaml.fill("generation_config:\n    max_new_tokens: 3\n")
+        answers.get_by_role("button", name="Apply").click()
+        expect(answers.get_by_label("Max tokens")).to_have_value("3")
+        page.get_by_role("region", name="State").get_by_role("button", name="Use").click()
+        expect(page.locator("#rc-models")).to_be_hidden()
+        say(page, "one two three four five six")
+        answered(page)
+        expect(page.locator(".notice")).to_contain_text("Token limit reached.")

@@ -122,6 +122,7 @@ export function start() {
   onAction("open-context", () => {
     toggle("right", true);
     choose("context");
+    setTimeout(() => stale && void refresh()); // Gradio opens the sidebar a moment later
   });
   onAction("mark", mark);
   onAction("memory-undo", () => change(() => post(`/conversations/${chat.id}/memory/undo`), "Undone."));

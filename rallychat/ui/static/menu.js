@@ -1,6 +1,7 @@
 // @ts-check
 /** The model menu: a landing page of cards by size and, behind each, its review page. It has an address, #models or #models/ID, so that Back works. */
 import { html } from "./api.js";
+import * as bring from "./bring.js";
 import { byId, chatOnly, fragment, onAction, toast } from "./dom.js";
 import { BUSY, entries, entryOf, onModels, refresh, using } from "./models.js";
 import * as review from "./review.js";
@@ -143,6 +144,11 @@ export function start() {
     filter();
   });
   onAction("close-dialog", (element) => element.closest("dialog")?.close());
+  bring.start(async (model) => {
+    await refresh();
+    await landingPage();
+    go(model);
+  });
   byId("rc-menu").addEventListener("input", filter);
   byId("rc-menu").addEventListener("change", filter);
   dialog().addEventListener("click", (event) => event.target === dialog() && dialog().close());
