@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any
 
 from rallychat.engines.llamacpp_params import common_params
@@ -44,6 +45,15 @@ def answer(server: Any, ids: list[int], slot: int, max_tokens: int) -> tuple[int
     return tokens, first
 
 
+def in_turn(server: Any, ids: list[int], free: SimpleQueue[int], max_tokens: int) -> tuple[int, float]:
+    """`answer` on the first slot that is free."""
+    slot = free.get()
+    try:
+        return answer(server, ids, slot, max_tokens)
+    finally:
+        free.put(slot)
+
+
 def main() -> None:
     """Loads the weights named by the first line, then answers line by line."""
     import xllamacpp
@@ -55,9 +65,13 @@ def main() -> None:
         for line in sys.stdin:
             job = json.loads(line)
             began = time.monotonic()
+            free: SimpleQueue[int] = (
+                SimpleQueue()
+            )  # with more prompts than slots, each takes the next that is free
+            for slot in range(spec.slots):
+                free.put(slot)
             answers = [
-                threads.submit(answer, server, ids, slot, job["max_tokens"])
-                for slot, ids in enumerate(job["prompts"])
+                threads.submit(in_turn, server, ids, free, job["max_tokens"]) for ids in job["prompts"]
             ]
             done = [future.result() for future in answers]
             seconds = time.monotonic() - began

@@ -77,18 +77,22 @@ async def run_serve(
 
 
 async def _prompts(settings: Settings, count: int) -> tuple[Any, list[Prompt]]:
-    """Prompts as the service will render them, so that every arm evaluates the same ids."""
+    """The model, and prompts for it."""
     async with ChatService.open(settings) as chat:
-        model = chat.resolve(None)
-        await chat.load(model.id)
-        prompts: list[Prompt] = []
-        for number in range(count):
-            text = QUESTION.format(subject=SUBJECTS[number % len(SUBJECTS)], number=number)
-            system = f"{number}: you are a patient teacher."
-            messages = [Message.of("system", system), Message.of("user", text)]
-            ids = await chat.tokens(await chat.render(messages))
-            prompts.append(Prompt([{"role": m.role, "content": m.text} for m in messages], ids))
-        return model, prompts
+        await chat.load(chat.settings.model)
+        return chat.resolve(None), await prompts_of(chat, count)
+
+
+async def prompts_of(chat: ChatService, count: int) -> list[Prompt]:
+    """Prompts as the service will render them, so that every arm evaluates the same ids. No two begin alike."""
+    prompts: list[Prompt] = []
+    for number in range(count):
+        text = QUESTION.format(subject=SUBJECTS[number % len(SUBJECTS)], number=number)
+        system = f"{number}: you are a patient teacher."
+        messages = [Message.of("system", system), Message.of("user", text)]
+        ids = await chat.tokens(await chat.render(messages))
+        prompts.append(Prompt([{"role": m.role, "content": m.text} for m in messages], ids))
+    return prompts
 
 
 async def _compare(

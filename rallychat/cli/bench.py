@@ -23,6 +23,14 @@ async def bench_serve(settings: Settings, *, users: str, max_tokens: int, rounds
     show(rows, as_json=as_json, title=f"{settings.model}, {max_tokens} tokens an answer, {rounds} rounds")
 
 
+async def bench_batch(settings: Settings, *, lines: int, max_tokens: int, rounds: int, as_json: bool) -> None:
+    """Throughput of a batch, against the raw engine with all slots busy."""
+    from rallychat.bench.batch import run_batch
+
+    rows = await run_batch(settings, lines=lines, rounds=rounds, max_tokens=max_tokens)
+    show(rows, as_json=as_json, title=f"{settings.model}, {max_tokens} tokens an answer, {rounds} rounds")
+
+
 async def bench_page(settings: Settings, *, messages: str, rounds: int, as_json: bool) -> None:
     """What one streamed update of the page costs the server, in a short and in a long chat."""
     from rallychat.bench.page import run_page

@@ -382,6 +382,26 @@ def bench_serve(
     run(measure(settings, users=users, max_tokens=max_tokens, rounds=rounds, as_json=as_json))
 
 
+@bench_app.command("batch")
+def bench_batch(
+    model: ModelName = None,
+    lines: Annotated[int, typer.Option(min=1, help="Lines of each batch.")] = 64,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, help="Times each way is measured, in turn.")] = 3,
+    slots: Annotated[
+        int | None, typer.Option(min=1, max=256, help="Answers generated at the same time (by the machine).")
+    ] = None,
+    threads: Threads = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Tokens per second of a batch from file to file, against the raw engine with all slots busy."""
+    from rallychat.cli.bench import bench_batch as measure
+
+    settings = settings_from(model=model, slots=slots, data_dir=data_dir, threads=threads)
+    run(measure(settings, lines=lines, max_tokens=max_tokens, rounds=rounds, as_json=as_json))
+
+
 @bench_app.command("page")
 def bench_page(
     messages: Annotated[str, typer.Option(help="Lengths of the chat, in messages.")] = "2,400",
