@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from rallychat.batches.journal import Journal, Stream
 from rallychat.batches.lines import Line, Survey, read_lines, survey
-from rallychat.batches.work import Outcome, Progress, work
+from rallychat.batches.work import AHEAD, Outcome, Progress, work
 
-__all__ = ["Journal", "Line", "Outcome", "Progress", "Stream", "Survey", "read_lines", "survey", "work"]
+__all__ = [
+    "AHEAD",
+    "Journal",
+    "Line",
+    "Outcome",
+    "Progress",
+    "Stream",
+    "Survey",
+    "read_lines",
+    "survey",
+    "work",
+]

@@ -10,6 +10,8 @@ from typing import Protocol
 
 from rallychat.batches.lines import Line
 
+AHEAD = 64
+"""Lines for each slot that may be done, or begun, before the oldest that is not: bounds what is kept in memory."""
 SETTLE = 1.0
 """Seconds after which what was recorded is on the disk, even if the power fails."""
 

@@ -23,7 +23,6 @@ from rallychat.bench.arms import Arm, Prompt, Round
 from rallychat.bench.serve import prompts_of
 from rallychat.catalog.sizing import batch_slots
 from rallychat.chat import ChatService
-from rallychat.cli.batch import AHEAD
 from rallychat.engines.protocol import WorkerSpec
 from rallychat.settings import Settings
 from rallychat.sources import weights_path
@@ -55,7 +54,7 @@ class Batch:
         record = batches.Journal(self._folder / f"{self._runs}.out.jsonl", {"input": self._runs})
         with source.open("rb") as stream, record as journal:
             lines = batches.read_lines(stream, longest=LONGEST)
-            width, ahead = 2 * self._slots, AHEAD * self._slots
+            width, ahead = 2 * self._slots, batches.AHEAD * self._slots
             done = await batches.work(lines, asked.answer, journal, width=width, ahead=ahead)
             journal.finish()
         assert done.failed == 0, "a line of the benchmark was refused"

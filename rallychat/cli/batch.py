@@ -33,8 +33,6 @@ from rallychat.settings import Settings
 
 SOME_FAILED = 3
 """Exit code of a batch that is complete, but has lines that are errors."""
-AHEAD = 64
-"""Lines for each slot that may be done, or begun, before the oldest that is not: bounds what is kept in memory."""
 
 
 async def batch(
@@ -103,7 +101,7 @@ async def answer_all(
             asked.answer,
             record,
             width=2 * slots,  # the next prompts are read and tokenised while the slots are busy
-            ahead=AHEAD * slots,
+            ahead=batches.AHEAD * slots,
             tell=tell,
         )
         seconds = progress.tasks[task].elapsed or 0.0
