@@ -407,7 +407,7 @@ def test_the_doctor_looks_at_everything_without_the_network(person: Person) -> N
     said = json.loads(done.out)
     assert (done.code, said["ok"]) == (0, True)
     assert {finding["what"] for finding in said["findings"]} == {
-        "Python", "Packages", "llama.cpp", "Processor", "Memory", "Data folder", "Disk", "Port",
+        "Python", "Packages", "llama.cpp", "Checkpoints", "Processor", "Memory", "Data folder", "Disk", "Port",
         "Conversations", "Network",
     }  # fmt: skip
     assert {model["id"] for model in said["models"]} > {"smollm2-135m-instruct"}

@@ -9,6 +9,7 @@ import pytest
 from rallychat.catalog import Adapter, Catalog, Checkpoint, Model, engines
 from rallychat.catalog.precision import Machine
 from rallychat.catalog.types import FileWeights, NoWeights
+from rallychat.cli import doctor
 from rallychat.pool.pool import worker_spec
 from rallychat.settings import Settings
 
@@ -105,3 +106,23 @@ def test_the_worker_is_told_what_to_open_and_how(tmp_path: Path) -> None:
         "remote_code": True,
     }
     assert worker_spec(one, "", Settings(data_dir=tmp_path)).options["remote_code"] is False  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("device", "libraries", "torch", "state", "words"),
+    [
+        ("cpu", False, True, "ok", "./rally add hf"),
+        ("cuda", True, False, "note", "built for CPUs"),
+        ("cuda", True, True, "ok", "NVIDIA"),
+    ],
+)
+def test_the_doctor_says_what_checkpoints_would_run_on(
+    monkeypatch: pytest.MonkeyPatch, device: str, libraries: bool, torch: bool, state: str, words: str
+) -> None:
+    monkeypatch.setattr(doctor, "this_machine", lambda: Machine(device, (2**34,)))  # type: ignore[arg-type]
+    monkeypatch.setattr(doctor, "missing_libraries", lambda: [] if libraries else ["torch"])
+    monkeypatch.setattr(doctor, "torch_has", lambda _: torch)
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "1")
+    found = doctor.checkpoints()
+    assert found.state == state
+    assert words in found.detail + found.advice

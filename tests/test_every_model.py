@@ -123,3 +123,25 @@ async def test_a_tiny_one_of_its_kind_goes_all_the_way_to_an_answer(
         assert engine.info.engine == "transformers"
         again = await service.ask("Hello there", sampling=Sampling(temperature=0, max_tokens=12))
         assert again == answer
+
+
+@pytest.mark.hf
+async def test_several_adapters_of_one_base_answer_from_one_engine_each_in_its_own_way(
+    tmp_path: Path,
+) -> None:
+    from tests import checkpoints
+
+    base = checkpoints.llama(tmp_path / "base")
+    loras = [checkpoints.lora(base, tmp_path / f"lora{seed}", seed=seed) for seed in (1, 2)]
+    settings = Settings(data_dir=tmp_path / "data", model="seven", window=512, slots=2)
+    file = settings.catalog_dir / "models" / "seven.toml"
+    file.parent.mkdir(parents=True)
+    adapters = "".join(f'[[checkpoint.adapters]]\nname = "{lora.name}"\npath = "{lora}"\n' for lora in loras)
+    file.write_text(f'name = "Seven"\nfamily = "shipped"\n[checkpoint]\npath = "{base}"\n{adapters}')
+    greedy = Sampling(temperature=0, max_tokens=12)
+    async with ChatService.open(settings) as service:
+        names = ("seven", "seven:lora1", "seven:lora2")
+        first = [await service.ask("Hello there", model=name, sampling=greedy) for name in names]
+        assert len(set(first)) == 3
+        assert [await service.ask("Hello there", model=name, sampling=greedy) for name in names] == first
+        assert len(service.pool.engines()) == 1

@@ -23,6 +23,8 @@ from rich.table import Table
 
 import rallychat
 from rallychat.catalog import Catalog
+from rallychat.catalog.engines import missing_libraries, torch_has
+from rallychat.catalog.precision import this_machine
 from rallychat.catalog.sizing import needed_memory
 from rallychat.cli.models import rows, size
 from rallychat.errors import RallyChatError
@@ -30,6 +32,7 @@ from rallychat.settings import Settings
 
 State = Literal["ok", "note", "broken"]
 MARKS: dict[State, str] = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "broken": "[red]broken[/]"}
+DEVICES = {"cpu": "on the processor", "cuda": "on NVIDIA GPUs", "mps": "on Apple's GPU"}
 PATIENCE = 3.0
 """Seconds to wait for a registry or hub."""
 SPEED = ("AVX2", "AVX512", "AMX_INT8", "NEON", "SVE", "METAL")
@@ -69,6 +72,7 @@ def local(settings: Settings) -> Iterator[Finding]:
     yield python()
     yield packages()
     yield engine()
+    yield checkpoints()
     yield cores()
     yield memory(settings)
     yield folder(settings)
@@ -126,6 +130,22 @@ def engine() -> Finding:
     if fast:
         return Finding("llama.cpp", "ok", detail)
     return Finding("llama.cpp", "note", detail, "answers will be slow; a build for this processor is faster")
+
+
+def checkpoints() -> Finding:
+    """What Hugging Face checkpoints would be run by, and on. Imports none of it."""
+    what = "Checkpoints"
+    if missing := missing_libraries():
+        return Finding(what, "ok", f"not installed: {', '.join(missing)}", "./rally add hf, for checkpoints")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers"))
+    machine = this_machine()
+    free = " + ".join(size(each) for each in machine.memory)
+    detail = f"{versions}; {DEVICES[machine.device]}, {free} free"
+    if machine.device == "cuda" and not torch_has("cuda"):
+        advice = "this torch was built for CPUs: install one for CUDA, from https://pytorch.org"
+        return Finding(what, "note", detail, advice)
+    several = len(machine.memory) > 1
+    return Finding(what, "ok", detail, "--multi-gpu spreads a model over all of them" if several else "")
 
 
 def cores() -> Finding:
