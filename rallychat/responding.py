@@ -56,6 +56,8 @@ async def respond(
     sampling: Sampling,
     instructions: str | None,
     request: Mapping[str, Any],
+    strategy: str | None = None,
+    budget: int | None = None,
     key: str | None = None,
 ) -> tuple[StoredResponse, Run]:
     """Stores what was said, and begins the answer. It belongs to the server: nobody needs to watch it.
@@ -63,6 +65,7 @@ async def respond(
     Args:
         instructions: the system prompt of this answer alone, in place of the conversation's.
         request: what its response object repeats; `background` lets people go first.
+        strategy, budget: how its context is kept, in place of the conversation's.
         key: the idempotency key that leads to it.
     """
     conversation = at.conversation
@@ -78,8 +81,12 @@ async def respond(
         key=key,
     )
     conversation = conversation or await service.store.get(stored.answer.conversation_id)
-    if instructions is not None:
-        conversation = replace(conversation, system=instructions)
+    conversation = replace(
+        conversation,
+        system=conversation.system if instructions is None else instructions,
+        strategy=strategy or conversation.strategy,
+        budget=budget or conversation.budget,
+    )
     priority = Priority.BATCH if request["background"] else Priority.CHAT
     run = await service.run_answer(
         conversation,

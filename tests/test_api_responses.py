@@ -473,3 +473,26 @@ async def test_queries_are_checked_too(tmp_path: Path) -> None:
             for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/input_items")):
                 found = await http.request(method, f"/v1/responses/{missing}{path}")
                 assert (found.status_code, found.json()["error"]["code"]) == (404, "response_not_found")
+
+
+async def test_a_response_says_what_of_the_conversation_was_in_its_prompt(tmp_path: Path) -> None:
+    async with world(tmp_path) as (http, _):
+        conversation = (await http.post("/v1/conversations", json={})).json()["id"]
+        for text in ("One", "Two", "Three"):
+            await asked(http, text, conversation=conversation)
+        made = await asked(http, "Four", conversation=conversation, strategy="last_n", budget=4000)
+        listed = (await http.get(f"/v1/conversations/{conversation}/items?order=asc")).json()["data"]
+        known = [item["id"] for item in listed[:-1]]
+        context = made["context"]
+        assert (context["strategy"], context["budget"] <= 4000) == ("last_n", True)
+        assert sorted([*context["kept"], *context["compacted"], *context["dropped"]]) == known
+        assert context["prompt_tokens"] == made["usage"]["input_tokens"]
+        assert (await http.get(f"/v1/responses/{made['id']}")).json()["context"] == context
+        for body, param in (
+            ({"strategy": "best"}, "strategy"),
+            ({"strategy": "full", "store": False}, "strategy"),
+            ({"budget": 5}, "budget"),
+            ({"budget": 500, "store": False}, "budget"),
+        ):
+            refused = await http.post("/v1/responses", json={"input": "x", **body})
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, param), refused.text

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator
 
+from rallychat.api.answers import ContextOut
 from rallychat.api.responses.items import Status
 from rallychat.api.responses.objects import ResponseStatus
 
@@ -159,6 +160,8 @@ class ResponseOut(_Answer):
     truncation: Literal["auto", "disabled"]
     usage: ResponseUsage | None
     metadata: dict[str, str]
+    context: ContextOut | None
+    """Extension."""
 
 
 class ResponseDeleted(_Answer):

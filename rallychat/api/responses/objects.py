@@ -6,8 +6,9 @@ import itertools
 from collections.abc import Iterable
 from typing import Any, Literal
 
+from rallychat.api.chunks import context_of
 from rallychat.api.responses.items import output_of, status_of
-from rallychat.messages import Part, Usage
+from rallychat.messages import ContextReport, Part, Usage
 from rallychat.store import StoredMessage, StoredResponse
 
 ResponseStatus = Literal["completed", "failed", "in_progress", "cancelled", "queued", "incomplete"]
@@ -29,6 +30,7 @@ def response_object(stored: StoredResponse, *, waiting: bool = False) -> dict[st
         completed=created + took if status == "completed" else None,
         error=answer.error or UNKNOWN if status == "failed" else None,
         usage=answer.usage if answer.status == "complete" else None,
+        report=answer.report if answer.status == "complete" else None,
     )
 
 
@@ -60,6 +62,7 @@ def _described(
     completed: float | None = None,
     error: str | None = None,
     usage: Usage | None = None,
+    report: ContextReport | None = None,
 ) -> dict[str, Any]:
     request = stored.request
     conversation = request["conversation"]
@@ -89,6 +92,7 @@ def _described(
         "truncation": "auto" if request["store"] else "disabled",
         "usage": None if usage is None else usage_of(usage),
         "metadata": request["metadata"] or {},
+        "context": None if report is None else context_of(report),
     }
 
 

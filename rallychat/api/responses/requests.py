@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, Tag
 
 from rallychat.api.schemas import INT32, MOST_MESSAGES, SEEDS, Asked, Nothing, TextFormat, Zero
 from rallychat.catalog.types import Sampling
+from rallychat.context.strategies import strategy_named
 from rallychat.errors import InvalidRequest
 from rallychat.messages import Message, Part, Reasoning, Text
 
@@ -208,6 +209,10 @@ class ResponseRequest(Asked):
     min_p: float | None = Field(None, ge=0, le=1, description="Extension.")
     repetition_penalty: float | None = Field(None, ge=0.01, le=5, description="Extension. 1 is off.")
     seed: int | None = Field(None, ge=-(2**63), le=2**63, description="Extension. Same seed, same answer.")
+    strategy: str | None = Field(
+        None, max_length=100, description="Extension. How the context of this response is kept."
+    )
+    budget: int | None = Field(None, ge=64, le=INT32, description="Extension. Most tokens of its prompt.")
     stream_options: StreamOptions | None = None
     truncation: Literal["auto", "disabled"] | None = Field(
         None, description="'auto' for what is stored, 'disabled' for what is not; each is the default."
@@ -294,6 +299,13 @@ class ResponseRequest(Asked):
             raise InvalidRequest(
                 f"'{name}' needs an answer that is stored.", param=name, hint="leave 'store' out"
             )
+        for name in ("strategy", "budget"):
+            if not self.kept and getattr(self, name) is not None:
+                raise InvalidRequest(
+                    f"'{name}' needs an answer that is stored.", param=name, hint="leave 'store' out"
+                )
+        if self.strategy is not None:
+            strategy_named(self.strategy)
         if self.truncation not in (None, "auto" if self.kept else "disabled"):
             said = (
                 "stored conversations are fitted to the window, and say what was left out"

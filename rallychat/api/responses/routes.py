@@ -61,6 +61,8 @@ async def create_response(
         sampling=asked.sampling(),
         instructions=asked.instructions,
         request=asked.echo(),
+        strategy=asked.strategy,
+        budget=asked.budget,
         key=key_of(request),
     )
     announce(request)

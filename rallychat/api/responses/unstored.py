@@ -90,6 +90,7 @@ def _ended(response: StoredResponse, parts: Sequence[Part], end: End) -> StoredR
     answer = replace(response.answer, parts=tuple(parts), status="complete")
     if isinstance(end, Finished):
         answer = replace(answer, finish_reason=end.reason, usage=end.usage, timings=end.timings)
+        answer = replace(answer, report=end.report)
     else:
         reason: FinishReason = "interrupted" if end.code == EngineInterrupted.code else "error"
         answer = replace(answer, finish_reason=reason, error=str(RallyChatError(end.message, hint=end.hint)))
