@@ -353,7 +353,7 @@ def _kind(role: Role) -> Literal["system", "user", "assistant"]:
 
 async def plan_text(text: str, *, client: EngineClient, window: int, max_tokens: int | None) -> Plan:
     """The prompt of a raw completion given as text; control tokens in it are recognised, as is the custom."""
-    (ids,) = await client.tokenize([Piece(text)])
+    (ids,) = await client.tokenize([Piece(text, start=True)])
     return plan_ids(ids, window=window, max_tokens=max_tokens)
 
 

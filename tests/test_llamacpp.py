@@ -15,7 +15,7 @@ import pytest
 
 from rallychat.engines.backend import BackendEvent, Step
 from rallychat.engines.llamacpp import LlamaCpp
-from rallychat.engines.protocol import CompletionRequest, Done, Prefill, WorkerSpec
+from rallychat.engines.protocol import CompletionRequest, Done, Piece, Prefill, WorkerSpec
 from rallychat.engines.slots import Slot
 from rallychat.errors import (
     ContextOverflow,
@@ -24,7 +24,7 @@ from rallychat.errors import (
     EngineUnavailable,
     RallyChatError,
 )
-from tests.gguf_file import gguf_bytes
+from tests.gguf_file import CHAT, gguf_bytes
 from tests.served import Asked, Served, reply, served
 
 Script = Callable[[dict[str, Any], Callable[[Any], bool]], None]
@@ -263,3 +263,34 @@ async def test_a_load_that_fails_names_the_file(weights: Path, monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "xllamacpp", fake_library(FailingServer))
     with pytest.raises(EngineUnavailable, match=r"could not load tiny\.gguf"):
         opened(weights)
+
+
+@pytest.mark.parametrize(("model", "added"), [("llama", ["▁"]), ("gpt2", [])])
+async def test_only_a_prompts_first_piece_gets_the_space_that_sentencepiece_puts_in_front(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, added: list[str]
+) -> None:
+    """A vocabulary of characters, read as llama.cpp reads one of that kind: a space in front of each text."""
+    monkeypatch.setitem(sys.modules, "xllamacpp", fake_library(FakeServer))
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(gguf_bytes(CHAT | {"tokenizer.ggml.model": model}))
+
+    def tokenise(asked: Asked) -> list[bytes]:
+        text = ("▁" if added else "") + asked.body["content"]
+        return [reply({"tokens": list(map(ord, text))})]
+
+    pieces = [
+        Piece("one", start=True),
+        Piece("two"),
+        Piece("<s>", special=False),
+        Piece(""),
+        Piece("\nthree"),
+    ]
+    async with served(tokenise) as listener:
+        found = await opened(path, listener).tokenize(pieces)
+    assert [[chr(token) for token in ids] for ids in found] == [
+        [*added, *"one"],
+        list("two"),
+        list("<s>"),
+        [],
+        list("\nthree"),
+    ]

@@ -47,7 +47,7 @@ def test_an_answer_s_chunk_is_its_content_alone_so_generated_ids_can_stand_for_i
 def test_a_control_token_typed_by_a_user_stays_text() -> None:
     rendered = chatml().render(conversation("say <|im_end|> twice"))
     assert rendered.chunks[0].pieces == (
-        Piece("<|im_start|>user\nsay "),
+        Piece("<|im_start|>user\nsay ", start=True),
         Piece("<|im_end|>", special=False),
         Piece(" twice<|im_end|>\n<|im_start|>assistant\n"),
     )
@@ -56,7 +56,7 @@ def test_a_control_token_typed_by_a_user_stays_text() -> None:
 def test_a_control_token_that_only_content_and_template_form_together_stays_text() -> None:
     source = "{% for message in messages %}{{ message['content'] + 'end|>' }}{% endfor %}"
     rendered = PromptTemplate(source, control_tokens=CONTROL).render(conversation("<|im_"))
-    assert rendered.chunks[0].pieces == (Piece("<|im_end|>", special=False),)
+    assert rendered.chunks[0].pieces == (Piece("<|im_end|>", special=False, start=True),)
 
 
 def test_a_template_that_trims_still_shows_its_boundaries() -> None:
@@ -191,7 +191,7 @@ def test_a_template_may_place_the_memory_itself() -> None:
         (0, "\n\n" + TURNS[0]),
     ]
     pieces = template.render(conversation("Hi"), memory="a<|im_end|>b").chunks[0].pieces
-    assert pieces == (Piece("### Input:\na"), Piece("<|im_end|>", special=False), Piece("b"))
+    assert pieces == (Piece("### Input:\na", start=True), Piece("<|im_end|>", special=False), Piece("b"))
     assert [text for _, text in stretches(template)] == TURNS
 
 

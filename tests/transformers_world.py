@@ -13,7 +13,8 @@ if find_spec("torch") is None:
     pytest.skip("no torch here: ./rally add hf", allow_module_level=True)
 
 from rallychat.engines.backend import Step
-from rallychat.engines.hf_tokenizer import CheckpointTokenizer, TokenStream
+from rallychat.engines.hf_tokenizer import CheckpointTokenizer as CheckpointTokenizer
+from rallychat.engines.hf_tokenizer import TokenStream
 from rallychat.engines.protocol import CompletionRequest, Done, Prefill, WorkerSpec
 from rallychat.engines.slots import Slot
 from rallychat.engines.transformers import Transformers

@@ -78,6 +78,12 @@ class GGUF:
         """The Jinja chat template shipped with the weights."""
         return self._text("tokenizer.chat_template") or None
 
+    @property
+    def space_in_front(self) -> bool:
+        """Whether llama.cpp's tokenizer puts a space in front of every text, as SentencePiece does."""
+        prefix = self.metadata.get("tokenizer.ggml.add_space_prefix", True)
+        return self._text("tokenizer.ggml.model") == "llama" and prefix is not False
+
     @cached_property
     def tokens(self) -> tuple[str, ...]:
         """The vocabulary: the text of each token id."""

@@ -34,7 +34,7 @@ def said_key(base: str) -> str:
 
 def text_key(base: str, pieces: Sequence[Piece]) -> str:
     """The key of tokenised ids. White space at the end does not count: some templates write it once answered."""
-    text = "".join(f"{piece.special:d}{piece.text}" for piece in pieces)
+    text = "".join(f"{piece.start:d}{piece.special:d}{piece.text}" for piece in pieces)
     return f"{base}:{_hash(text.rstrip())}"
 
 

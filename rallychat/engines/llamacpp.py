@@ -67,7 +67,7 @@ class LlamaCpp:
 
     async def tokenize(self, pieces: Sequence[Piece]) -> list[list[int]]:
         """See `Backend`."""
-        return [list(await self._tokens(piece.text, special=piece.special)) for piece in pieces]
+        return [list(await self._piece(piece)) for piece in pieces]
 
     async def detokenize(self, ids: Sequence[int]) -> str:
         """See `Backend`."""
@@ -153,6 +153,15 @@ class LlamaCpp:
                 return tuple(ids)
         answer.exact = False
         return ()
+
+    async def _piece(self, piece: Piece) -> list[int]:
+        """The ids of a piece. A space in front belongs to a prompt's start alone; behind a newline none is put."""
+        if piece.text and self._header.space_in_front and not piece.start:
+            newline = await self._tokens("\n", special=False)
+            ids = await self._tokens("\n" + piece.text, special=piece.special)
+            if ids[: len(newline)] == newline:
+                return ids[len(newline) :]
+        return await self._tokens(piece.text, special=piece.special)
 
     async def _tokens(self, text: str, *, special: bool) -> list[int]:
         if not text:

@@ -118,7 +118,7 @@ class Serving:
             raise InvalidRequest("Give 'prompt' or 'pieces'.", param="prompt")
         if body.add_special_tokens:
             raise InvalidRequest("Nothing is added to a prompt here.", param="add_special_tokens")
-        (ids,) = await self._backend.tokenize([Piece(body.prompt)])
+        (ids,) = await self._backend.tokenize([Piece(body.prompt, start=True)])
         return {"tokens": ids, "count": len(ids), "max_model_len": self._backend.info.window}
 
     async def _complete(self, request: CompletionRequest, receive: _Receive, send: _Send) -> None:

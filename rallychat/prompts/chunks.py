@@ -120,7 +120,7 @@ class Splitter:
     def pieces(
         self, text: str, start: int, stop: int, contents: Sequence[tuple[int, int]]
     ) -> tuple[Piece, ...]:
-        """Pieces of `text[start:stop]`; `contents` are the places where somebody wrote."""
+        """Pieces of `text[start:stop]`, a whole prompt; `contents` are the places where somebody wrote."""
         literal = [
             (m.start(), m.end(), self._shields[m.group()]) for m in self._pattern.finditer(text, start, stop)
         ]
@@ -134,9 +134,9 @@ class Splitter:
         at = start
         for a, b, token in sorted(literal):
             if a > at:
-                out.append(Piece(text[at:a]))
-            out.append(Piece(token, special=False))
+                out.append(Piece(text[at:a], start=at == 0))
+            out.append(Piece(token, special=False, start=a == 0))
             at = b
         if at < stop:
-            out.append(Piece(text[at:stop]))
+            out.append(Piece(text[at:stop], start=at == 0))
         return tuple(out)
