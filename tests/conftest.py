@@ -32,6 +32,22 @@ def taught_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
+@pytest.fixture(scope="session")
+def smollm2_checkpoint(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The default model as a Hugging Face checkpoint: its GGUF's weights, widened to 32 bits."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("smollm2")
+    source = {"gguf_file": smollm2_gguf.name}
+    model = AutoModelForCausalLM.from_pretrained(smollm2_gguf.parent, dtype=torch.float32, **source)
+    if hasattr(model.config, "quantization_config"):  # they are not quantised any more
+        del model.config.quantization_config
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(smollm2_gguf.parent, **source).save_pretrained(folder)
+    return folder
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `hf` need the extra: without it they are skipped, and the summary says why.
 

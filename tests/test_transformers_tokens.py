@@ -41,6 +41,8 @@ parts = st.lists(st.tuples(words, st.sampled_from(NONE_MERGED)).map("".join), mi
 @given(texts=parts)
 def test_a_prompt_in_pieces_has_the_ids_of_its_whole_text(read: Any, kind: str, texts: list[str]) -> None:
     ours, own = read[kind]
+    if kind == "neox":  # byte-level BPE joins a newline with white space behind it
+        texts = [text + "<|im_end|>" for text in texts]
     pieces = [Piece(text, start=n == 0) for n, text in enumerate(texts)]
     found = [token for piece in pieces for token in ours.encode(piece)]
     assert found == own("".join(texts), add_special_tokens=False)["input_ids"]

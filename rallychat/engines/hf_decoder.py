@@ -191,10 +191,13 @@ def _sliding(config: Any) -> int | None:
 
 
 class TurnDecoder:
-    """A cache of the model's own kind per slot; answers take turns within a step."""
+    """A cache of the model's own kind per slot; answers take turns within a step.
+
+    A recurrent state can neither drop a tail nor go on with several tokens at once: there a new prompt is read in one
+    step, and what follows a kept one token by token.
+    """
 
     together = False
-    whole = False
 
     def __init__(self, model: Any, *, slots: int, adapters: AdapterRows) -> None:
         self._model = model
@@ -204,6 +207,7 @@ class TurnDecoder:
         self._held = [Held() for _ in range(slots)]
         self._caches: list[Any] = [None] * slots
         self.rollback = _croppable(self._fresh())
+        self.whole = not self.rollback
 
     def begin(self, slot: int, prompt: list[int], adapter: int) -> int:
         """See `Runner`."""
@@ -225,10 +229,13 @@ class TurnDecoder:
     def _one(self, one: Work) -> Any:
         held = self._held[one.slot]
         self._adapters.choose([held.adapter])
-        ids = torch.tensor([list(one.ids)], device=self._device)
-        seen = torch.ones((1, len(held.ids) + len(one.ids)), dtype=torch.long, device=self._device)
-        logits = self._call(input_ids=ids, attention_mask=seen, cache=self._caches[one.slot])
-        held.ids.extend(one.ids)
+        parts = [[token] for token in one.ids] if held.ids and not self.rollback else [list(one.ids)]
+        for part in parts:
+            held.ids.extend(part)
+            ids = torch.tensor([part], device=self._device)
+            seen = torch.ones((1, len(held.ids)), dtype=torch.long, device=self._device)
+            extra = {"attention_mask": seen} if self.rollback else {}
+            logits = self._call(input_ids=ids, cache=self._caches[one.slot], **extra)
         return logits
 
     def forget(self, slot: int) -> None:

@@ -220,7 +220,7 @@ def _model(
     spread = options.multi_gpu and machine.device == "cuda" and len(machine.memory) > 1
     quantised = choice.quantize != "none" and not spread
     place: Any = "balanced" if spread else {"": "cpu" if quantised else machine.device}
-    model = auto.from_pretrained(
+    model, said = auto.from_pretrained(
         folder,
         config=config,
         dtype=getattr(torch, choice.dtype),
@@ -228,7 +228,10 @@ def _model(
         trust_remote_code=options.remote_code,
         local_files_only=True,
         use_safetensors=True,
+        output_loading_info=True,
     )
+    if said["missing_keys"]:  # Transformers would make them up
+        raise ValueError(f"its files lack {', '.join(sorted(said['missing_keys'])[:3])}")
     if len(adapters) == 1:
         model = merged(model, next(iter(adapters.values())))
     if choice.quantize != "none" and not spread:

@@ -6,19 +6,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.contract.rig import Rig, real_spec, rig_of, scripted_spec
+from tests.contract.rig import ENGINES, Rig, rig_of, spec_of
 
 
-@pytest.fixture(scope="session", params=["echo", pytest.param("llamacpp", marks=pytest.mark.real)])
+@pytest.fixture(scope="session", params=ENGINES)
 def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
-    spec = scripted_spec(prefill_ms=10, delay_ms=2) if request.param == "echo" else real_spec(request)
-    with rig_of(spec) as ready:
+    with rig_of(spec_of(request, prefill_ms=10, delay_ms=2)) as ready:
         yield ready
 
 
-@pytest.fixture(params=["echo", pytest.param("llamacpp", marks=pytest.mark.real)])
+@pytest.fixture(params=ENGINES)
 def doomed_rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     """A worker of the test's own, to be killed."""
-    spec = scripted_spec(delay_ms=2) if request.param == "echo" else real_spec(request)
-    with rig_of(spec) as ready:
+    with rig_of(spec_of(request, delay_ms=2)) as ready:
         yield ready

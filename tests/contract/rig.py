@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,6 +36,34 @@ def scripted_spec(**options: Any) -> WorkerSpec:
 def real_spec(request: pytest.FixtureRequest) -> WorkerSpec:
     path = request.getfixturevalue("smollm2_gguf")
     return WorkerSpec("llamacpp", "smollm2", path=str(path), slots=SLOTS, window=WINDOW)
+
+
+def transformers_spec(folder: Path) -> WorkerSpec:
+    options = {"device": "cpu", "dtype": "float32", "quantize": "none"}
+    return WorkerSpec(
+        "transformers", folder.name, path=str(folder), slots=SLOTS, window=WINDOW, options=options
+    )
+
+
+def spec_of(request: pytest.FixtureRequest, **scripted: Any) -> WorkerSpec:
+    """What the parameter of a fixture names."""
+    match request.param:
+        case "echo":
+            return scripted_spec(**scripted)
+        case "llamacpp":
+            return real_spec(request)
+        case "transformers":
+            return transformers_spec(request.getfixturevalue("taught_llama"))
+        case _:
+            return transformers_spec(request.getfixturevalue("smollm2_checkpoint"))
+
+
+ENGINES = (
+    "echo",
+    pytest.param("llamacpp", marks=pytest.mark.real),
+    pytest.param("transformers", marks=pytest.mark.hf),
+    pytest.param("transformers-smollm2", marks=[pytest.mark.hf, pytest.mark.real]),
+)
 
 
 @dataclass(frozen=True)
