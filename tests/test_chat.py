@@ -14,6 +14,7 @@ import pytest
 
 from rallychat.catalog import Sampling
 from rallychat.chat import ChatService
+from rallychat.contexts import Asked
 from rallychat.errors import Conflict, InvalidRequest, NotFound, RallyChatError
 from rallychat.messages import Failed, Finished, Loading, Message, Started, TextDelta
 from rallychat.runs import Run
@@ -405,3 +406,59 @@ async def test_a_name_from_elsewhere_is_never_a_path_or_a_hub_file(world: World,
         for name in (str(tmp_path / "any.gguf"), "owner/repo:file.gguf", "hub:owner/repo/file.gguf"):
             with pytest.raises(NotFound):
                 service.named(name)
+
+
+async def test_a_stateless_request_beyond_the_window_is_an_error_unless_it_names_a_strategy(
+    world: World,
+) -> None:
+    said = [
+        Message.of("user" if n % 2 == 0 else "assistant", f"m{n} my cat is Miro " + "word " * 12)
+        for n in range(25)
+    ]
+    async with world(window=512) as service:
+        *_, refused = [event async for event in service.complete(said)]
+        assert isinstance(refused, Failed)
+        assert refused.code == "context_length_exceeded"
+        asked = Asked("hybrid", pin=(0,), exclude=(3,))
+        *_, end = [event async for event in service.complete(said, context=asked)]
+    assert isinstance(end, Finished)
+    report = end.report
+    assert report is not None
+    every = [*report.kept, *report.compacted, *report.dropped, *report.excluded]
+    assert sorted(map(int, every)) == list(range(25))
+    assert report.kept[0] == "0"
+    assert report.kept[-1] == "24"
+    assert report.excluded == ("3",)
+    assert report.prompt_tokens <= report.budget < 512
+
+
+async def test_a_person_s_word_on_memory_and_messages_holds(world: World) -> None:
+    async with world(window=512) as service:
+        chat = await conversation(service)
+        for number in range(12):
+            await ended(await service.turn(chat, f"message {number} " + "x" * 40))
+        made = await service.contexts.memory(chat)
+        assert made is not None
+        edited = await service.contexts.edit_memory(chat, "The person is called Ada.")
+        assert (edited.version, edited.edited_by) == (made.version + 1, "user")
+        await ended(await service.turn(chat, "who am I"))
+        inspection = await service.inspect(chat)
+        assert "The person is called Ada." in inspection.text
+        assert inspection.report is not None
+        assert inspection.report.memory >= edited.version
+        held = await service.contexts.memory(chat)
+        before = await service.contexts.revert_memory(chat)
+        assert held is not None
+        assert before is not None
+        assert before.version < held.version
+        assert [m.active for m in await service.contexts.memories(chat)][-1] is False
+        first = (await service.store.path(chat))[0]
+        await service.contexts.mark(first.id, "pin")
+        run = await service.turn(chat, "again")
+        await ended(run)
+        report = (await service.store.message(run.message_id)).report
+        assert report is not None
+        assert report.kept[0] == first.id
+        assert (await service.contexts.set_strategy(chat, "full")).strategy == "full"
+        with pytest.raises(InvalidRequest):
+            await service.contexts.set_strategy(chat, "best")

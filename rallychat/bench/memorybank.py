@@ -7,7 +7,8 @@ the fewest messages that, read alone, answer the question; a probe that nothing 
 conversation, is left out. They are named by the number of the exchange and by who speaks: `17u`, `32a`.
 
 A person's ten days take 4,000 tokens, which any window holds. So dialogues of MT-Bench-101 (Apache-2.0) are put in
-between, thirty after each day, taken in their order: each conversation then has about 60,000 tokens.
+between, thirty after each day, taken in their order and from the start again at their end: each
+conversation then has 70,000 to 140,000 tokens.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,20 @@ from rallychat.bench.replays import Probe, Replay, Said, write
 BETWEEN = 30
 
 
-def converted(bank: Path, probing: Path, filler: Path) -> list[Replay]:
-    """A replay for each person whose probes have evidence."""
+def converted(bank: Path, probing: Path, filler: Path) -> dict[str, list[Replay]]:
+    """A replay for each person whose probes have evidence: those used for tuning, and those held back from it."""
     people = {name.strip(): person for name, person in json.loads(bank.read_text(encoding="utf-8")).items()}
     probes: dict[str, list[str]] = {}
     for line in probing.read_text(encoding="utf-8").splitlines():
         probes |= {name.strip(): asked for name, asked in json.loads(line).items()} if line.strip() else {}
     evidence = json.loads(Path(__file__).with_name("memorybank_evidence.json").read_text(encoding="utf-8"))
-    dialogues = (json.loads(line)["history"] for line in filler.read_text(encoding="utf-8").splitlines())
-    return [_replay(people[name], probes[name], gold, dialogues) for name, gold in evidence.items()]
+    dialogues = cycle(
+        [json.loads(line)["history"] for line in filler.read_text(encoding="utf-8").splitlines()]
+    )
+    return {
+        part: [_replay(people[name], probes[name], gold, dialogues) for name, gold in golds.items()]
+        for part, golds in evidence.items()
+    }
 
 
 def _replay(
@@ -56,4 +62,5 @@ def _replay(
 
 if __name__ == "__main__":
     *sources, folder = map(Path, sys.argv[1:])
-    print(*write(converted(*sources), folder, stem="memorybank"), sep="\n")
+    for part, replays in converted(*sources).items():
+        print(*write(replays, folder / part, stem="memorybank"), sep="\n")
