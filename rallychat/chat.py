@@ -64,7 +64,7 @@ class ChatService:
         settings = settings or Settings.load()
         async with AsyncExitStack() as stack:
             store = await stack.enter_async_context(ConversationStore.open(settings))
-            begin = await asyncio.to_thread(_start, settings)
+            begin = await asyncio.to_thread(begin_with, settings)
             service = cls(begin.settings, begin.catalog, store)
             service.notes = begin.notes
             stack.push_async_callback(service._close)
@@ -460,7 +460,8 @@ class ChatService:
         return asked.over(self._answers).over(model.sampling.value()).over(usual)
 
 
-def _start(settings: Settings) -> starting.Start:
+def begin_with(settings: Settings) -> starting.Start:
+    """What a service of these settings begins with. May ask the hub about a model that the catalog does not have."""
     catalog = Catalog.load(settings)
 
     def find(name: str, base: str | None) -> Model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
@@ -26,7 +27,7 @@ from rich.text import Text
 from rallychat import batches
 from rallychat.api.batch_lines import BatchLines
 from rallychat.catalog.sizing import batch_slots
-from rallychat.chat import ChatService
+from rallychat.chat import ChatService, begin_with
 from rallychat.cli.progress import fetch_with_bar
 from rallychat.errors import InvalidRequest
 from rallychat.settings import Settings
@@ -50,11 +51,12 @@ async def batch(
     console = Console(stderr=True)
     with opened(source) as stream:
         lines = batches.survey(Path(source)) if source != "-" else None
-        settings = sized(settings)
+        settings = await sized(settings)
         async with ChatService.open(settings) as service:
             for note in service.notes:
                 console.print(note, style="yellow", markup=False)
-            asked = BatchLines(service, model=model, longest=settings.max_body_bytes)
+            named = service.settings.model if model else None
+            asked = BatchLines(service, model=named, longest=settings.max_body_bytes)
             facts = facts_of(service, lines, model)
             with recorded(output, facts, overwrite=overwrite) as record:
                 with ending(record, console):
@@ -64,14 +66,11 @@ async def batch(
     return SOME_FAILED if done.failed else 0
 
 
-def sized(settings: Settings) -> Settings:
+async def sized(settings: Settings) -> Settings:
     """The settings with as many slots as a batch is fastest with, unless they say how many."""
     if "slots" in settings.model_fields_set:
         return settings
-    from rallychat.catalog import Catalog
-    from rallychat.catalog.starting import start
-
-    begin = start(settings, Catalog.load(settings))
+    begin = await asyncio.to_thread(begin_with, settings)
     model = begin.catalog.resolve(begin.settings.model)
     return settings.model_copy(update={"slots": batch_slots(model, settings)})
 
