@@ -180,7 +180,7 @@ def test_a_first_message_says_that_the_model_is_still_on_its_way(
 def test_the_menu_is_searched_and_back_leads_from_a_model_to_the_menu_to_the_chat(page: Page) -> None:
     page.get_by_title("Choose a model").click()
     menu = page.locator("#rc-menu")
-    expect(menu.get_by_role("heading", name="Small")).to_be_visible()
+    expect(menu.get_by_role("heading", name="Small below 1B parameters")).to_be_visible()
     page.get_by_label("Search models").fill("SMOLLM2 apache 360")
     expect(menu.get_by_role("article")).to_have_count(1)
     expect(page.get_by_text("1 model ·")).to_be_visible()

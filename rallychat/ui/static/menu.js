@@ -139,6 +139,10 @@ export function start() {
   onAction("models", () => go(""));
   onAction("review", (element) => go(/** @type {HTMLElement} */ (element.closest("[data-model]")).dataset.model ?? ""));
   onAction("menu-back", () => ((history.state?.menu ?? 0) > 1 ? history.back() : go("")));
+  onAction("menu-bring", () => {
+    byId("rc-bring").scrollIntoView({ block: "end" });
+    byId("rc-bring-name").focus();
+  });
   onAction("menu-all", () => {
     for (const id of ["rc-menu-search", "rc-menu-family", "rc-menu-state"]) /** @type {HTMLInputElement} */ (byId(id)).value = "";
     filter();
