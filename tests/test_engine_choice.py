@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from rallychat.catalog import Adapter, Catalog, Checkpoint, Model, engines
+from rallychat.catalog import Adapter, Catalog, Checkpoint, Model, engines, sizing
 from rallychat.catalog.precision import Machine
 from rallychat.catalog.types import FileWeights, NoWeights
 from rallychat.cli import doctor
+from rallychat.cli.serve import tell_estimate
 from rallychat.pool.pool import worker_spec
 from rallychat.settings import Settings
 
@@ -126,3 +129,15 @@ def test_the_doctor_says_what_checkpoints_would_run_on(
     found = doctor.checkpoints()
     assert found.state == state
     assert words in found.detail + found.advice
+
+
+def test_serve_says_what_a_checkpoint_will_take_before_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sizing, "this_machine", lambda: Machine("cuda", (80 * 10**9,)))
+    said = Console(record=True, file=io.StringIO(), width=120)
+    known = BASE.model_copy(update={"parameters": 7 * 10**9})
+    tell_estimate(model(checkpoint=known, name="Seven"), Settings(data_dir=tmp_path), said)
+    assert said.export_text() == "Loading Seven as bfloat16: about 14.0 GB of 72.5 GB of memory.\n"
+    tell_estimate(model(weights=GGUF), Settings(data_dir=tmp_path), said)
+    assert said.export_text() == ""

@@ -171,7 +171,7 @@ def _checkpoint(model: Model, settings: Settings) -> dict[str, Any]:
     chosen = precision(model, settings) if model.engine == "transformers" else None
     memory = memory_by_precision(model, settings)
     return {
-        "checkpoint": model.checkpoint.model_dump(exclude_defaults=True),
+        "checkpoint": model.checkpoint.model_dump(exclude_defaults=True, exclude={"adapters"}),
         "memory_by_precision": {name: size(needed) for name, needed in memory.items()},
         "precision_here": chosen.precision if chosen else None,
         "adapters": [adapter.where for adapter in model.adapters],

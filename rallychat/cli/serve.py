@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import uvicorn
     from fastapi import FastAPI
 
+    from rallychat.catalog import Model
     from rallychat.chat import ChatService
 
 FAREWELL_SECONDS = 3
@@ -88,11 +89,23 @@ async def make_ready(service: ChatService, console: Console) -> None:
         model = service.resolve(None)
         again = service.settings.force_download_ckpt
         await fetch_with_bar(service.downloads, model, service.settings, console, force=again)
+        tell_estimate(model, service.settings, console)
         await service.load(service.settings.model)
     except RallyChatError as exc:
         complain(exc.message, exc.hint)
     else:
         console.print(f"{model.name} is ready.")
+
+
+def tell_estimate(model: Model, settings: Settings, console: Console) -> None:
+    """Say how a checkpoint is about to be loaded, and what that takes, before it takes it."""
+    from rallychat.catalog.sizing import precision
+    from rallychat.cli.models import size
+
+    chosen = precision(model, settings) if model.engine == "transformers" else None
+    if chosen is not None:
+        there = f"{size(chosen.needed)} of {size(chosen.room)}"
+        console.print(f"Loading {model.name} as {chosen.precision}: about {there} of memory.", style="dim")
 
 
 # --- the address --------------------------------------------------------------------------------------------
