@@ -15,6 +15,8 @@ from rallychat.catalog import ANY, Catalog, Family, Model, Sampling, generation,
 from rallychat.choices import Choice, Choices
 from rallychat.contexts import Asked, Contexts
 from rallychat.errors import Conflict, EngineInterrupted, InvalidRequest, RallyChatError
+from rallychat.idle import Idle, Voices
+from rallychat.latency import Latencies
 from rallychat.messages import Event, Failed, Finished, Message, TextDelta
 from rallychat.metrics import Metrics
 from rallychat.parsing import AnswerParser
@@ -48,9 +50,18 @@ class ChatService:
         self.downloads = Downloads(settings)
         self.pool = Pool(settings, self.downloads)
         self.metrics = Metrics(self.pool)
-        self.contexts = Contexts(settings, catalog, store)
+        self._latencies = Latencies(settings)
+        self.contexts = Contexts(settings, catalog, store, latency=self._latencies.limit)
         self._recorder = Recorder(store, self.pool)
         self.runs = Runs(self._recorder.save)
+        voices = Voices(
+            resolve=self.resolve,
+            family=lambda model: self.catalog.family(model),
+            summaries=self.summary_sampling,
+            max_tokens=self._max_tokens,
+            answering=lambda conversation_id: self.runs.of_conversation(conversation_id) is not None,
+        )
+        self.idle = Idle(settings, store, self.pool, self.contexts, self._latencies, voices)
         self._background: set[asyncio.Task[None]] = set()
 
     @classmethod
@@ -74,6 +85,7 @@ class ChatService:
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
+        await self.idle.aclose()
         await self.runs.aclose()
         await self.pool.aclose()
         await self.downloads.aclose()
@@ -149,6 +161,15 @@ class ChatService:
             raise Conflict("This conversation is still answering.", hint="stop it or wait for its end")
         return conversation
 
+    def _max_tokens(self, conversation: Conversation) -> int | None:
+        return self._sampling(self.resolve(conversation.model), conversation.sampling).max_tokens
+
+    async def open_conversation(self, conversation_id: str) -> Conversation:
+        """A conversation somebody looks at: its next prompt is warmed, for they are likely to say something."""
+        conversation = await self.store.get(conversation_id)
+        self.idle.opened(conversation_id)
+        return conversation
+
     async def _answer(
         self,
         conversation: Conversation,
@@ -193,7 +214,8 @@ class ChatService:
             tell = self._recorder.telling(answer, emit)
             return await self._produce(growth, model, chosen, plan, conversation.id, tell, priority=priority)
 
-        return self.runs.start(
+        self.idle.leave(conversation.id)
+        run = self.runs.start(
             Run(
                 produce,
                 partial(self._recorder.conclude, growth, answer),
@@ -203,6 +225,8 @@ class ChatService:
                 before=answer.parts,
             )
         )
+        run.on_end(lambda _: self.idle.answered(conversation.id))
+        return run
 
     async def _produce(
         self,
@@ -217,6 +241,7 @@ class ChatService:
     ) -> Finished:
         with self.metrics.answer(model.id, growth) as outcome:
             engine = await self.pool.open(model, emit)
+            self._latencies.opened(model.id, engine)
             end = await generate(
                 growth,
                 engine=engine,

@@ -199,12 +199,14 @@ class Contexts:
         *,
         model: Model,
         engine: Engine,
+        max_tokens: int | None = None,
         memory: Memory | None = None,
         ask: str = "",
     ) -> Plan:
         """What the next prompt will begin with, to be evaluated before it is asked for. Nothing is stored.
 
         Args:
+            max_tokens: of the next answer, as for `plan`: the budget depends on it.
             memory: as if this were the conversation's memory already; warm the result, then `commit` it.
             ask: said to the model after the newest answer: a summary, a title. All before it is cached, and
                 what it answers is for `Compaction.check` or the title; it enters no conversation.
@@ -217,11 +219,13 @@ class Contexts:
             path,
             voice=voice,
             strategy=self.strategy(conversation, model),
-            budget=self.budget(conversation, model, engine),
+            budget=self.budget(conversation, model, engine, max_tokens),
             memory=memory or await self.memory(conversation.id, path),
         )
 
-    async def due(self, conversation: Conversation, *, model: Model, engine: Engine) -> Compaction | None:
+    async def due(
+        self, conversation: Conversation, *, model: Model, engine: Engine, max_tokens: int | None = None
+    ) -> Compaction | None:
         """What is to be compacted now that the newest answer is there; None while the prompt is short enough."""
         path = await self._store.path(conversation.id)
         if not path or path[-1].role != "assistant" or path[-1].status == "running":
@@ -230,7 +234,7 @@ class Contexts:
         known = await self._store.contexts.memories(conversation.id)
         ids = [row.id for row in path]
         memory = newest(known, ids)
-        budget = replace(self.budget(conversation, model, engine), fixed=len(voice.system) // 4)
+        budget = replace(self.budget(conversation, model, engine, max_tokens), fixed=len(voice.system) // 4)
         found = self.strategy(conversation, model).compact(turns_of(path), memory, budget)
         undone = {m.until for m in known if not m.active}
         return None if found is None or found.until in undone else found

@@ -145,6 +145,13 @@ class Settings(BaseSettings):
         description="How long conversations are kept short (full, last_n, summary, ledger, facts, hybrid); "
         "as the model's family says if not given, else hybrid.",
     )
+    latency_factor: float = Field(
+        1.2,
+        ge=0,
+        description="How much later than in a short conversation an answer may begin, measured on this machine, "
+        "before older turns are compacted; 0 waits for the window to fill.",
+    )
+    titles: bool = Field(default=True, description="Let the model name new conversations in idle time.")
     summary_prompt: str = Field(
         "", description="What a model is asked for a summary of older turns; our own words if empty."
     )

@@ -218,6 +218,15 @@ async def test_a_swap_frees_the_old_slot_for_a_stranger() -> None:
     assert await visit(queue, "stranger", [9] * 10) == old
 
 
+async def test_what_was_asked_behind_a_short_prompt_does_not_drive_its_conversation_away() -> None:
+    queue = ready(2)
+    own = await visit(queue, "a", [1] * 5)
+    title = Worker(queue, [1] * 5 + [9] * 20, Priority.TITLES, session="a")
+    await settle()
+    await title.leave()
+    assert await visit(queue, "a", [1] * 7) == own
+
+
 async def test_an_open_conversation_is_spared_as_if_it_had_just_been_used() -> None:
     queue = ready(2)
     opened = await visit(queue, "a", [1] * 10)

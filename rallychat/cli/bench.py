@@ -111,6 +111,45 @@ async def bench_context(
     show(rows, as_json=as_json, title=f"{len(found)} conversations, {by}; recall in %, costs over new tokens")
 
 
+async def bench_turns(
+    settings: Settings,
+    *,
+    turns: int,
+    think: str,
+    ways: Sequence[str],
+    texts: Path | None,
+    image: Path | None,
+    as_json: bool,
+) -> None:
+    """Time to first token over a long conversation, in five ways to keep its context."""
+    from rallychat.bench.turns import run_turns
+
+    try:
+        seconds = [float(part) for part in think.split(",")]
+    except ValueError as exc:
+        raise InvalidRequest(f"--think wants seconds like 0,2; it got '{think}'.", param="think") from exc
+    rows = await run_turns(settings, turns=turns, think=seconds, texts=texts, ways=ways, image=image)
+    show(rows, as_json=as_json, title=f"{settings.model}, {turns} turns")
+
+
+async def bench_neighbours(
+    settings: Settings, *, people: int, turns: int, rounds: int, as_json: bool
+) -> None:
+    """What people notice of other conversations that are compacted meanwhile."""
+    from rallychat.bench.neighbours import run_neighbours
+
+    rows = await run_neighbours(settings, people=people, turns=turns, rounds=rounds)
+    show(rows, as_json=as_json, title=f"{settings.model}, {people} people, {turns} turns, {rounds} rounds")
+
+
+async def bench_answers(settings: Settings, *, fillers: str, as_json: bool) -> None:
+    """What the model still knows of facts that were told long before."""
+    from rallychat.bench.answers import run_answers
+
+    rows = await run_answers(settings, fillers=[0, *numbers(fillers, name="fillers")])
+    show(rows, as_json=as_json, title=f"{settings.model}: facts told early, asked late")
+
+
 def numbers(text: str, *, name: str) -> list[int]:
     """The positive numbers in "1,4,8".
 

@@ -487,6 +487,64 @@ def bench_context(
     )
 
 
+@bench_app.command("turns")
+def bench_turns(
+    model: ModelName = None,
+    turns: Annotated[int, typer.Option(min=2, help="Turns of the conversation.")] = 200,
+    think: Annotated[str, typer.Option(help="Seconds a person thinks between two turns, in order.")] = "0,2",
+    way: Annotated[
+        list[str] | None, typer.Option("--way", help="Only this way; may be given several times.")
+    ] = None,
+    texts: Annotated[
+        Path | None, typer.Option(help="JSON lines of conversations whose users' messages are said.")
+    ] = None,
+    image: Annotated[Path | None, typer.Option(help="PNG file of the time to first token by turn.")] = None,
+    window: Annotated[int, typer.Option(min=512, help="Context window in tokens.")] = 2048,
+    threads: Threads = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Does turn 200 begin as fast as turn 2? Five ways to keep a context, in turn."""
+    from rallychat.cli.bench import bench_turns as measure
+
+    settings = settings_from(model=model, data_dir=data_dir, threads=threads, window=window)
+    run(
+        measure(settings, turns=turns, think=think, ways=way or (), texts=texts, image=image, as_json=as_json)
+    )
+
+
+@bench_app.command("neighbours")
+def bench_neighbours(
+    model: ModelName = None,
+    people: Annotated[int, typer.Option(min=1, help="People who chat; as many conversations beside.")] = 4,
+    turns: Annotated[int, typer.Option(min=1, help="Turns of each of them in a round.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Times each row is measured, in turn.")] = 4,
+    threads: Threads = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """What people notice while other conversations are compacted, against the same without."""
+    from rallychat.cli.bench import bench_neighbours as measure
+
+    settings = settings_from(model=model, data_dir=data_dir, threads=threads, slots=2 * people + 1)
+    run(measure(settings, people=people, turns=turns, rounds=rounds, as_json=as_json))
+
+
+@bench_app.command("answers")
+def bench_answers(
+    model: ModelName = None,
+    fillers: Annotated[str, typer.Option(help="Turns between a fact and the question, in order.")] = "10,50",
+    threads: Threads = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """What the model still knows of facts that were told long before."""
+    from rallychat.cli.bench import bench_answers as measure
+
+    settings = settings_from(model=model, data_dir=data_dir, threads=threads)
+    run(measure(settings, fillers=fillers, as_json=as_json))
+
+
 @app.command()
 def version() -> None:
     """Print the version."""

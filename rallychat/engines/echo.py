@@ -90,6 +90,7 @@ class Echo:
             window=spec.window,
             slots=spec.slots,
             slot_affinity=True,
+            instant=True,
             chat_template=TEMPLATE,
             bos_token=CONTROL[BOS],
             eos_token=CONTROL[END],

@@ -68,6 +68,8 @@ class EngineInfo(BaseModel):
     """Prompts may be token ids and answers return theirs."""
     rollback: bool = True
     """A tail can be dropped from the cache (not so for sliding-window and recurrent models)."""
+    instant: bool = False
+    """Computes nothing: its speed says nothing about long prompts."""
     chat_template: str | None = None
     bos_token: str = ""
     eos_token: str = ""

@@ -61,6 +61,8 @@ class Engine:
         self.restarts = 0
         self.used_at = time.monotonic()
         self.users = 0
+        self.background_tokens = 0
+        """Prompt tokens evaluated so far for what nobody waited for."""
         self.queue = SlotQueue(spec.slots, limit=settings.max_queue)
         self._settings = settings
         self._came_back = came_back
@@ -137,6 +139,7 @@ class Engine:
             Preempted: this is background work, and somebody who goes first wants the engine.
         """
         held = request.prompt[: shared_prefix(slot.ids, request.prompt)]
+        begun = len(held)
         slot.ids = request.prompt
         where = slot.index if self.info.slot_affinity else None
         try:
@@ -154,6 +157,8 @@ class Engine:
                             held = held if len(held) >= len(request.prompt) else list(request.prompt)
                     yield event
         finally:
+            if slot.holder is not Priority.CHAT:
+                self.background_tokens += max(0, min(len(held), len(request.prompt)) - begun)
             slot.ids = held
 
     async def warm(self, ids: list[int], slot: Slot, *, adapter: str = "") -> int:

@@ -124,6 +124,11 @@ class SlotQueue:
         self._seconds_per_answer = 5.0
 
     @property
+    def slots(self) -> tuple[Slot, ...]:
+        """All of them."""
+        return tuple(self._slots)
+
+    @property
     def busy(self) -> int:
         """Slots in use."""
         return sum(slot.busy for slot in self._slots)
@@ -312,7 +317,7 @@ def _best(slots: Sequence[Slot], free: Sequence[Slot], asked: Asked) -> Slot | N
     mine = [slot for slot in slots if asked.session and slot.session == asked.session and not slot.stale]
     shared = {slot.index: shared_prefix(slot.ids, asked.ids) for slot in free}
     others = [slot for slot in free if slot not in mine or asked.apart == "no"]
-    kin = [slot for slot in others if slot.ids and shared[slot.index] * 2 >= len(slot.ids)]
+    kin = [s for s in others if s.ids and (s in mine or shared[s.index] * 2 >= len(s.ids))]
     if asked.priority is not Priority.CHAT:
         kin = [slot for slot in kin if slot.stale or slot.session == asked.session]
     if kin:

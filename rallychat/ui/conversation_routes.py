@@ -49,7 +49,7 @@ def router(service: ChatService) -> APIRouter:
     @routes.get("/conversations/{conversation_id}")
     async def opened(conversation_id: str) -> dict[str, Any]:
         """Everything to show it: facts, newest messages, the answer that is growing."""
-        conversation = await store.get(conversation_id)
+        conversation = await service.open_conversation(conversation_id)
         part = await transcript.newest(service, conversation_id, before=None)
         return {**_facts(service, conversation), **await _page(part)}
 

@@ -1,0 +1,74 @@
+"""What counts as a title, and what follows from measured speed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rallychat.engines.protocol import WorkerSpec
+from rallychat.latency import Latencies, key_of, limit_of
+from rallychat.settings import Settings
+from rallychat.titles import checked_title
+
+SAID = "How do I repair the sail of an old boat in the harbour? First you wash the canvas."
+
+
+@pytest.mark.parametrize(
+    ("written", "title"),
+    [
+        ("Repairing an Old Sail", "Repairing an Old Sail"),
+        ('Title: "Repairing an Old Sail."\n\nI chose it because', "Repairing an Old Sail"),
+        ("**Sail repair basics**", "Sail repair basics"),
+        ("", ""),
+        ("Boat", ""),
+        ("Sure, here is a title for the boat", ""),
+        ("You wash the canvas, then you dry it, then you sew the sail with strong thread", ""),
+        ("The boat the boat the boat", ""),
+        ("Quantum physics basics", ""),
+        ("What about the boat?", ""),
+    ],
+)
+def test_a_title_is_one_short_line_about_what_was_said(written: str, title: str) -> None:
+    assert checked_title(written, said=SAID) == title
+
+
+@given(st.text(max_size=300))
+def test_whatever_a_model_writes_a_title_is_short_and_of_one_line(written: str) -> None:
+    title = checked_title(written, said=SAID)
+    assert len(title) <= 60
+    assert len(title.splitlines()) <= 1
+
+
+def test_the_limit_is_where_the_first_token_would_come_too_late() -> None:
+    points = [(512, 100.0), (1024, 110.0), (2048, 150.0)]
+    assert limit_of(points, 1.2) == 1280
+    assert limit_of(points, 1.05) == 768
+    assert limit_of(points, 2.0) is None
+
+
+def test_an_engine_that_nobody_feels_needs_no_limit() -> None:
+    assert limit_of([(512, 5.0), (1024, 50.0)], 1.2) is None
+
+
+@given(
+    st.lists(st.floats(20, 10_000), min_size=2, max_size=6),
+    st.floats(1.0, 3.0),
+)
+def test_a_limit_lies_within_what_was_measured(times: list[float], factor: float) -> None:
+    points = [(512 * (n + 1), ms) for n, ms in enumerate(times)]
+    limit = limit_of(points, factor)
+    assert limit is None or 512 <= limit <= points[-1][0]
+
+
+def test_another_way_to_run_a_model_is_measured_anew() -> None:
+    one = WorkerSpec("llamacpp", "m", slots=2)
+    assert key_of(one) == key_of(WorkerSpec("llamacpp", "m", slots=2))
+    assert key_of(one) != key_of(WorkerSpec("llamacpp", "m", slots=2, threads=1))
+
+
+def test_a_damaged_file_of_measurements_is_as_none(tmp_path: Path) -> None:
+    (tmp_path / "latency.json").write_text('{"a": 3}')
+    assert Latencies(Settings(data_dir=tmp_path)).limit("m") is None
