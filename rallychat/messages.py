@@ -179,7 +179,8 @@ class Finished:
     reason: FinishReason
     usage: Usage = field(default_factory=Usage)
     timings: Timings = field(default_factory=Timings)
-    report: ContextReport | None = None
+    report: ContextReport | None = field(default=None, compare=False)
+    """What its prompt was made of; not part of how it ended."""
 
 
 @dataclass(frozen=True, slots=True)
