@@ -41,9 +41,11 @@ def smollm2_checkpoint(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("smollm2")
     source = {"gguf_file": smollm2_gguf.name}
     model = AutoModelForCausalLM.from_pretrained(smollm2_gguf.parent, dtype=torch.float32, **source)
-    if hasattr(model.config, "quantization_config"):  # they are not quantised any more
-        del model.config.quantization_config
-    model.save_pretrained(folder)
+    config = type(model.config)(**{**model.config.to_dict(), "quantization_config": None})
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # they are not quantised any more
+    plain.load_state_dict(model.state_dict())
+    del plain.config.quantization_config
+    plain.save_pretrained(folder)
     AutoTokenizer.from_pretrained(smollm2_gguf.parent, **source).save_pretrained(folder)
     return folder
 
