@@ -3,52 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 
 from rallychat import templates
 from rallychat.answering import Growth, generate
-from rallychat.cards import Inspection, ModelCard, card, inspection
-from rallychat.catalog import ANY, Catalog, Family, Model, Sampling, generation, starting
-from rallychat.choices import Choice, Choices
+from rallychat.cards import Inspection, inspection
+from rallychat.catalog import ANY, Catalog, Family, Model, Sampling, starting
 from rallychat.contexts import Asked, Contexts
-from rallychat.errors import Conflict, EngineInterrupted, InvalidRequest, RallyChatError
+from rallychat.errors import Conflict, EngineInterrupted, InvalidRequest
 from rallychat.idle import Idle, Voices
 from rallychat.latency import Latencies
 from rallychat.messages import Event, Failed, Finished, Message, TextDelta
 from rallychat.metrics import Metrics
 from rallychat.parsing import AnswerParser
 from rallychat.planning import Plan, leading_system, plan_ids, plan_messages, plan_text, tokens_of
-from rallychat.pool import Engine, Pool, Priority
+from rallychat.pool import Engine, Priority
 from rallychat.prompts import Rendered
 from rallychat.recording import Recorder
 from rallychat.runs import Emit, End, Run, Runs
 from rallychat.settings import Settings
-from rallychat.sources import Downloads, is_here, remove, resolve, weights_path
+from rallychat.shelf import Shelf
+from rallychat.sources import resolve, weights_path
 from rallychat.store import Conversation, ConversationStore, StoredMessage
 from rallychat.texts import checked, encodable, title_of
 from rallychat.unset import UNSET, Unset
 
-log = logging.getLogger(__name__)
-
 Planner = Callable[[Engine], Awaitable[Plan]]
 
 
-class ChatService:
+class ChatService(Shelf):
     """Conversations with open models. Made by `open`, which frees everything at its end."""
 
     def __init__(self, settings: Settings, catalog: Catalog, store: ConversationStore) -> None:
-        self.settings = settings
-        self.choices = Choices.load(settings)
-        self.catalog = self.choices.over(catalog)
+        super().__init__(settings, catalog)
         self.store = store
         self.notes: tuple[str, ...] = ()
-        self._answers = generation.read(settings.gen_config_path)
-        self._summaries = generation.read(settings.gen_config_summarization_path)
-        self.downloads = Downloads(settings)
-        self.pool = Pool(settings, self.downloads)
         self.metrics = Metrics(self.pool)
         self._latencies = Latencies(settings)
         self.contexts = Contexts(settings, catalog, store, latency=self._latencies.limit)
@@ -62,7 +53,6 @@ class ChatService:
             answering=lambda conversation_id: self.runs.of_conversation(conversation_id) is not None,
         )
         self.idle = Idle(settings, store, self.pool, self.contexts, self._latencies, voices)
-        self._background: set[asyncio.Task[None]] = set()
 
     @classmethod
     @asynccontextmanager
@@ -78,17 +68,14 @@ class ChatService:
             begin = await asyncio.to_thread(begin_with, settings)
             service = cls(begin.settings, begin.catalog, store)
             service.notes = begin.notes
-            stack.push_async_callback(service._close)
+            stack.push_async_callback(service.aclose)
             yield service
 
-    async def _close(self) -> None:
-        for task in self._background:
-            task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+    async def aclose(self) -> None:
+        """Ends what goes on; running answers are stored as interrupted."""
         await self.idle.aclose()
         await self.runs.aclose()
-        await self.pool.aclose()
-        await self.downloads.aclose()
+        await super().aclose()
 
     # --- turns of a conversation --------------------------------------------------------------------------
 
@@ -162,7 +149,7 @@ class ChatService:
         return conversation
 
     def _max_tokens(self, conversation: Conversation) -> int | None:
-        return self._sampling(self.resolve(conversation.model), conversation.sampling).max_tokens
+        return self.sampling(self.resolve(conversation.model), conversation.sampling).max_tokens
 
     async def open_conversation(self, conversation_id: str) -> Conversation:
         """A conversation somebody looks at: its next prompt is warmed, for they are likely to say something."""
@@ -198,7 +185,7 @@ class ChatService:
     ) -> Run:
         """Makes a stored answer that is marked as running; `aside`: the conversation does not wait for it."""
         family = self.catalog.family(model)
-        chosen = self._sampling(model, sampling.over(conversation.sampling))
+        chosen = self.sampling(model, sampling.over(conversation.sampling))
         growth = self._recorder.open(answer, AnswerParser(family.reasoning, resume=answer.parts))
 
         async def plan(engine: Engine) -> Plan:
@@ -277,7 +264,7 @@ class ChatService:
             encodable(message.text)
         chosen = self.resolve(model)
         family = self.catalog.family(chosen)
-        merged = self._sampling(chosen, sampling)
+        merged = self.sampling(chosen, sampling)
 
         async def plan(engine: Engine) -> Plan:
             if context is not None:
@@ -316,7 +303,7 @@ class ChatService:
                 return await plan_text(prompt, client=engine.client, window=window, max_tokens=limit)
             return plan_ids(prompt, window=window, max_tokens=limit)
 
-        merged = sampling.over(Sampling(stop=())).over(self._sampling(chosen, Sampling()))
+        merged = sampling.over(Sampling(stop=())).over(self.sampling(chosen, Sampling()))
         growth = Growth(AnswerParser(None))
         async with aclosing(self._stateless(growth, chosen, merged, plan, priority)) as events:
             async for event in events:
@@ -380,109 +367,6 @@ class ChatService:
         system, path = leading_system(conversation.system, path)
         memories = await self.contexts.memories(conversation_id)
         return inspection(model, system or _default_system(model, family), path, template, memories)
-
-    # --- models -------------------------------------------------------------------------------------------
-
-    def resolve(self, name: str | None) -> Model:
-        """The model called `name`, or the default.
-
-        Raises:
-            NotFound: none is called so; the hint names near ones.
-        """
-        return self.catalog.resolve(name or self.settings.model)
-
-    def named(self, name: str | None) -> Model:
-        """As `resolve`, for names that come from elsewhere: the catalog's models and the default, nothing else.
-
-        Paths and hub files are for whoever starts the server: a request must not make it open or fetch any file.
-        """
-        if name is None or name == self.settings.model:
-            return self.resolve(None)
-        return self.catalog.find(name)
-
-    async def bring(self, name: str, *, family: str | None = None) -> Model:
-        """The model of any name, which is in the catalog from now on. For whoever sits at this machine only.
-
-        Beyond what `resolve` takes: a repository of the hub (checkpoint, adapter or GGUF), which is looked at.
-
-        Args:
-            family: the prompt format, for a model that does not say it.
-
-        Raises:
-            FamilyNeeded: nothing says its prompt format; the error has the families to choose from.
-            Unsupported: it could not be run here, or not safely. SourceError: the hub does not show it.
-            NotFound, InvalidRequest: none is called so; it holds several files.
-        """
-        model = await asyncio.to_thread(resolve, name, self.catalog, self.settings, family=family)
-        self.catalog = self.choices.over(self.catalog.including(model))
-        return self.catalog.models[model.id]
-
-    async def models(self) -> list[ModelCard]:
-        """Every model of the menu with its state."""
-        shown = [model for model in self.catalog.models.values() if not model.hidden]
-        return [card(model, self.settings, self.pool, self.downloads) for model in shown]
-
-    def card(self, name: str) -> ModelCard:
-        """One model with its state, also one that the menu hides."""
-        return card(self.named(name), self.settings, self.pool, self.downloads)
-
-    async def choose(self, name: str, choice: Choice) -> None:
-        """Keeps what a person chose for a model. If it is to be run in another way, its engine is freed.
-
-        Raises:
-            StoreError: it cannot be kept.
-        """
-        model = self.named(name)
-        before = self.choices.of(model.id)
-        self.catalog = self.choices.keep(model, choice, self.catalog)
-        if choice.running != before.running:
-            await self.pool.unload(model.id)
-
-    async def load(self, model_id: str) -> None:
-        """Fetches and loads a model, and waits until it can answer."""
-        await self.pool.open(self.resolve(model_id))
-
-    def prepare(self, model_id: str | None = None) -> None:
-        """Fetches and loads a model in the background; its card tells how it goes."""
-        task = asyncio.create_task(self._prepare(self.resolve(model_id)), name="prepare a model")
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-
-    async def _prepare(self, model: Model) -> None:
-        try:
-            await self.pool.open(model)
-        except RallyChatError as exc:
-            log.error("'%s' could not be made ready: %s", model.id, exc)
-
-    async def unload(self, model_id: str) -> None:
-        """Frees a model's engine and memory; its answers in progress are interrupted."""
-        await self.pool.unload(self.resolve(model_id).id)
-
-    async def remove(self, model_id: str) -> int:
-        """Deletes a model's weights from disk; returns the bytes freed. Files you brought yourself stay."""
-        model = self.resolve(model_id)
-        await self.pool.unload(model.id)
-        return remove(model, self.settings)
-
-    def is_here(self, model: Model) -> bool:
-        """The model's weights are on disk."""
-        return is_here(model, self.settings)
-
-    def sampling(self, model: Model) -> Sampling:
-        """How answers are sampled where nobody asks for anything."""
-        return self._sampling(model, ANY)
-
-    def summary_sampling(self, model: Model) -> Sampling:
-        """How summaries of a conversation are sampled: as chosen on the page, by the settings, or by the family."""
-        usual = generation.shipped(self.catalog.family(model).generation.summary)
-        return self.choices.of(model.id).summary.value().over(self._summaries).over(usual)
-
-    def _sampling(self, model: Model, asked: Sampling) -> Sampling:
-        family = self.catalog.family(model)
-        usual = family.sampling.value()
-        if usual == ANY:
-            usual = generation.shipped(family.generation.answer)
-        return asked.over(self._answers).over(model.sampling.value()).over(usual)
 
 
 def begin_with(settings: Settings) -> starting.Start:

@@ -24,7 +24,7 @@ LAYERS: dict[str, int] = {
     "pool": 5,
     "answering": 6, "idle": 6, "latency": 6, "titles": 6, "cards": 6,
     "chat": 6, "contexts": 6, "metrics": 6, "planning": 6, "recording": 6,
-    "responding": 6, "runs": 6, "templates": 6,
+    "responding": 6, "runs": 6, "shelf": 6, "templates": 6,
     "batches": 7,
     "api": 8, "ui": 8,
     "bench": 9, "cli": 9, "__main__": 9,

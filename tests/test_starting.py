@@ -139,7 +139,7 @@ async def test_a_generation_config_lies_between_what_is_asked_and_what_the_model
         data_dir=tmp_path, model="echo", gen_config_path=own, gen_config_summarization_path=own
     )
     async with ChatService.open(settings) as service:
-        merged = service._sampling(service.resolve(None), Sampling(temperature=1.0))
+        merged = service.sampling(service.resolve(None), Sampling(temperature=1.0))
         assert (merged.temperature, merged.top_k, merged.min_p) == (1.0, 7, 0.2)
         summary = service.summary_sampling(service.resolve(None))
         assert (summary.temperature, summary.top_k, summary.max_tokens) == (0.3, 7, 512)
@@ -148,10 +148,10 @@ async def test_a_generation_config_lies_between_what_is_asked_and_what_the_model
 async def test_a_family_without_sampling_follows_its_generation_config(tmp_path: Path) -> None:
     async with ChatService.open(Settings(data_dir=tmp_path, model="echo")) as service:
         old = service.resolve(None).model_copy(update={"family": "alpaca"})
-        merged = service._sampling(old, Sampling(temperature=0.0))
+        merged = service.sampling(old, Sampling(temperature=0.0))
         assert (merged.temperature, merged.repetition_penalty, merged.max_tokens) == (0.0, 1.2, 256)
         unknown = old.model_copy(update={"family": "shipped"})
-        assert service._sampling(unknown, Sampling()) == Sampling()
+        assert service.sampling(unknown, Sampling()) == Sampling()
 
 
 async def test_a_wrong_generation_config_keeps_the_service_from_opening(tmp_path: Path) -> None:

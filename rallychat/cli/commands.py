@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
-from collections.abc import Coroutine
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rallychat import __version__
+from rallychat.cli.bench_commands import bench_app
 from rallychat.cli.options import (
     AnyModel,
     DataDir,
@@ -28,6 +26,7 @@ from rallychat.cli.options import (
     complain,
     settings_from,
 )
+from rallychat.cli.running import debugging, run
 from rallychat.errors import RallyChatError
 
 if TYPE_CHECKING:
@@ -42,9 +41,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 models_app = typer.Typer(help="The models that can be chosen, and their weights.", no_args_is_help=True)
-bench_app = typer.Typer(
-    help="Measurements, each against the raw engine or the naive way.", no_args_is_help=True
-)
 app.add_typer(models_app, name="models")
 app.add_typer(bench_app, name="bench")
 
@@ -67,25 +63,6 @@ def main() -> None:
             f"RallyChat failed: {type(exc).__name__}: {exc}", "run `rallychat --debug ...` for the details"
         )
         sys.exit(1)
-
-
-def debugging() -> bool:
-    """Were tracebacks asked for?"""
-    return os.environ.get("RALLYCHAT_DEBUG", "") not in ("", "0")
-
-
-def run(work: Coroutine[Any, Any, int | None]) -> None:
-    """Run `work` in a fresh event loop, uvloop where there is one, and end with its exit code."""
-    if sys.platform == "win32":
-        factory = None
-    else:
-        import uvloop
-
-        factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        code = runner.run(work)
-    if code:
-        raise typer.Exit(code)
 
 
 def _print_version(asked: bool) -> None:
@@ -363,186 +340,6 @@ def doctor(
     from rallychat.cli.doctor import doctor as examine
 
     run(examine(settings_from(data_dir=data_dir, port=port, offline=offline or None), as_json=as_json))
-
-
-@bench_app.command("serve")
-def bench_serve(
-    model: ModelName = None,
-    users: Annotated[str, typer.Option(help="Users at the same time, in order.")] = "1,4,8,16",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 64,
-    rounds: Annotated[int, typer.Option(min=1, help="Times each row is measured, in turn.")] = 5,
-    threads: Threads = None,
-    data_dir: DataDir = None,
-    as_json: Json = False,
-) -> None:
-    """Tokens per second and time to first token, against the raw engine in the same run."""
-    from rallychat.cli.bench import bench_serve as measure
-
-    settings = settings_from(model=model, data_dir=data_dir, threads=threads)
-    run(measure(settings, users=users, max_tokens=max_tokens, rounds=rounds, as_json=as_json))
-
-
-@bench_app.command("batch")
-def bench_batch(
-    model: ModelName = None,
-    lines: Annotated[int, typer.Option(min=1, help="Lines of each batch.")] = 64,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 64,
-    rounds: Annotated[int, typer.Option(min=1, help="Times each way is measured, in turn.")] = 3,
-    slots: Annotated[
-        int | None, typer.Option(min=1, max=256, help="Answers generated at the same time (by the machine).")
-    ] = None,
-    threads: Threads = None,
-    data_dir: DataDir = None,
-    as_json: Json = False,
-) -> None:
-    """Tokens per second of a batch from file to file, against the raw engine with all slots busy."""
-    from rallychat.cli.bench import bench_batch as measure
-
-    settings = settings_from(model=model, slots=slots, data_dir=data_dir, threads=threads)
-    run(measure(settings, lines=lines, max_tokens=max_tokens, rounds=rounds, as_json=as_json))
-
-
-@bench_app.command("page")
-def bench_page(
-    messages: Annotated[str, typer.Option(help="Lengths of the chat, in messages.")] = "2,400",
-    rounds: Annotated[int, typer.Option(min=1, help="Times each row is measured, in turn.")] = 3,
-    data_dir: DataDir = None,
-    as_json: Json = False,
-) -> None:
-    """Server CPU for each streamed update of the page, in a short and in a long chat."""
-    from rallychat.cli.bench import bench_page as measure
-
-    settings = settings_from(data_dir=data_dir)
-    run(measure(settings, messages=messages, rounds=rounds, as_json=as_json))
-
-
-@bench_app.command("crash")
-def bench_crash(
-    model: ModelName = None,
-    streams: Annotated[int, typer.Option(min=1, help="Answers that grow while their maker is killed.")] = 8,
-    data_dir: DataDir = None,
-    as_json: Json = False,
-) -> None:
-    """Kill the engine, then the server, amid many answers; count what is lost."""
-    from rallychat.cli.bench import bench_crash as measure
-
-    run(measure(settings_from(model=model, data_dir=data_dir), streams=streams, as_json=as_json))
-
-
-@bench_app.command("hf")
-def bench_hf(
-    shape: Annotated[str, typer.Option(help="llama-7b, llama-1b, llama-100m or tiny.")] = "llama-100m",
-    users: Annotated[str, typer.Option(help="Users at the same time, in order.")] = "1,64",
-    prompt: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 256,
-    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 128,
-    arms: Annotated[str, typer.Option(help="What is measured, in order; all of it if not given.")] = "",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
-    rounds: Annotated[int, typer.Option(min=1, help="Times each row is measured.")] = 3,
-    folder: Annotated[
-        Path | None,
-        typer.Option(help="Where the checkpoint is made, and kept; a temporary one if not given."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """The Transformers engine on a checkpoint of random weights, beside plain `generate`."""
-    from rallychat.cli.bench import bench_hf as measure
-
-    run(
-        measure(
-            shape=shape, users=users, prompt=prompt, max_tokens=max_tokens, arms=arms, dtype=dtype,
-            rounds=rounds, folder=folder, as_json=as_json,
-        )
-    )  # fmt: skip
-
-
-@bench_app.command("context")
-def bench_context(
-    files: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Recorded conversations, or folders of them.", metavar="FILE..."),
-    ] = None,
-    strategies: Annotated[str, typer.Option(help="Strategies to compare.")] = (
-        "full,last_n,summary,ledger,facts,hybrid"
-    ),
-    budgets: Annotated[str, typer.Option(help="Budgets in tokens.")] = "1024,2048,4096,8192",
-    make: Annotated[int, typer.Option(min=0, help="Make this many conversations in the folder instead.")] = 0,
-    seed: Annotated[int, typer.Option(help="The first conversation that is made.")] = 1,
-    data_dir: DataDir = None,
-    as_json: Json = False,
-) -> None:
-    """What each strategy keeps of recorded conversations, and what it costs. Needs no model."""
-    from rallychat.cli.bench import bench_context as measure
-
-    settings = settings_from(data_dir=data_dir)
-    run(
-        measure(
-            settings,
-            files=files or [],
-            strategies=strategies,
-            budgets=budgets,
-            make=make,
-            seed=seed,
-            as_json=as_json,
-        )
-    )
-
-
-@bench_app.command("turns")
-def bench_turns(
-    model: ModelName = None,
-    turns: Annotated[int, typer.Option(min=2, help="Turns of the conversation.")] = 200,
-    think: Annotated[str, typer.Option(help="Seconds a person thinks between two turns, in order.")] = "0,2",
-    way: Annotated[
-        list[str] | None, typer.Option("--way", help="Only this way; may be given several times.")
-    ] = None,
-    texts: Annotated[
-        Path | None, typer.Option(help="JSON lines of conversations whose users' messages are said.")
-    ] = None,
-    image: Annotated[Path | None, typer.Option(help="PNG file of the time to first token by turn.")] = None,
-    window: Annotated[int, typer.Option(min=512, help="Context window in tokens.")] = 2048,
-    threads: Threads = None,
-    data_dir: DataDir = None,
-    as_json: Json = False,
-) -> None:
-    """Does turn 200 begin as fast as turn 2? Five ways to keep a context, in turn."""
-    from rallychat.cli.bench import bench_turns as measure
-
-    settings = settings_from(model=model, data_dir=data_dir, threads=threads, window=window)
-    run(
-        measure(settings, turns=turns, think=think, ways=way or (), texts=texts, image=image, as_json=as_json)
-    )
-
-
-@bench_app.command("neighbours")
-def bench_neighbours(
-    model: ModelName = None,
-    people: Annotated[int, typer.Option(min=1, help="People who chat; as many conversations beside.")] = 4,
-    turns: Annotated[int, typer.Option(min=1, help="Turns of each of them in a round.")] = 5,
-    rounds: Annotated[int, typer.Option(min=1, help="Times each row is measured, in turn.")] = 4,
-    threads: Threads = None,
-    data_dir: DataDir = None,
-    as_json: Json = False,
-) -> None:
-    """What people notice while other conversations are compacted, against the same without."""
-    from rallychat.cli.bench import bench_neighbours as measure
-
-    settings = settings_from(model=model, data_dir=data_dir, threads=threads, slots=2 * people + 1)
-    run(measure(settings, people=people, turns=turns, rounds=rounds, as_json=as_json))
-
-
-@bench_app.command("answers")
-def bench_answers(
-    model: ModelName = None,
-    fillers: Annotated[str, typer.Option(help="Turns between a fact and the question, in order.")] = "10,50",
-    threads: Threads = None,
-    data_dir: DataDir = None,
-    as_json: Json = False,
-) -> None:
-    """What the model still knows of facts that were told long before."""
-    from rallychat.cli.bench import bench_answers as measure
-
-    settings = settings_from(model=model, data_dir=data_dir, threads=threads)
-    run(measure(settings, fillers=fillers, as_json=as_json))
 
 
 @app.command()
