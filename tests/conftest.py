@@ -31,7 +31,6 @@ def taught_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints.llama(tmp_path_factory.mktemp("taught") / "llama", taught=True)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 @pytest.fixture(scope="session")
 def smollm2_checkpoint(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The default model as a Hugging Face checkpoint: its GGUF's weights, widened to 32 bits."""
@@ -50,6 +49,7 @@ def smollm2_checkpoint(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFact
     return folder
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `hf` need the extra: without it they are skipped, and the summary says why.
 
