@@ -40,11 +40,13 @@ class _Arm:
     merge: bool = True
     several: bool = True
     """More than one user, too."""
+    multi_gpu: bool = False
 
 
 ARMS: Final[dict[str, _Arm]] = {
     "merged": _Arm("rallychat, LoRA merged"),
     "apart": _Arm("rallychat, 2 LoRAs apart", adapters=2),
+    "multi-gpu": _Arm("rallychat, LoRA merged, over all GPUs", multi_gpu=True),
     "int8": _Arm("rallychat, int8, LoRA merged", quantize="int8"),
     "int4": _Arm("rallychat, int4, LoRA merged", quantize="int4"),
     "generate": _Arm("generate, LoRA not merged", ours=False, merge=False, several=False),
@@ -100,9 +102,11 @@ async def run_hf(
 
 
 def _possible(name: str) -> bool:
-    """bitsandbytes' own layers in Transformers' hands are only compared with where they are meant to run."""
+    """One GPU is not several; bitsandbytes' own layers are only compared with where they are meant to run."""
     import torch
 
+    if ARMS[name].multi_gpu:
+        return int(torch.cuda.device_count()) > 1
     return name not in _QUANTISED_PLAIN or bool(torch.cuda.is_available())
 
 
@@ -130,7 +134,7 @@ async def _measured(
     arm: _Arm, spec: WorkerSpec, options: dict[str, Any], users: Sequence[int], task: _Task
 ) -> list[dict[str, Any]]:
     began = time.monotonic()
-    options = options | {"quantize": arm.quantize}
+    options = options | {"quantize": arm.quantize, "multi_gpu": arm.multi_gpu}
     opening = (
         _worker(arm, replace(spec, options=options))
         if arm.ours
