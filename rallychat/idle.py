@@ -303,7 +303,7 @@ class Idle:
         ids = await self._ahead(scene, ask)
         engine, family = scene.engine, self._voices.family(scene.model)
         given = sampling.over(FALLBACK).as_dict() | {
-            "max_tokens": min(max_tokens, engine.info.window - len(ids)),
+            "max_tokens": min(max_tokens, sampling.max_tokens or max_tokens, engine.info.window - len(ids)),
             "stop": [*family.stop, *(sampling.stop or ())],
             "stop_token_ids": await ends_of(family, engine.client),
         }

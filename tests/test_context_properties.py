@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rallychat.catalog import Catalog, Family
 from rallychat.catalog.types import ReasoningTags
 from rallychat.context.strategies import names, strategy_named
 from rallychat.errors import ContextOverflow
+from rallychat.messages import Message
 from rallychat.planning import Plan, turns_of
 from rallychat.prompts import PromptTemplate
+from rallychat.settings import Settings
+from rallychat.templates import of_family
 from tests.context_world import CHATML, Talk
 
 STRICT = (
@@ -62,14 +67,19 @@ def holds(talk: Talk, plan: Plan, path_ids: list[str]) -> None:
     assert sum(segment.tokens for segment in report.segments) == report.prompt_tokens == len(plan.ids)
 
 
-async def play(strategy: str, template: str, steps: list[tuple[str, int]]) -> None:
-    rewrites = template == "rewriting"
-    talk = Talk(
-        strategy_named(strategy),
-        PromptTemplate(TEMPLATES[template], reasoning=THINKS if rewrites else None),
-        system="" if template == "strict" else "Be brief.",
-    )
-    assert talk.template.rewrites_history == rewrites
+async def play(
+    strategy: str,
+    template: PromptTemplate,
+    steps: list[tuple[str, int]],
+    *,
+    system: str,
+    tags: ReasoningTags | None = None,
+) -> None:
+    talk = Talk(strategy_named(strategy), template, system=system)
+    rewrites = template.rewrites_history
+    apart = template.render(
+        [Message.of("user", "a"), Message.of("assistant", "b"), Message.of("user", "c")]
+    ).segmented
     calm = False
     """Nothing but saying more has happened since the last prompt."""
     before: list[int] = []
@@ -103,7 +113,7 @@ async def play(strategy: str, template: str, steps: list[tuple[str, int]]) -> No
             if talk.path[-1].mark == "exclude":
                 talk.mark(-1, None)
             ids = [row.id for row in talk.path]
-            thought = "<think>hm hm</think>" if rewrites else ""
+            thought = f"{tags.open}hm hm{tags.close}" if rewrites and tags else ""
             plan = await talk.answer(f"{word(talk)} answer y y y", thought=thought)
         except ContextOverflow:
             assert any(row.mark == "pin" for row in talk.path), "only pins can be too much"
@@ -116,7 +126,7 @@ async def play(strategy: str, template: str, steps: list[tuple[str, int]]) -> No
             assert plan.ids[: len(expected)] == expected, "the prompt goes on where the one before ended"
             assert plan.report.diverged_at is None
         spans = {row.id: row.span for row in talk.path}
-        assert all(spans[m] is not None for m in plan.report.kept), (
+        assert not apart or all(spans[m] is not None for m in plan.report.kept), (
             "what was evaluated is never tokenised again"
         )
         span = talk.path[-1].span
@@ -131,4 +141,20 @@ async def play(strategy: str, template: str, steps: list[tuple[str, int]]) -> No
 def test_nothing_leaves_unreported_and_prefixes_stay(
     strategy: str, template: str, steps: list[tuple[str, int]]
 ) -> None:
-    asyncio.run(play(strategy, template, steps))
+    tags = THINKS if template == "rewriting" else None
+    made = PromptTemplate(TEMPLATES[template], reasoning=tags)
+    assert made.rewrites_history == (tags is not None)
+    asyncio.run(play(strategy, made, steps, system="" if template == "strict" else "Be brief.", tags=tags))
+
+
+CATALOG = Catalog.load(Settings(data_dir=Path("/nowhere")))
+FAMILIES = {family.id: family for family in CATALOG.families.values() if family.template}
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(strategy=st.sampled_from(["full", "ledger", "hybrid"]), steps=st.lists(step, min_size=10, max_size=24))
+def test_every_shipped_format_keeps_its_prefix(
+    family: Family, strategy: str, steps: list[tuple[str, int]]
+) -> None:
+    asyncio.run(play(strategy, of_family(family), steps, system=family.default_system, tags=family.reasoning))

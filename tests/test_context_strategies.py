@@ -116,6 +116,48 @@ def test_facts_are_added_and_never_told_twice() -> None:
     assert made.text == "- likes tea\n- lives in Graz"
 
 
+def test_facts_stay_where_rules_have_to_stand_in() -> None:
+    talk = turns(40)
+    facts = strategy_named("facts")
+    before = Memory("facts", "- likes tea", "m1", ("m0", "m1"), "model")
+    found = facts.compact(talk[:40], before, BUDGET)
+    assert found is not None
+    assert found.rules.text.startswith("- likes tea\n")
+    assert "word0" not in found.rules.text
+    again = facts.compact(talk, found.rules, BUDGET)
+    assert again is not None
+    made = again.check("- lives in Graz", True)
+    assert isinstance(made, Memory)
+    assert (made.text.splitlines()[0], made.text.splitlines()[-1]) == ("- likes tea", "- lives in Graz")
+    assert memories.tokens_of_text(made.text, talk) <= BUDGET.memory
+
+
+def test_a_message_that_is_nearly_all_there_is_does_not_compact_again_and_again() -> None:
+    ledger = strategy_named("ledger")
+    talk = [*turns(3), Turn("paste", "user", "x" * 3400, 3400, DAY), Turn("read", "assistant", "ok", 5, DAY)]
+    first = ledger.compact([*turns(8), *talk[-2:]], None, BUDGET)
+    assert first is not None
+    assert ledger.compact([*turns(8), *talk[-2:]], first.rules, BUDGET) is None, "nothing new would leave"
+    assert ledger.compact(talk, None, BUDGET) is None, "too little would leave to be worth it"
+    pins = [replace(turn, pinned=True) for turn in turns(15)]
+    assert ledger.compact([*pins, Turn("q", "user", "why", 5, DAY)], None, BUDGET) is None
+
+
+def test_where_no_idle_time_comes_rules_make_room_long_before_a_fast_machine_s_window() -> None:
+    slow = Budget(window=8192, answer=1000, latency=1000, latency_why="slow")
+    assert slow.ceiling == 3000
+    assert Budget(window=8192, answer=1000).ceiling == 7192
+    ledger = strategy_named("ledger")
+    assert not ledger.select(turns(14), None, slow).fresh
+    made = ledger.select(turns(16), None, slow)
+    assert made.fresh
+    assert made.memory is not None
+    assert made.memory.why == made.why
+    assert "first token" in made.why
+    assert len(made.kept) * 100 <= slow.low
+    assert not strategy_named("full").select(turns(16), None, slow).fresh
+
+
 def test_hybrid_lets_only_large_models_write() -> None:
     written = [
         strategy_named("hybrid", parameters=n) for n in (None, 135_000_000, 3_000_000_000, 8_000_000_000)

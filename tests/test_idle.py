@@ -188,6 +188,28 @@ async def test_memory_that_was_not_finished_is_made_after_a_restart(world: World
         assert evaluated(await say(service, chat, "hello again")) < 40
 
 
+async def test_a_summary_is_sampled_as_its_own_generation_config_says(
+    world: World, requests: list[tuple[CompletionRequest, int]], tmp_path: Path
+) -> None:
+    config = tmp_path / "summary.yaml"
+    config.write_text(
+        "generation_config:\n  temperature: 0.3\n  top_k: 7\n  do_sample: true\n  max_new_tokens: 25\n"
+    )
+    given = {
+        "strategy": "summary",
+        "gen_config_summarization_path": config,
+        "summary_prompt": "Sum it all up",
+    }
+    async with world('replies = ["lemons in the harbour are many"]', **given) as service:
+        chat = (await service.store.create()).id
+        while not (memories := await service.contexts.memories(chat)):
+            await say(service, chat, LONG)
+            await service.idle.settled()
+        assert (memories[-1].kind, memories[-1].text) == ("summary", "lemons in the harbour are many")
+        [asked] = [one for one, _ in requests if one.top_k == 7]
+        assert (asked.temperature, asked.max_tokens) == (0.3, 25)
+
+
 async def test_opening_a_conversation_warms_it(world: World) -> None:
     async with world(slots=1) as service:
         chats = [(await service.store.create()).id for _ in range(2)]

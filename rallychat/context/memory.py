@@ -22,6 +22,8 @@ BOTH_PROMPT = f"{SUMMARY_PROMPT} Then add a line 'Facts:' and below it each fact
 _SENTENCE = re.compile(r"(?<=[.!?。！？])\s|\n")
 _ASIDE = 200
 """Characters of an answer's first sentence that a ledger takes."""
+_OLD = 0.75
+"""Share of its room that a model's memory may keep where rules add to it."""
 _SHORTEST = 12
 _WORD = re.compile(r"\w+")
 _TELLING = re.compile(r"\b(?:[A-Z][\w'-]+|\d[\d.,:]*)\b")
@@ -50,18 +52,24 @@ def lines_of(group: Exchange) -> list[tuple[Turn, str]]:
 
 
 def ledger(
-    groups: Sequence[Exchange], before: Memory | None, *, room: int, why: str, kind: MemoryKind = "ledger"
+    groups: Sequence[Exchange], before: Memory | None, *, room: int, why: str, adds: bool = False
 ) -> Memory:
     """The memory that rules write of `groups` (at least one); the oldest lines leave where `room` is short.
 
     What a person wrote into the memory `before` stays, in front of the new lines.
+
+    Args:
+        adds: so does what a model wrote there: rules only stand in for it this time.
     """
     until = groups[-1][-1].id
     turns = [turn for group in groups for turn in group]
     edited = before is not None and before.edited_by == "user"
-    head = before.text.strip() if before and edited else ""
-    known = set(before.covers) if before and edited else set()
+    stands = before if edited or (adds and before and before.kind in ("facts", "summary")) else None
+    head = stands.text.strip() if stands else ""
+    known = set(stands.covers) if stands else set()
     per_character = rate(turns)
+    while not edited and per_character * len(head) > room * _OLD and "\n" in head:
+        head = head.partition("\n")[2]
     left = room - per_character * len(head)
     kept: list[tuple[Turn, str]] = []
     for group in reversed(groups):
@@ -74,7 +82,9 @@ def ledger(
         kept[:0] = lines
     text = "\n".join([*([head] if head else []), *(line for _, line in kept)])
     covers = tuple(turn.id for turn in turns if turn.id in known) + tuple(turn.id for turn, _ in kept)
-    return Memory(kind, text, until, covers, "user" if edited else "rules", why)
+    return Memory(
+        stands.kind if stands else "ledger", text, until, covers, "user" if edited else "rules", why
+    )
 
 
 def cut(groups: Sequence[Exchange], why: str) -> Memory:
@@ -100,7 +110,9 @@ def written(
     if refused := _refusal(said, ended, before=before, turns=turns, kind=kind):
         return Refused(refused)
     if kind == "facts":
-        said = _added(before.text if before and before.kind == "facts" else "", said)
+        said = _added(
+            before.text if before and (before.kind == "facts" or before.edited_by == "user") else "", said
+        )
         while tokens_of_text(said, turns) > room and "\n" in said:
             said = said.partition("\n")[2]  # bounded: the oldest fact leaves, and can still be retrieved
     if tokens_of_text(said, turns) > room:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rallychat.context.types import Budget, Memory, Selection, Turn
+from rallychat.context.types import WORTH, Budget, Memory, Selection, Turn
 
 Exchange = tuple[Turn, ...]
 """A user's message and what answers it. Exchanges stay or leave as one: templates want the roles to alternate."""
@@ -124,6 +124,18 @@ def over(turns: Sequence[Turn], memory: Memory | None, mark: int) -> bool:
     """The prompt's messages pass `mark` tokens."""
     remembered = tokens_of_text(memory.text, turns) if memory and memory.text else 0
     return size(turns, memory, memory_tokens=remembered) > mark
+
+
+def worth(turns: Sequence[Turn], memory: Memory | None, until: str, budget: Budget) -> bool:
+    """So much leaves with a memory until there, beyond what left before, that it is worth reading the rest anew."""
+    _, newer = split(turns, memory)
+    leaving: list[Exchange] = []
+    for group in newer:
+        leaving.append(group)
+        if until in [turn.id for turn in group]:
+            freed = tokens(g for g in leaving if not pinned(g) and not excluded(g))
+            return freed >= budget.high * WORTH
+    return False
 
 
 def room(turns: Sequence[Turn], budget: Budget) -> int:

@@ -22,11 +22,13 @@ from rallychat.context.selection import (
     room,
     selected,
     valid,
+    worth,
 )
 from rallychat.context.types import Budget, Compaction, Memory, Selection, Strategy, Turn
 from rallychat.errors import InvalidRequest
 
 MADE_ROOM = "the prompt had reached its limit, so the oldest turns left"
+IN_TIME = "no idle time came to make room, and the first token began to come late, so the oldest turns left"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +100,16 @@ class Remembering:
     ask: str = ""
 
     def select(self, turns: Sequence[Turn], memory: Memory | None, budget: Budget) -> Selection:
-        """The memory and all that follows it. Where that does not fit, a ledger makes room at once."""
+        """The memory and all that follows it. Where that is too long, a ledger makes room at once."""
         memory = memory if valid(memory, turns) else None
-        if not over(turns, memory, budget.usable):
+        if not over(turns, memory, budget.ceiling):
             return selected(turns, memory)
-        made = self._ledger(turns, memory, budget, MADE_ROOM)
-        return selected(turns, made, MADE_ROOM, fresh=True) if made else selected(turns, memory)
+        must = over(turns, memory, budget.usable)
+        why = MADE_ROOM if must else IN_TIME
+        made = self._ledger(turns, memory, budget, why)
+        if made is None or not (must or worth(turns, memory, made.until, budget)):
+            return selected(turns, memory)
+        return selected(turns, made, why, fresh=True)
 
     def compact(self, turns: Sequence[Turn], memory: Memory | None, budget: Budget) -> Compaction | None:
         """Everything but the newest turns, once the prompt passes the high mark."""
@@ -112,7 +118,7 @@ class Remembering:
             return None
         why = f"the prompt passed {budget.high} tokens ({budget.why})"
         rules = self._ledger(turns, memory, budget, why)
-        if rules is None:
+        if rules is None or not worth(turns, memory, rules.until, budget):
             return None
         if self.writes == "ledger":
             return Compaction(rules.until, rules, why)
@@ -137,7 +143,8 @@ class Remembering:
         self, turns: Sequence[Turn], before: Memory | None, budget: Budget, why: str
     ) -> Memory | None:
         leaving = older_than(turns, room(turns, budget))
-        return memories.ledger(leaving, before, room=budget.memory, why=why) if leaving else None
+        adds = self.writes != "ledger"
+        return memories.ledger(leaving, before, room=budget.memory, why=why, adds=adds) if leaving else None
 
 
 _ASKS = {"facts": memories.FACTS_PROMPT, "summary": memories.SUMMARY_PROMPT, "both": memories.BOTH_PROMPT}

@@ -16,6 +16,11 @@ LOW_MARK = 0.30
 """Share of the high mark that the kept turns fill after a compaction."""
 MEMORY_SHARE = 0.20
 """Share of the high mark that the memory may fill."""
+CEILING = 3
+"""Times a high mark set by speed that a prompt may reach where no idle time comes. Making room then costs a person one
+slow turn; three times is where that is rare and reading behind so long a prompt is not slow yet."""
+WORTH = 0.25
+"""Share of the high mark that must leave for a compaction to be worth it."""
 RETRIEVED_SHARE = 0.25
 """Share of the budget that quotes of older turns may fill."""
 
@@ -71,6 +76,11 @@ class Budget:
     def usable(self) -> int:
         """The hard limit of what a strategy chooses from: memory and turns."""
         return max(1, self.limit - self.fixed)
+
+    @property
+    def ceiling(self) -> int:
+        """What memory and turns may have where no idle time came to compact them."""
+        return self.usable if self.latency is None else min(self.usable, CEILING * self.high)
 
     @property
     def high(self) -> int:
