@@ -8,7 +8,7 @@ import pytest
 
 from rallychat.context import memory as memories
 from rallychat.context.retrieval import block, days_in, fused, quotes, scores, wanted
-from rallychat.context.selection import exchanges
+from rallychat.context.selection import exchanges, tokens_of_text
 from rallychat.context.strategies import LastN, Remembering, names, register_strategy, strategy_named
 from rallychat.context.types import Budget, Memory, Refused, Selection, Turn
 from rallychat.errors import ContextOverflow, InvalidRequest
@@ -129,7 +129,7 @@ def test_facts_stay_where_rules_have_to_stand_in() -> None:
     made = again.check("- lives in Graz", True)
     assert isinstance(made, Memory)
     assert (made.text.splitlines()[0], made.text.splitlines()[-1]) == ("- likes tea", "- lives in Graz")
-    assert memories.tokens_of_text(made.text, talk) <= BUDGET.memory
+    assert tokens_of_text(made.text, talk) <= BUDGET.memory
 
 
 def test_a_message_that_is_nearly_all_there_is_does_not_compact_again_and_again() -> None:
