@@ -11,7 +11,7 @@ from rallychat import templates
 from rallychat.answering import Growth, generate
 from rallychat.cards import Inspection, inspection
 from rallychat.catalog import ANY, Catalog, Family, Model, Sampling, starting
-from rallychat.contexts import Asked, Contexts
+from rallychat.contexts import AS_EVER, Asked, Contexts, Wish
 from rallychat.errors import Conflict, EngineInterrupted, InvalidRequest
 from rallychat.idle import Idle, Voices
 from rallychat.latency import Latencies
@@ -87,11 +87,13 @@ class ChatService(Shelf):
         parent_id: str | Unset | None = UNSET,
         model: str | None = None,
         sampling: Sampling = ANY,
+        wish: Wish = AS_EVER,
     ) -> Run:
         """Says `text` in a conversation. The message is stored when this returns; the answer grows in the run.
 
         Args:
             parent_id: the message it follows; the conversation's newest if not given, None to start a new root.
+            wish: how the context of this answer is kept.
 
         Raises:
             NotFound: no such conversation or model. Conflict: it is still answering. InvalidRequest: no text.
@@ -101,7 +103,7 @@ class ChatService(Shelf):
         parent = conversation.tip_id if parent_id is UNSET else parent_id
         if not conversation.title:
             await self.store.update(conversation_id, title=title_of(text))
-        return await self._answer(conversation, parent, user, model=model, sampling=sampling)
+        return await self._answer(conversation, parent, user, model=model, sampling=sampling, wish=wish)
 
     async def regenerate(self, message_id: str, *, model: str | None = None, sampling: Sampling = ANY) -> Run:
         """Another answer beside `message_id` (an answer, or a user's message that has none)."""
@@ -165,12 +167,13 @@ class ChatService(Shelf):
         *,
         model: str | None,
         sampling: Sampling,
+        wish: Wish = AS_EVER,
     ) -> Run:
         chosen = self.resolve(model or conversation.model)
         said, answer = await self.store.begin(
             conversation.id, parent_id=parent_id, user=user, model=chosen.id
         )
-        return await self.run_answer(conversation, answer, said, chosen, sampling)
+        return await self.run_answer(conversation, answer, said, chosen, sampling, wish=wish)
 
     async def run_answer(
         self,
@@ -180,6 +183,7 @@ class ChatService(Shelf):
         model: Model,
         sampling: Sampling,
         *,
+        wish: Wish = AS_EVER,
         priority: Priority = Priority.CHAT,
         aside: bool = False,
     ) -> Run:
@@ -195,6 +199,7 @@ class ChatService(Shelf):
                 model=model,
                 engine=engine,
                 max_tokens=chosen.max_tokens,
+                wish=wish,
             )
 
         async def produce(emit: Emit) -> Finished:

@@ -53,6 +53,25 @@ class Asked:
     exclude: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How one answer of a conversation wants its context kept, in place of what holds there. Messages by id."""
+
+    strategy: str | None = None
+    budget: int | None = None
+    pin: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def marked(self, row: StoredMessage) -> StoredMessage:
+        """The message with the mark that it has for this answer."""
+        mark: Mark | None = "exclude" if row.id in self.exclude else "pin" if row.id in self.pin else row.mark
+        return row if mark == row.mark else replace(row, mark=mark)
+
+
+AS_EVER = Wish()
+"""As the conversation has it."""
+
+
 class Contexts:
     """How the context of each conversation is kept.
 
@@ -85,14 +104,14 @@ class Contexts:
         model: Model,
         engine: Engine,
         max_tokens: int | None = None,
-        strategy: str | None = None,
+        wish: Wish = AS_EVER,
     ) -> Plan:
         """The prompt of the branch that ends at `tip`: a question, or an answer that goes on.
 
         Raises:
             ContextOverflow: what must stay does not fit. InvalidRequest: the question itself is excluded.
         """
-        path = await self._store.path(conversation.id, tip=tip)
+        path = [wish.marked(row) for row in await self._store.path(conversation.id, tip=tip)]
         if path[-1].mark == "exclude":
             raise InvalidRequest(
                 "This message is excluded, so it cannot be answered.", hint="include it again"
@@ -101,8 +120,8 @@ class Contexts:
         plan = await plan_turn(
             path,
             voice=voice,
-            strategy=self.strategy(conversation, model, strategy),
-            budget=self.budget(conversation, model, engine, max_tokens),
+            strategy=self.strategy(conversation, model, wish.strategy),
+            budget=self.budget(conversation, model, engine, max_tokens, asked=wish.budget),
             memory=await self.memory(conversation.id, path),
             search=partial(self._store.contexts.search, conversation_id=conversation.id),
             previous=self._last.get(conversation.id),

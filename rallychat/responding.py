@@ -8,11 +8,12 @@ from typing import Any
 
 from rallychat.catalog import Model, Sampling
 from rallychat.chat import ChatService
-from rallychat.errors import Conflict
+from rallychat.contexts import AS_EVER, Wish
+from rallychat.errors import Conflict, InvalidRequest
 from rallychat.messages import Event, Message
 from rallychat.pool import Priority
 from rallychat.runs import Run
-from rallychat.store import Conversation, StoredResponse
+from rallychat.store import Conversation, StoredMessage, StoredResponse
 from rallychat.texts import title_of
 from rallychat.unset import UNSET, Unset
 
@@ -56,8 +57,7 @@ async def respond(
     sampling: Sampling,
     instructions: str | None,
     request: Mapping[str, Any],
-    strategy: str | None = None,
-    budget: int | None = None,
+    wish: Wish = AS_EVER,
     key: str | None = None,
 ) -> tuple[StoredResponse, Run]:
     """Stores what was said, and begins the answer. It belongs to the server: nobody needs to watch it.
@@ -65,10 +65,14 @@ async def respond(
     Args:
         instructions: the system prompt of this answer alone, in place of the conversation's.
         request: what its response object repeats; `background` lets people go first.
-        strategy, budget: how its context is kept, in place of the conversation's.
+        wish: how its context is kept, in place of the conversation's way.
         key: the idempotency key that leads to it.
+
+    Raises:
+        InvalidRequest: the wish names an item that is not there.
     """
     conversation = at.conversation
+    await _known(service, at, pin=wish.pin, exclude=wish.exclude)
     if conversation is not None and at.parent_id is UNSET and not conversation.title:
         asked = next((message.text for message in said if message.role == "user"), "")
         await service.store.update(conversation.id, title=title_of(asked))
@@ -81,12 +85,8 @@ async def respond(
         key=key,
     )
     conversation = conversation or await service.store.get(stored.answer.conversation_id)
-    conversation = replace(
-        conversation,
-        system=conversation.system if instructions is None else instructions,
-        strategy=strategy or conversation.strategy,
-        budget=budget or conversation.budget,
-    )
+    if instructions is not None:
+        conversation = replace(conversation, system=instructions)
     priority = Priority.BATCH if request["background"] else Priority.CHAT
     run = await service.run_answer(
         conversation,
@@ -94,6 +94,7 @@ async def respond(
         None,
         model,
         sampling,
+        wish=wish,
         priority=priority,
         aside=at.parent_id is not UNSET and conversation.listed,
     )
@@ -110,10 +111,8 @@ async def unstored(
     instructions: str | None,
 ) -> AsyncGenerator[Event, None]:
     """The same, with nothing kept: closing it ends the answer. What does not fit the window is refused."""
-    before: list[Message] = []
+    before = [row.message for row in await _before(service, at)]
     if at.conversation is not None:
-        end = at.conversation.tip_id if at.parent_id is UNSET else at.parent_id
-        before = [row.message for row in await service.store.path(at.conversation.id, tip=end)] if end else []
         instructions = instructions or at.conversation.system
     messages = [*before, *said]
     told = [instructions] if instructions else []
@@ -121,6 +120,24 @@ async def unstored(
         told.append(messages.pop(0).text)
     head = [Message.of("system", "\n\n".join(told))] if told else []
     return service.complete([*head, *messages], model=model.id, sampling=sampling)
+
+
+async def _before(service: ChatService, at: Place) -> list[StoredMessage]:
+    if at.conversation is None:
+        return []
+    end = at.conversation.tip_id if at.parent_id is UNSET else at.parent_id
+    return await service.store.path(at.conversation.id, tip=end) if end else []
+
+
+async def _known(service: ChatService, at: Place, **named: Sequence[str]) -> None:
+    if not any(named.values()):
+        return
+    there = {row.id for row in await _before(service, at)}
+    for param, ids in named.items():
+        if beyond := [one for one in ids if one not in there]:
+            raise InvalidRequest(
+                f"'{param}' names '{beyond[0]}', which is no message before this one.", param=param
+            )
 
 
 async def current(service: ChatService, response_id: str) -> tuple[StoredResponse, Run | None]:

@@ -488,7 +488,18 @@ async def test_a_response_says_what_of_the_conversation_was_in_its_prompt(tmp_pa
         assert sorted([*context["kept"], *context["compacted"], *context["dropped"]]) == known
         assert context["prompt_tokens"] == made["usage"]["input_tokens"]
         assert (await http.get(f"/v1/responses/{made['id']}")).json()["context"] == context
+        one, two, *_ = known
+        body = {"conversation": conversation, "pin": [one], "exclude": [known[2]], "strategy": "last_n"}
+        context = (await asked(http, "Five", **body))["context"]
+        assert context["kept"][0] == one
+        assert context["excluded"] == [known[2]]
+        after = (await asked(http, "Six", conversation=conversation))["context"]
+        assert after["excluded"] == []
         for body, param in (
+            ({"conversation": conversation, "pin": ["msg_0"]}, "pin"),
+            ({"conversation": conversation, "exclude": [two, made["id"]]}, "exclude"),
+            ({"pin": [one]}, "pin"),
+            ({"pin": [one], "store": False}, "pin"),
             ({"strategy": "best"}, "strategy"),
             ({"strategy": "full", "store": False}, "strategy"),
             ({"budget": 5}, "budget"),

@@ -14,7 +14,7 @@ import pytest
 
 from rallychat.catalog import Sampling
 from rallychat.chat import ChatService
-from rallychat.contexts import Asked
+from rallychat.contexts import Asked, Wish
 from rallychat.errors import Conflict, InvalidRequest, NotFound, RallyChatError
 from rallychat.messages import Failed, Finished, Loading, Message, Started, TextDelta
 from rallychat.runs import Run
@@ -459,6 +459,11 @@ async def test_a_person_s_word_on_memory_and_messages_holds(world: World) -> Non
         report = (await service.store.message(run.message_id)).report
         assert report is not None
         assert report.kept[0] == first.id
+        once = await service.turn(chat, "once", wish=Wish("last_n", 200, exclude=(first.id,)))
+        await ended(once)
+        report = (await service.store.message(once.message_id)).report
+        assert report is not None
+        assert (report.strategy, report.budget, report.excluded) == ("last_n", 200, (first.id,))
         assert (await service.contexts.set_strategy(chat, "full")).strategy == "full"
         with pytest.raises(InvalidRequest):
             await service.contexts.set_strategy(chat, "best")

@@ -10,6 +10,7 @@ from pydantic import Discriminator, Field, Tag
 from rallychat.api.schemas import INT32, MOST_MESSAGES, SEEDS, Asked, Nothing, TextFormat, Zero
 from rallychat.catalog.types import Sampling
 from rallychat.context.strategies import strategy_named
+from rallychat.contexts import Wish
 from rallychat.errors import InvalidRequest
 from rallychat.messages import Message, Part, Reasoning, Text
 
@@ -213,6 +214,12 @@ class ResponseRequest(Asked):
         None, max_length=100, description="Extension. How the context of this response is kept."
     )
     budget: int | None = Field(None, ge=64, le=INT32, description="Extension. Most tokens of its prompt.")
+    pin: list[Name] | None = Field(
+        None, max_length=MOST_MESSAGES, description="Extension. Items that do not leave its prompt."
+    )
+    exclude: list[Name] | None = Field(
+        None, max_length=MOST_MESSAGES, description="Extension. Items that do not enter its prompt."
+    )
     stream_options: StreamOptions | None = None
     truncation: Literal["auto", "disabled"] | None = Field(
         None, description="'auto' for what is stored, 'disabled' for what is not; each is the default."
@@ -248,6 +255,11 @@ class ResponseRequest(Asked):
     def conversation_id(self) -> str | None:
         """The conversation it is to be added to."""
         return self.conversation.id if isinstance(self.conversation, ConversationRef) else self.conversation
+
+    @property
+    def wish(self) -> Wish:
+        """How the context of this response is to be kept."""
+        return Wish(self.strategy, self.budget, tuple(self.pin or ()), tuple(self.exclude or ()))
 
     def sampling(self) -> Sampling:
         """What was asked of the sampler; None where nothing was."""
@@ -299,7 +311,7 @@ class ResponseRequest(Asked):
             raise InvalidRequest(
                 f"'{name}' needs an answer that is stored.", param=name, hint="leave 'store' out"
             )
-        for name in ("strategy", "budget"):
+        for name in ("strategy", "budget", "pin", "exclude"):
             if not self.kept and getattr(self, name) is not None:
                 raise InvalidRequest(
                     f"'{name}' needs an answer that is stored.", param=name, hint="leave 'store' out"

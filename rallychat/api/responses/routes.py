@@ -61,8 +61,7 @@ async def create_response(
         sampling=asked.sampling(),
         instructions=asked.instructions,
         request=asked.echo(),
-        strategy=asked.strategy,
-        budget=asked.budget,
+        wish=asked.wish,
         key=key_of(request),
     )
     announce(request)
