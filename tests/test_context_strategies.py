@@ -74,6 +74,14 @@ def test_a_ledger_is_bounded_and_its_oldest_lines_leave() -> None:
     assert 0 < len(made.covers) < 12
 
 
+def test_a_text_too_long_for_a_ledger_takes_nothing_else_out_of_it() -> None:
+    talk = [*turns(2), Turn("paste", "user", "x" * 900, 900, DAY), Turn("read", "assistant", "Read.", 5, DAY)]
+    made = memories.ledger(exchanges([*talk, *turns(1)]), None, room=500, why="")
+    assert "word0" in made.text
+    assert "xxx" * 100 not in made.text
+    assert not {"paste", "read"} & set(made.covers)
+
+
 def test_what_a_person_wrote_into_a_memory_stays_when_it_grows() -> None:
     talk = turns(6)
     edited = Memory("ledger", "I am called Ada.", "m3", ("m0", "m1", "m2", "m3"), "user")

@@ -4,7 +4,8 @@
 
 Its probes have no gold answers. `memorybank_evidence.json` beside this file has them, found by reading, by one rule:
 the fewest messages that, read alone, answer the question; a probe that nothing answers, or that asks for a whole
-conversation, is left out. They are named by the number of the exchange and by who speaks: `17u`, `32a`.
+conversation, is left out. They were read cut to about their first 170 to 230 characters, so an answer that stands
+further on in a message was not seen. They are named by the number of the exchange and by who speaks: `17u`, `32a`.
 
 A person's ten days take 4,000 tokens, which any window holds. So dialogues of MT-Bench-101 (Apache-2.0) are put in
 between, thirty after each day, taken in their order and from the start again at their end: each

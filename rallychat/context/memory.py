@@ -76,7 +76,10 @@ def ledger(
         if excluded(group) or pinned(group):
             continue
         lines = [(turn, line) for turn, line in lines_of(group) if turn.id not in known]
-        left -= per_character * sum([len(line) + 1 for _, line in lines])
+        takes = per_character * sum([len(line) + 1 for _, line in lines])
+        if takes > room:
+            continue
+        left -= takes
         if left < 0:
             break
         kept[:0] = lines
