@@ -14,6 +14,7 @@ from functools import partial
 
 from rallychat import templates
 from rallychat.catalog import Catalog, Model
+from rallychat.catalog.sizing import parameter_count
 from rallychat.context.strategies import strategy_named
 from rallychat.context.trim import answer_reserve
 from rallychat.context.types import Budget, Compaction, Memory, Strategy
@@ -325,18 +326,6 @@ class Contexts:
         if budget is not None and budget < 64:
             raise InvalidRequest("A budget is at least 64 tokens.", param="budget")
         return await self._store.update(conversation_id, budget=budget)
-
-
-def parameter_count(model: Model) -> int | None:
-    """How many parameters a model has, from what its authors write ("135M", "7B"); None: not told."""
-    if model.checkpoint is not None and model.checkpoint.parameters:
-        return model.checkpoint.parameters
-    number, unit = model.parameters[:-1].strip(), model.parameters[-1:].upper()
-    scale = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}.get(unit)
-    try:
-        return int(float(number) * scale) if scale else None
-    except ValueError:
-        return None
 
 
 def _row(index: int, message: Message, asked: Asked) -> StoredMessage:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from rallychat.catalog import architectures
+from rallychat.catalog.repository import Said
+from rallychat.errors import Unsupported
 
 
 @pytest.mark.parametrize(
@@ -24,6 +28,24 @@ def test_what_can_be_opened_is_known_by_its_class_or_its_kind(
     architecture: str, kind: str, known: bool
 ) -> None:
     assert architectures.supported(architecture, kind) is known
+
+
+def of_config(**config: object) -> Said:
+    return Said({"config.json": json.dumps(config).encode()}.get)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "compressed-tensors", "new-one"])
+def test_weights_quantised_in_a_way_that_cannot_be_read_are_refused_by_its_name(method: str) -> None:
+    said = of_config(architectures=["LlamaForCausalLM"], quantization_config={"quant_method": method})
+    with pytest.raises(Unsupported, match=f"lab/packed are quantised by the method '{method}'") as refused:
+        architectures.check("lab/packed", said, code_allowed=False)
+    assert "--quantize" in refused.value.hint
+
+
+@pytest.mark.parametrize("packed", [{"quant_method": "mxfp4"}, {"quant_method": "bitsandbytes"}, {}, None, 4])
+def test_weights_quantised_in_a_way_that_transformers_reads_are_not_refused(packed: object) -> None:
+    said = of_config(architectures=["LlamaForCausalLM"], quantization_config=packed)
+    architectures.check("lab/packed", said, code_allowed=False)
 
 
 def test_tables_are_read_as_text_and_nothing_is_run() -> None:

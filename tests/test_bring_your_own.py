@@ -17,6 +17,8 @@ from rallychat.sources import fetch, hub, is_here, resolve
 from tests.checkpoint_files import TEMPLATE, adapter_files, checkpoint_files
 from tests.hub_server import HubServer, Repository
 
+PACKED = b'{"architectures": ["LlamaForCausalLM"], "quantization_config": {"quant_method": "gptq"}}'
+
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
@@ -119,12 +121,13 @@ def test_a_template_that_is_shipped_goes_before_names_but_not_before_a_person(
     ("files", "error", "words"),
     [
         (checkpoint_files("WhisperModel", "whisper"), Unsupported, "WhisperModel"),
+        ({"config.json": PACKED, "model.safetensors": b"x"}, Unsupported, "by the method 'gptq'"),
         ({"config.json": b"{}", "model.pt": b"x"}, Unsupported, "pickles only"),
         ({"adapter_config.json": b"{}", "adapter_model.bin": b"x"}, Unsupported, "as its base"),
         ({"README.md": b"x"}, Unsupported, "neither a checkpoint nor an adapter nor a GGUF"),
         ({"a-Q4.gguf": b"GGUF", "b-Q8.gguf": b"GGUF"}, InvalidRequest, "holds 2 GGUF files"),
     ],
-    ids=["speech", "pickles", "no base", "nothing", "several"],
+    ids=["speech", "packed", "pickles", "no base", "nothing", "several"],
 )
 def test_what_cannot_be_used_is_refused_by_name(
     server: HubServer, settings: Settings, files: dict[str, bytes], error: type[Exception], words: str

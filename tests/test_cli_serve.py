@@ -226,6 +226,11 @@ def test_sharing_wants_to_be_sure(tmp_path: Path) -> None:
     refuse_strangers(Settings(data_dir=tmp_path, share=True, no_auth=True))
 
 
+def test_quantised_over_all_gpus_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="--quantize int8 does not"):
+        refuse_contradictions(Settings(data_dir=tmp_path, multi_gpu=True, quantize="int8"))
+
+
 @pytest.mark.parametrize("asked", [{"share": True}, {"force_download_ckpt": True}])
 def test_what_needs_the_network_is_refused_offline(tmp_path: Path, asked: dict[str, bool]) -> None:
     with pytest.raises(SettingsError, match="--offline forbids it"):

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rallychat.catalog import Sampling
-from rallychat.catalog.generation import KNOWN, SHIPPED, locate, parse, read, written
+from rallychat.catalog.generation import KNOWN, SHIPPED, locate, parse, read, remarks, written
 from rallychat.errors import SettingsError
 
 SEED = """\
@@ -50,6 +50,37 @@ def test_a_file_of_the_seed_is_read(tmp_path: Path) -> None:
     )
 
 
+SEED_SUMMARY = """\
+generation_config:
+    temperature: 1
+    top_p: 0.9
+    top_k: 50
+    num_beams: 1
+    use_cache: True
+    max_length: 150
+    min_length: 50
+    do_sample: True
+    repetition_penalty: 1.2
+    eos_token_id: 1
+    pad_token_id: 0
+    """
+
+
+def test_the_seeds_file_for_summaries_of_stablelm_is_read_and_what_is_done_otherwise_is_said(
+    tmp_path: Path,
+) -> None:
+    assert reading(tmp_path, SEED_SUMMARY) == read(SHIPPED / "gen_config_summarization_stablelm.yaml")
+    longest, shortest = remarks(tmp_path / "gen_config.yaml")
+    assert "'max_length: 150' bounds the answer alone" in longest
+    assert "'min_length: 50' has no effect" in shortest
+
+
+def test_max_new_tokens_goes_before_max_length(tmp_path: Path) -> None:
+    text = below("max_length: 150", "max_new_tokens: 7")
+    assert reading(tmp_path, text).max_tokens == 7
+    assert remarks(tmp_path / "gen_config.yaml") == ()
+
+
 def test_no_file_asks_for_nothing() -> None:
     assert read(None) == Sampling()
 
@@ -70,6 +101,8 @@ def test_no_file_asks_for_nothing() -> None:
         ("do_sample: false", Sampling(temperature=0.0)),
         ("do_sample: no", Sampling(temperature=0.0)),
         ("do_sample: true", Sampling()),
+        ("max_length: 150", Sampling(max_tokens=150)),
+        ("min_length: 50", Sampling()),
         ("num_beams: 1", Sampling()),
         ("early_stopping: false", Sampling()),
         ("length_penalty: 1.0", Sampling()),
@@ -94,8 +127,10 @@ def test_greedy_wins_over_a_temperature(tmp_path: Path) -> None:
         ("num_beams: 4", "'num_beams: 4' has no effect here"),
         ("num_beams: true", "'num_beams: true' has no effect here"),
         ("num_return_sequences: 2", "'num_return_sequences: 2' has no effect here"),
-        ("max_length: 150", "use max_new_tokens"),
-        ("min_length: 50", "a model ends its answer when it is done"),
+        ("max_length: 0", "'max_length' must be greater than or equal to 1"),
+        ("max_length: long", "'max_length' must be a whole number"),
+        ("min_length: -1", "'min_length' must be a whole number, 0 or more"),
+        ("min_new_tokens: few", "'min_new_tokens' must be a whole number, 0 or more"),
         ("no_repeat_ngram_size: 3", "use repetition_penalty"),
         ("temperature: warm", "'temperature' must be a number"),
         ("temperature: true", "'temperature' must be a number"),
@@ -212,7 +247,9 @@ def test_any_fields_are_either_obeyed_or_refused_with_a_line(
     if isinstance(found, str):
         assert "line " in found
         return
-    assert (found.top_k, found.max_tokens) == (asked.get("top_k"), asked.get("max_new_tokens"))
+    longest = asked.get("max_new_tokens")
+    assert found.max_tokens == (asked.get("max_length") if longest is None else longest)
+    assert found.top_k == asked.get("top_k")
     assert (found.top_p, found.min_p) == (asked.get("top_p"), asked.get("min_p"))
     assert found.temperature == (0 if asked.get("do_sample") is False else asked.get("temperature"))
 

@@ -39,6 +39,13 @@ def test_several_gpus_are_used_together_in_float16() -> None:
     assert not choose_precision(32_528_943_616, machine, quantize="none").fits
 
 
+def test_over_several_gpus_nothing_is_quantised_and_the_estimate_says_so() -> None:
+    several = choose_precision(SEVEN, Machine("cuda", (24 * GB,) * 2), quantize="int8", multi_gpu=True)
+    assert (several.precision, several.needed) == ("float16", weight_bytes(SEVEN, "float16"))
+    one = choose_precision(SEVEN, Machine("cuda", (24 * GB,)), quantize="int8", multi_gpu=True)
+    assert one.precision == "int8"
+
+
 def test_the_caches_count() -> None:
     machine = Machine("cuda", (16 * GB,))
     assert choose_precision(SEVEN, machine).quantize == "none"

@@ -127,6 +127,13 @@ async def test_a_shipped_generation_config_is_found_by_its_name_and_said(
         )
 
 
+def test_what_a_generation_config_asks_for_and_is_done_otherwise_is_said(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("generation_config:\n  max_length: 150\n  min_length: 50\n")
+    begun = begin(tmp_path, model="echo", gen_config_summarization_path=own)
+    assert len(begun.notes) == 2
+
+
 async def test_a_generation_config_lies_between_what_is_asked_and_what_the_model_says(
     tmp_path: Path,
 ) -> None:

@@ -76,6 +76,20 @@ def test_however_tokens_arrive_the_text_is_the_same_and_no_character_is_cut(
     assert (shown, told) == (text, ids)
 
 
+def test_what_parts_thoughts_from_answers_in_gpt_oss_is_told_and_other_control_tokens_are_not(
+    tmp_path: Path,
+) -> None:
+    from transformers import AutoTokenizer
+
+    own = AutoTokenizer.from_pretrained(checkpoints.neox(tmp_path))
+    said = "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>b<|return|>"
+    own.add_tokens(["<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|return|>"], special_tokens=True)
+    ours = transformers_world.CheckpointTokenizer(own)
+    text, _ = ours.stream().feed(ours.encode(Piece(said)))
+    assert text == said.replace("<|end|>", "").removesuffix("<|return|>")
+    assert "<|channel|>" in ours.control_tokens
+
+
 def test_behind_a_bos_a_prompt_begins_as_the_tokenizer_begins_a_text(read: Any) -> None:
     ours, own = read["llama"]
     assert ours.encode(Piece("<s>Below is", start=True)) == [

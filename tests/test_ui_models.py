@@ -10,13 +10,14 @@ import pytest
 from rallychat.cards import ModelCard
 from rallychat.catalog import Model, precision, sizing
 from rallychat.catalog.load import SHIPPED, Catalog
+from rallychat.catalog.sizing import parameter_count
 from rallychat.choices import NOTHING
 from rallychat.settings import Settings
 from rallychat.sources import Progress
 from rallychat.sources.progress import FileProgress
 from rallychat.ui import fragments
 from rallychat.ui.machine import Machine, fit
-from rallychat.ui.model_view import menu_of, parameters_of, view_of
+from rallychat.ui.model_view import menu_of, view_of
 from rallychat.ui.ways import ways_of
 from tests.test_ui_routes import page
 
@@ -55,7 +56,7 @@ def of_parameters(text: str) -> Model:
     [("135M", 135e6), ("1.7B", 1.7e9), ("12.8B", 12.8e9), ("8x7B", 7e9), ("", None), ("many", None)],
 )
 def test_a_number_of_parameters_is_read_as_authors_write_it(said: str, counted: float | None) -> None:
-    assert parameters_of(of_parameters(said)) == counted
+    assert parameter_count(of_parameters(said)) == counted
 
 
 def test_models_stand_in_groups_by_size_and_those_of_unknown_size_last(tmp_path: Path) -> None:
@@ -63,7 +64,7 @@ def test_models_stand_in_groups_by_size_and_those_of_unknown_size_last(tmp_path:
     models = [of_parameters(said) for said in ("", "7B", "135M", "65B", "3B", "360M")]
     machine = Machine(16 * 10**9, precision.Machine("cpu", (16 * 10**9,)))
     cards = [view_of(ModelCard(each, "absent", None, None, ""), family, machine) for each in models]
-    menu = menu_of(cards, machine, {each.id: parameters_of(each) for each in models})
+    menu = menu_of(cards, machine, {each.id: parameter_count(each) for each in models})
     assert [(group.name, [card.name for card in group.cards]) for group in menu.groups] == [
         ("Small", ["135M", "360M"]),
         ("Medium", ["3B"]),

@@ -23,12 +23,22 @@ _TABLES: Final = {
 }
 
 
+UNPACKED: Final = ("bitsandbytes", "fp8", "mxfp4", "torchao")
+"""Methods of quantised checkpoints that transformers opens with what `rallychat add hf` installs."""
+
+
 def check(repo: str, said: Said, *, code_allowed: bool) -> None:
     """Refuses what could not be opened after the download.
 
     Raises:
-        Unsupported: the architecture is unknown, or needs Python code of the checkpoint's own that is not allowed.
+        Unsupported: the architecture is unknown, or needs Python code of the checkpoint's own that is not allowed;
+            or its weights are quantised in a way that needs more than is installed.
     """
+    if said.packing and said.packing not in UNPACKED:
+        raise Unsupported(
+            f"The weights of {repo} are quantised by the method '{said.packing}', which cannot be read here.",
+            hint="take the unquantised checkpoint with --quantize int8 or int4, or a GGUF file of the model",
+        )
     if supported(said.architecture, said.kind) or (said.own_code and code_allowed):
         return
     name = said.architecture or said.kind

@@ -42,9 +42,6 @@ _ACCEPTED_ONLY: Final[Mapping[str, tuple[tuple[object, ...], str]]] = {
     "length_penalty": ((1,), _BEAMS),
     "diversity_penalty": ((0,), _BEAMS),
     "num_return_sequences": ((1,), "a message has one answer; ask again for another"),
-    "max_length": ((), "it counts the prompt too, which grows with the conversation; use max_new_tokens"),
-    "min_length": ((0,), "a model ends its answer when it is done"),
-    "min_new_tokens": ((0,), "a model ends its answer when it is done"),
     "typical_p": ((1,), "use top_p or min_p"),
     "top_h": ((), "use top_p or min_p"),
     "epsilon_cutoff": ((0,), "use min_p"),
@@ -81,7 +78,16 @@ _MACHINERY: Final = frozenset(
 """Fields that change how transformers works and not what is said: any value is accepted. Which tokens end an
 answer is the model's and its family's to say."""
 
-KNOWN: Final = ("do_sample", *_OBEYED, *_ACCEPTED_ONLY, *sorted(_MACHINERY))
+_SHORTEST: Final = ("min_length", "min_new_tokens")
+_LONGEST: Final = "max_length"
+"""Counts the prompt too, which grows with the conversation; what is left of it is a bound of the answer."""
+
+_REMARKS: Final[Mapping[str, str]] = {
+    _LONGEST: "bounds the answer alone; the prompt, which it counts in transformers, is bounded by the window.",
+    **dict.fromkeys(_SHORTEST, "has no effect: a model ends its answer when it is done."),
+}
+
+KNOWN: Final = ("do_sample", *_OBEYED, _LONGEST, *_SHORTEST, *_ACCEPTED_ONLY, *sorted(_MACHINERY))
 """Every field that is understood."""
 
 
@@ -119,16 +125,22 @@ def read(path: Path | None) -> Sampling:
     Raises:
         SettingsError: the file is missing or wrong; the message names the line.
     """
-    if path is None:
-        return Sampling()
+    return Sampling() if path is None else _reader(path).sampling()
+
+
+def remarks(path: Path | None) -> tuple[str, ...]:
+    """Sentences about what a generation config asks for and is done in another way. Raises as `read`."""
+    return () if path is None else _reader(path).remarks()
+
+
+def _reader(path: Path) -> _Reader:
     found = locate(path).path
     try:
         if found.stat().st_size > LARGEST:
             raise SettingsError(f"{found} is larger than {LARGEST} bytes; is it a generation config?")
-        text = found.read_text(encoding="utf-8")
+        return _Reader(str(found), found.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as exc:
         raise SettingsError(f"{found} cannot be read: {exc}.") from exc
-    return parse(text, name=str(found))
 
 
 def parse(text: str, *, name: str) -> Sampling:
@@ -167,6 +179,7 @@ class _Reader:
     def sampling(self) -> Sampling:
         given: dict[str, Any] = {}
         greedy = False
+        longest: int | None = None
         for name, node in self._fields():
             value = self._value(name, node)
             if value is None:
@@ -175,9 +188,24 @@ class _Reader:
                 greedy = not self._flag(name, value, node)
             elif name in _OBEYED:
                 given[_OBEYED[name]] = self._obeyed(name, value, node)
+            elif name == _LONGEST:
+                longest = self._obeyed(name, value, node)
+            elif name in _SHORTEST:
+                self._count(name, value, node)
             elif name in _ACCEPTED_ONLY:
                 self._refuse_effect(name, value, node)
+        if longest is not None:
+            given.setdefault("max_tokens", longest)  # as in transformers, max_new_tokens goes before it
         return Sampling(**given | ({"temperature": 0.0} if greedy else {}))
+
+    def remarks(self) -> tuple[str, ...]:
+        """See the function of this name."""
+        fields = {name: self._value(name, node) for name, node in self._fields()}
+        return tuple(
+            f"{self._name}: '{name}: {value}' {_REMARKS[name]}"
+            for name, value in fields.items()
+            if value and name in _REMARKS and not (name == _LONGEST and fields.get("max_new_tokens"))
+        )
 
     def _fields(self) -> list[tuple[str, Any]]:
         """The fields below `generation_config:` and their nodes."""
@@ -242,6 +270,10 @@ class _Reader:
             self._refuse(node, f"'{name}' must be true or false")
         return bool(value)
 
+    def _count(self, name: str, value: Any, node: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            self._refuse(node, f"'{name}' must be a whole number, 0 or more")
+
     def _obeyed(self, name: str, value: Any, node: Any) -> Any:
         """The value as `Sampling` takes it."""
         if name == "stop_strings":
@@ -249,11 +281,11 @@ class _Reader:
             if not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
                 self._refuse(node, f"'{name}' must be text or a list of texts")
             return tuple(value)
-        whole = name in ("max_new_tokens", "top_k")
+        whole = name in ("max_new_tokens", "top_k", _LONGEST)
         if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
             self._refuse(node, f"'{name}' must be a {'whole ' if whole else ''}number")
         try:
-            SamplingFacts(**{_OBEYED[name]: value})
+            SamplingFacts(**{_OBEYED.get(name, "max_tokens"): value})
         except ValidationError as exc:
             said = exc.errors()[0]["msg"].replace("Input should be", "must be")
             self._refuse(node, f"'{name}' {said}")

@@ -90,7 +90,7 @@ def choose_precision(
         cache: bytes of the slots' caches at 16 bits.
         dtype: of weights that are not quantised, and of all arithmetic.
         quantize: "auto" quantises only where 16 bits do not fit.
-        multi_gpu: over all GPUs, in 16 bits (unless asked otherwise), as the original does.
+        multi_gpu: over all GPUs, where there are several never quantised, as the original does.
     """
     room = machine.room(multi_gpu=multi_gpu)
     half: DType = "bfloat16" if machine.bfloat16 and not multi_gpu else "float16"
@@ -100,7 +100,8 @@ def choose_precision(
     if dtype == "auto" and machine.device == "cpu":
         exact = ("float32", "bfloat16")
     smaller: tuple[Quantize, ...] = (quantize,) if quantize != "auto" else ("none", "int8", "int4")
-    if multi_gpu and quantize == "auto":
+    spread = multi_gpu and machine.device == "cuda" and len(machine.memory) > 1
+    if spread or (multi_gpu and quantize == "auto"):
         smaller = ("none",)
     found = [_choice(parameters, one, "none", cache, room) for one in exact] if smaller[0] == "none" else []
     # Where weights are quantised, arithmetic is at 16 bits if nobody says otherwise.

@@ -127,6 +127,12 @@ class Said:
         return isinstance(self.config.get("auto_map"), dict)
 
     @property
+    def packing(self) -> str:
+        """The method its weights were quantised with (`gptq`, `awq`); empty if they were not."""
+        found = self.config.get("quantization_config")
+        return _text(found.get("quant_method")) if isinstance(found, dict) else ""
+
+    @property
     def base(self) -> str:
         """An adapter's base: the hub id or folder it was trained on."""
         return _text(self.adapter.get("base_model_name_or_path"))

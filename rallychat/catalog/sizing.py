@@ -40,14 +40,14 @@ BYTES_PER_PARAMETER: Final = {
 _SCALES: Final = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 
-def parameter_count(model: Model) -> float | None:
+def parameter_count(model: Model) -> int | None:
     """How many parameters it has: as counted, else as its authors say it, 135e6 for "135M", else by its size."""
     if model.checkpoint and model.checkpoint.parameters:
-        return float(model.checkpoint.parameters)
+        return model.checkpoint.parameters
     found = re.search(r"(\d+(?:\.\d+)?)\s*([KMBT])\b", model.parameters, re.IGNORECASE)
     if found:
-        return float(found[1]) * _SCALES[found[2].upper()]
-    return model.checkpoint.size / 2 if model.checkpoint and model.checkpoint.size else None
+        return int(float(found[1]) * _SCALES[found[2].upper()])
+    return model.checkpoint.size // 2 if model.checkpoint and model.checkpoint.size else None
 
 
 def weights_size(model: Model) -> int | None:
@@ -97,7 +97,7 @@ def precision(model: Model, settings: Settings) -> Choice | None:
         name: model.options[name] for name in ("dtype", "quantize", "multi_gpu") if name in model.options
     }
     cache = cache_size(model, settings, slot_window(model, settings))
-    return choose_precision(int(parameters), this_machine(), cache=cache, **asked)
+    return choose_precision(parameters, this_machine(), cache=cache, **asked)
 
 
 def memory_by_precision(model: Model, settings: Settings) -> dict[Precision, int]:
@@ -108,7 +108,7 @@ def memory_by_precision(model: Model, settings: Settings) -> dict[Precision, int
     cache = cache_size(model, settings, slot_window(model, settings)) + OVERHEAD
     # caches are kept as the arithmetic is: in float32 they take twice the room
     extra = {one: cache * (2 if one == "float32" else 1) for one in PRECISIONS}
-    return {one: weight_bytes(int(parameters), one) + extra[one] for one in PRECISIONS}
+    return {one: weight_bytes(parameters, one) + extra[one] for one in PRECISIONS}
 
 
 def _memory(model: Model) -> int:

@@ -39,8 +39,9 @@ def start(settings: Settings, catalog: Catalog, resolve: Resolve | None = None) 
     """
     find = resolve or (lambda name, _: catalog.resolve(name, family=settings.family))
     model, note = _named(settings, catalog, find)
-    notes = (note, *map(_found, (settings.gen_config_path, settings.gen_config_summarization_path)))
-    said = tuple(filter(None, notes))
+    configs = (settings.gen_config_path, settings.gen_config_summarization_path)
+    remarks = (remark for path in configs for remark in generation.remarks(path))
+    said = tuple(filter(None, (note, *map(_found, configs), *remarks)))
     if model is None:
         return Start(settings, catalog, said)
     return Start(settings.model_copy(update={"model": model.id}), catalog.including(model), said)

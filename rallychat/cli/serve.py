@@ -139,6 +139,11 @@ def refuse_contradictions(settings: Settings) -> None:
     if settings.offline and (settings.force_download_ckpt or settings.share):
         what = "--share" if settings.share else "--force-download-ckpt"
         raise SettingsError(f"{what} needs the network, and --offline forbids it.", hint="leave one out")
+    if settings.multi_gpu and settings.quantize in ("int8", "int4"):
+        raise SettingsError(
+            f"--multi-gpu loads a model in 16 bits, and --quantize {settings.quantize} does not.",
+            hint="leave one out",
+        )
 
 
 def already_running(settings: Settings) -> bool:

@@ -19,6 +19,9 @@ _HALF: Final = "\ufffd"
 _LONGEST: Final = 6
 """Tokens after which what is still no character never becomes one: characters have at most four bytes."""
 
+_CHANNELS: Final = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
+"""gpt-oss parts what it thinks from what it says by control tokens. They are shown, as llama.cpp does, and read."""
+
 
 class CheckpointTokenizer:
     """See the module. `whole`: an answer is a text of its own (encoder-decoders), not the prompt's continuation."""
@@ -38,6 +41,7 @@ class CheckpointTokenizer:
         self._going_on = _fresh(going_on) if going_on else self._plain
         self._going_on.encode_special_tokens = True
         self._spoken = self._special if whole or not going_on else _fresh(going_on)
+        self._told = _fresh(told) if (told := _with_channels(going_on or source)) else self._spoken
         added = self._special.get_added_tokens_decoder()
         self._control = {token for token, text in added.items() if text.special}
         self.control_tokens = tuple(sorted({text.content for text in added.values() if text.special}))
@@ -67,7 +71,7 @@ class CheckpointTokenizer:
 
     def stream(self) -> TokenStream:
         """Reads one answer's tokens."""
-        return TokenStream(self._spoken)
+        return TokenStream(self._told)
 
 
 class TokenStream:
@@ -123,6 +127,17 @@ def _without_prefix(source: str) -> str | None:
         _edit(parts, "decoder", "decoders", lambda part: part["type"] == "Strip" and part["start"] > 0),
     ]
     return json.dumps(parts) if any(changed) else None
+
+
+def _with_channels(source: str) -> str | None:
+    """The same tokenizer with the tokens of channels as plain ones; None if it has none."""
+    parts = json.loads(source)
+    added = parts.get("added_tokens") or []
+    if _CHANNELS[0] not in {token["content"] for token in added}:
+        return None
+    for token in added:
+        token["special"] = token["special"] and token["content"] not in _CHANNELS
+    return json.dumps(parts)
 
 
 def _edit(parts: dict[str, Any], name: str, inner: str, drop: Any) -> bool:

@@ -8,12 +8,13 @@ from typing import Any
 
 from rallychat.cards import ModelCard
 from rallychat.catalog import Model
+from rallychat.catalog.sizing import parameter_count
 from rallychat.chat import ChatService
 from rallychat.errors import RallyChatError, SourceCancelled
 from rallychat.ui import fragments
 from rallychat.ui.door import is_owner
 from rallychat.ui.machine import Machine
-from rallychat.ui.model_view import ModelCardView, menu_of, parameters_of, view_of
+from rallychat.ui.model_view import ModelCardView, menu_of, view_of
 
 
 class Menu:
@@ -43,7 +44,7 @@ class Menu:
     async def page(self, using: str | None) -> str:
         """The landing page: every model's card, by size."""
         cards = await self._cards(self._in_use(using))
-        sizes = {card.id: parameters_of(self._service.named(card.id)) for card in cards}
+        sizes = {card.id: parameter_count(self._service.named(card.id)) for card in cards}
         view = menu_of(cards, self.machine, sizes, editable=is_owner(self._service.settings))
         return await asyncio.to_thread(fragments.menu, view)
 

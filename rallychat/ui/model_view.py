@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -39,7 +38,6 @@ _SIZES: Final = (
     (float("inf"), "Huge", "25B and more"),
 )
 _UNSIZED: Final = ("Others", "size not known")
-_SCALES: Final = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,14 +167,6 @@ def _amount(done: int, total: int | None) -> str:
 def download_size(model: Model) -> str:
     """What has to come over the network, as a person reads it; empty if that is not known."""
     return size(model.download_size) if model.download_size else ""
-
-
-def parameters_of(model: Model) -> float | None:
-    """How many parameters it has: as counted, else as its authors say it, 135e6 for "135M"."""
-    if model.checkpoint and model.checkpoint.parameters:
-        return float(model.checkpoint.parameters)
-    found = re.search(r"(\d+(?:\.\d+)?)\s*([KMBT])\b", model.parameters, re.IGNORECASE)
-    return float(found[1]) * _SCALES[found[2].upper()] if found else None
 
 
 def _group(parameters: float | None) -> tuple[str, str]:
