@@ -130,12 +130,12 @@ class Shelf:
         return is_here(model, self.settings)
 
     def summary_sampling(self, model: Model) -> Sampling:
-        """How summaries of a conversation are sampled: as chosen on the page, by the settings, or by the family."""
+        """How summaries of a conversation are sampled: by the settings, as chosen on the page, or by the family."""
         usual = generation.shipped(self.catalog.family(model).generation.summary)
-        return self.choices.of(model.id).summary.value().over(self._summaries).over(usual)
+        return self._summaries.over(self.choices.of(model.id).summary.value()).over(usual)
 
     def sampling(self, model: Model, asked: Sampling = ANY) -> Sampling:
-        """How answers are sampled: as asked, by the settings, the model or its family, in this order."""
+        """How answers are sampled: as asked, by the settings, as chosen on the page, by the model or its family."""
         family = self.catalog.family(model)
         usual = family.sampling.value()
         if usual == ANY:

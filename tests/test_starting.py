@@ -10,6 +10,7 @@ import pytest
 from rallychat.catalog import Catalog, Sampling
 from rallychat.catalog.starting import Start, start
 from rallychat.chat import ChatService
+from rallychat.choices import checked
 from rallychat.errors import InvalidRequest, NotFound, SettingsError
 from rallychat.settings import Settings
 
@@ -150,6 +151,22 @@ async def test_a_generation_config_lies_between_what_is_asked_and_what_the_model
         assert (merged.temperature, merged.top_k, merged.min_p) == (1.0, 7, 0.2)
         summary = service.summary_sampling(service.resolve(None))
         assert (summary.temperature, summary.top_k, summary.max_tokens) == (0.3, 7, 512)
+
+
+async def test_a_generation_config_goes_before_what_was_chosen_on_the_page_for_answers_and_summaries(
+    tmp_path: Path,
+) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("generation_config:\n  temperature: 0.3\n")
+    settings = Settings(
+        data_dir=tmp_path, model="echo", gen_config_path=own, gen_config_summarization_path=own
+    )
+    chosen = {"temperature": 0.9, "top_k": 5}
+    async with ChatService.open(settings) as service:
+        await service.choose("echo", checked({"sampling": chosen, "summary": chosen}))
+        model = service.resolve(None)
+        for sampling in (service.sampling(model), service.summary_sampling(model)):
+            assert (sampling.temperature, sampling.top_k) == (0.3, 5)
 
 
 async def test_a_family_without_sampling_follows_its_generation_config(tmp_path: Path) -> None:

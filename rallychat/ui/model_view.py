@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -104,7 +104,7 @@ class MenuView:
 def menu_of(
     cards: Iterable[ModelCardView],
     machine: Machine,
-    sizes: dict[str, float | None],
+    sizes: Mapping[str, int | None],
     *,
     editable: bool = False,
 ) -> MenuView:
