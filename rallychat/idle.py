@@ -19,7 +19,7 @@ from rallychat.catalog import Family, Model, Sampling
 from rallychat.context.types import Compaction, Memory, Refused
 from rallychat.contexts import Contexts
 from rallychat.engines.protocol import CompletionRequest, Done, Tokens
-from rallychat.engines.slots import shared_prefix
+from rallychat.engines.slots import reusable, shared_prefix
 from rallychat.errors import RallyChatError
 from rallychat.latency import Latencies
 from rallychat.messages import Message
@@ -207,8 +207,8 @@ class Idle:
     async def _warm(self, scene: _Scene) -> None:
         """The template ends a turn with tokens that the model did not say; an evicted cache is missing whole."""
         ids = await self._prefix(scene)
-        home = scene.engine.queue.home(scene.session)
-        if home is not None and home.ids[: len(ids)] == ids:
+        home, rollback = scene.engine.queue.home(scene.session), scene.engine.info.rollback
+        if home is not None and reusable(home.ids, ids, rollback=rollback) == len(ids):
             return
         async with scene.engine.slot(ids, priority=Priority.WARMING, session=scene.session) as slot:
             async with self._counted(scene):

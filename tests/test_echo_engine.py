@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rallychat.engines.backend import Step
 from rallychat.engines.echo import CONTROL, Echo, decode, encode, user_messages
-from rallychat.engines.protocol import CompletionRequest, WorkerSpec
+from rallychat.engines.protocol import CompletionRequest, Prefill, WorkerSpec
 from rallychat.engines.slots import Slot, Slots, shared_prefix
 from rallychat.engines.stops import StopStrings
 from rallychat.errors import Busy, EngineInterrupted
@@ -65,6 +65,22 @@ async def test_it_says_a_prompt_without_a_template_again() -> None:
 )
 async def test_a_message_can_script_its_answer(command: str, reply: str) -> None:
     assert await said(turn(command)) == reply
+
+
+async def test_a_message_can_ask_what_its_prompt_says() -> None:
+    assert await said(turn("a", "!recall 10")) == "a\n\n!recall"
+
+
+async def test_a_cache_without_rollback_is_reused_whole_or_not_at_all() -> None:
+    async def cached(held: list[int], *, rollback: bool) -> int:
+        echo = Echo(WorkerSpec("echo", "echo", options={"rollback": rollback}))
+        events = echo.generate(CompletionRequest(prompt=[5, 6, 7], max_tokens=0), Slot(0, held))
+        (first,) = [event async for event in events if isinstance(event, Prefill)][:1]
+        return first.cached
+
+    helds: tuple[list[int], ...] = ([], [5], [5, 6], [5, 6, 7], [5, 6, 8], [5, 6, 7, 8])
+    assert [await cached(held, rollback=True) for held in helds] == [0, 1, 2, 2, 2, 2]
+    assert [await cached(held, rollback=False) for held in helds] == [0, 1, 2, 0, 0, 0]
 
 
 async def test_replies_follow_the_turns_and_begin_again() -> None:

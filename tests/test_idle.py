@@ -16,6 +16,7 @@ from rallychat.engines.protocol import CompletionRequest
 from rallychat.messages import Finished
 from rallychat.pool import Engine, Slot
 from rallychat.settings import Settings
+from rallychat.titles import TITLE_PROMPT
 
 World = Callable[..., AbstractAsyncContextManager[ChatService]]
 LONG = "tell me all about the harbour and the boats with lemons "
@@ -230,8 +231,11 @@ async def test_an_engine_that_died_is_warmed_again_when_it_is_back(world: World)
         other = (await service.store.create()).id
         await (await service.turn(other, "!crash 0")).wait()
         engine = await service.pool.open(service.resolve(None))
+        await until(
+            lambda: engine.restarts == 2
+        )  # it is asked once more, and its death is seen a moment later
+        await engine.ready()
         await service.idle.settled()
-        assert engine.restarts
         assert evaluated(await say(service, chat, "hello again")) < 40
 
 
@@ -265,3 +269,79 @@ async def test_titles_can_be_switched_off(world: World) -> None:
         await say(service, chat, LONG)
         await service.idle.settled()
         assert (await service.store.get(chat)).title.startswith("tell me all about")
+
+
+# --- an engine that cannot drop the tail of a cache ----------------------------------------------------------
+
+ONE_WAY = 'rollback = false\nreplies = ["lemons", "Harbour Boats and Lemons", "yes"]'
+
+
+async def told(service: ChatService, conversation_id: str) -> Finished:
+    """A second turn, after what there was to do in idle time."""
+    await service.idle.settled()
+    return await say(service, conversation_id, "and then")
+
+
+async def test_without_rollback_a_title_is_asked_in_another_slot_and_the_live_cache_lives(
+    world: World, requests: list[tuple[CompletionRequest, int]]
+) -> None:
+    async with world(ONE_WAY, titles=True) as service:
+        chat = (await service.store.create()).id
+        await say(service, chat, LONG)
+        end = await told(service, chat)
+        assert (await service.store.get(chat)).title == "Harbour Boats and Lemons"
+        (asked,) = {slot for request, slot in requests if request.max_tokens == 24}
+        (home,) = {slot for request, slot in requests if request.max_tokens not in (0, 24)}
+        assert asked != home
+        assert evaluated(end) < 40
+
+
+async def test_without_rollback_and_another_slot_no_title_is_asked_and_the_live_cache_lives(
+    world: World, requests: list[tuple[CompletionRequest, int]]
+) -> None:
+    async with world(ONE_WAY, titles=True, slots=1) as service:
+        chat = (await service.store.create()).id
+        await say(service, chat, LONG)
+        assert evaluated(await told(service, chat)) < 40
+        assert (await service.store.get(chat)).title.startswith("tell me all about")
+        assert not [request for request, _ in requests if request.max_tokens == 24]
+
+
+async def test_without_rollback_a_question_like_the_title_s_does_not_leave_the_live_cache(
+    world: World,
+) -> None:
+    async with world(ONE_WAY, titles=True) as service:
+        chat = (await service.store.create()).id
+        await say(service, chat, LONG)
+        await service.idle.settled()
+        assert evaluated(await say(service, chat, TITLE_PROMPT)) < 100
+
+
+async def test_without_rollback_a_stranger_takes_no_cache_of_which_it_could_reuse_nothing(
+    world: World,
+) -> None:
+    system = f"You are a guide. {LONG * 4}"
+    async with world("rollback = false") as service:
+        chats = [(await service.store.create(system=system)).id for _ in range(2)]
+        for chat, word in zip(chats, ("ape", "bee"), strict=True):
+            await say(service, chat, word)
+            await service.idle.settled()
+        assert evaluated(await say(service, chats[0], "hello again")) < 40
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+async def test_without_rollback_a_summary_spares_the_live_cache_or_rules_write_it(
+    world: World, requests: list[tuple[CompletionRequest, int]], slots: int
+) -> None:
+    async with world(
+        "rollback = false", strategy="summary", slots=slots, summary_prompt="!say lemons and boats"
+    ) as service:
+        chat = (await service.store.create()).id
+        while not (made := await service.contexts.memories(chat)):
+            end = await say(service, chat, LONG)
+            assert evaluated(end) < 200
+            await service.idle.settled()
+        assert made[0].edited_by == ("rules" if slots == 1 else "model")
+        asked = [slot for request, slot in requests if 0 < request.max_tokens < 200]
+        assert bool(asked) is (slots > 1)
+        assert evaluated(await say(service, chat, "hello again")) < 40

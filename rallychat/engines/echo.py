@@ -1,9 +1,10 @@
 """The scripted double: an engine without weights, for tests, demonstrations and the contract suite.
 
 It answers with what the user said, or with what `EchoOptions` or the user's message script. A message that begins
-with `!` is a command: `!say TEXT`, `!count N`, `!repeat N TEXT`, and `!crash`, `!hang` or `!fail` with the number of
-tokens to give first. Its tokens are bytes, pairs of lower-case letters and three control tokens, so that words are
-several tokens, other scripts are split within characters, and joining two texts can change their tokens.
+with `!` is a command: `!say TEXT`, `!count N`, `!repeat N TEXT`, `!recall N` (so many letters of what the prompt
+says), and `!crash`, `!hang` or `!fail` with the number of tokens to give first. What it answers follows from what its
+slot's cache holds, as with any engine. Its tokens are bytes, pairs of lower-case letters and three control tokens, so
+that words are several tokens, other scripts are split within characters, and joining two texts can change their tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rallychat.engines.backend import BackendEvent, Step
 from rallychat.engines.protocol import CompletionRequest, Done, EngineInfo, Piece, Prefill, WorkerSpec
-from rallychat.engines.slots import Slot, shared_prefix
+from rallychat.engines.slots import Slot, reusable
 from rallychat.errors import EngineInterrupted, EngineUnavailable, SettingsError
 
 CONTROL: Final = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -50,6 +51,8 @@ class EchoOptions(BaseModel):
     """Time one batch of the prompt takes."""
     batch: int = Field(64, ge=1)
     """Prompt tokens evaluated in one step."""
+    rollback: bool = True
+    """The tail of a cache can be dropped; if not, a prompt reuses the whole of it or nothing."""
     load_ms: float = Field(0, ge=0)
     """Time loading takes, with the interpreter lock held, as native libraries do."""
     load_error: str = ""
@@ -90,6 +93,7 @@ class Echo:
             window=spec.window,
             slots=spec.slots,
             slot_affinity=True,
+            rollback=self._options.rollback,
             instant=True,
             chat_template=TEMPLATE,
             bos_token=CONTROL[BOS],
@@ -108,7 +112,9 @@ class Echo:
     async def generate(self, request: CompletionRequest, slot: Slot) -> AsyncGenerator[BackendEvent]:
         """See `Backend`."""
         total = len(request.prompt)
-        cached = min(shared_prefix(slot.held, request.prompt), total - 1)
+        cached = reusable(slot.held, request.prompt, rollback=self._options.rollback)
+        cached = cached if cached < total else total - 1 if self._options.rollback else 0
+        seen = [*slot.held[:cached], *request.prompt[cached:]]
         for done in (*range(cached, total, self._options.batch), total):
             if done > cached:
                 await asyncio.sleep(self._options.prefill_ms / 1000)
@@ -116,7 +122,7 @@ class Echo:
         if request.max_tokens == 0:
             yield Done("length", total, 0, cached)
             return
-        script = self._script(request)
+        script = self._script(request, seen)
         text = codecs.getincrementaldecoder("utf-8")("replace")
         waiting: list[int] = []
         count = 0
@@ -133,23 +139,23 @@ class Echo:
         reason: Final = "length" if count >= request.max_tokens else "stop"
         yield Done(reason, total, count, cached)
 
-    def _script(self, request: CompletionRequest) -> _Script:
-        said = user_messages(request.prompt)
+    def _script(self, request: CompletionRequest, seen: list[int]) -> _Script:
+        said = user_messages(seen)
         options = self._options
         script = _Script(iter(()), options.crash_after, options.hang_after, options.fail_after)
         if options.replies:
             reply = options.replies[max(0, len(said) - 1) % len(options.replies)]
         elif said and said[-1].startswith("!"):
-            reply, script = _command(said[-1][1:], script)
+            reply, script = _command(said[-1][1:], script, seen)
         else:
-            reply = said[-1] if said else decode(request.prompt, control=False).decode(errors="replace")
+            reply = said[-1] if said else decode(seen, control=False).decode(errors="replace")
         ids = encode(reply, special=False)
         return replace(
             script, reply=itertools.cycle(ids or [_BYTES + 32]) if request.ignore_eos else iter(ids)
         )
 
 
-def _command(line: str, script: _Script) -> tuple[str, _Script]:
+def _command(line: str, script: _Script, seen: list[int]) -> tuple[str, _Script]:
     """The answer that a `!` message asks for; an unknown command is answered with itself."""
     name, _, rest = line.partition(" ")
     number, _, text = rest.partition(" ")
@@ -161,6 +167,8 @@ def _command(line: str, script: _Script) -> tuple[str, _Script]:
             return " ".join(str(n) for n in range(1, count + 1)), script
         case "repeat":
             return text * count, script
+        case "recall":
+            return "\n".join(text for _, text in messages(seen))[:count], script
         case "crash":
             return line * (count + 1), replace(script, crash_after=count)
         case "hang":
@@ -241,11 +249,15 @@ def decode(ids: Sequence[int], *, control: bool = True) -> bytes:
 
 def user_messages(prompt: Sequence[int]) -> list[str]:
     """What the user said in a prompt of this engine's template."""
+    return [text for role, text in messages(prompt) if role == "user"]
+
+
+def messages(prompt: Sequence[int]) -> list[tuple[str, str]]:
+    """Roles and texts of a prompt of this engine's template."""
     found = []
-    role = encode("user\n", special=False)
     for at in (at for at, token in enumerate(prompt) if token == START):
         body = prompt[at + 1 :]
-        if list(body[: len(role)]) == role:
-            end = next((n for n, token in enumerate(body) if token == END), len(body))
-            found.append(decode(body[len(role) : end]).decode(errors="replace"))
+        end = next((n for n, token in enumerate(body) if token in (START, END)), len(body))
+        role, _, text = decode(body[:end]).decode(errors="replace").partition("\n")
+        found.append((role, text))
     return found

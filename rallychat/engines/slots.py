@@ -34,6 +34,12 @@ def shared_prefix(one: list[int], other: list[int]) -> int:
     return low
 
 
+def reusable(held: list[int], prompt: list[int], *, rollback: bool) -> int:
+    """How many tokens of a prompt a cache spares: what both begin with, or nothing if a tail would have to go first."""
+    shared = shared_prefix(held, prompt)
+    return shared if rollback or shared == len(held) else 0
+
+
 class Slots:
     """The slots of one engine."""
 

@@ -20,7 +20,7 @@ from rallychat.engines.protocol import (
     Tokens,
     WorkerSpec,
 )
-from rallychat.engines.slots import shared_prefix
+from rallychat.engines.slots import reusable
 from rallychat.errors import EngineInterrupted, EngineUnavailable, RallyChatError
 from rallychat.pool.slots import Apart, Notify, Preempted, Priority, Slot, SlotQueue
 from rallychat.settings import Settings
@@ -138,7 +138,7 @@ class Engine:
         Raises:
             Preempted: this is background work, and somebody who goes first wants the engine.
         """
-        held = request.prompt[: shared_prefix(slot.ids, request.prompt)]
+        held = request.prompt[: reusable(slot.ids, request.prompt, rollback=self.info.rollback)]
         begun = len(held)
         slot.ids = request.prompt
         where = slot.index if self.info.slot_affinity else None
@@ -169,7 +169,7 @@ class Engine:
         Raises:
             Preempted: somebody who goes first wants the engine; what was evaluated until then stays.
         """
-        evaluated, at = 0, shared_prefix(slot.ids, ids)
+        evaluated, at = 0, reusable(slot.ids, ids, rollback=self.info.rollback)
         while at < len(ids):
             at = min(at + SIP, len(ids))
             request = CompletionRequest(
@@ -246,7 +246,7 @@ class Engine:
     async def _become(self, state: State, error: RallyChatError | None = None) -> None:
         self.state, self.error = state, error
         if state == "loaded":
-            self.queue.resume()
+            self.queue.resume(rollback=self.info.rollback)
         else:
             self.queue.pause()
         if error is not None:
@@ -266,14 +266,16 @@ async def _until(
                 step = asyncio.ensure_future(anext(stream))
                 try:
                     await asyncio.wait({step, leave}, return_when=asyncio.FIRST_COMPLETED)
-                    if leave.done():
+                    if not step.done():
                         raise Preempted
-                    yield step.result()
+                    event = step.result()
                 except StopAsyncIteration:
                     return
                 finally:
-                    if not step.done():
-                        step.cancel()
-                        await asyncio.gather(step, return_exceptions=True)
+                    step.cancel()
+                    await asyncio.gather(step, return_exceptions=True)
+                yield event
+                if leave.done() and not isinstance(event, Done):
+                    raise Preempted
         finally:
             leave.cancel()

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Literal
 
-from rallychat.engines.slots import shared_prefix
+from rallychat.engines.slots import reusable
 from rallychat.errors import Busy, RallyChatError
 
 Notify = Callable[[int], None]
@@ -121,6 +121,7 @@ class SlotQueue:
         self._line: list[_Waiting] = []
         self._arrivals = itertools.count()
         self._open = False
+        self._rollback = True
         self._seconds_per_answer = 5.0
 
     @property
@@ -148,8 +149,13 @@ class SlotQueue:
         """Nobody is served and nobody waits."""
         return not self.busy and not self._line
 
-    def resume(self) -> None:
-        """The engine is ready and its caches are empty: slots may be granted."""
+    def resume(self, *, rollback: bool = True) -> None:
+        """The engine is ready and its caches are empty: slots may be granted.
+
+        Args:
+            rollback: it can drop the tail of a cache; if not, a cache is reused whole or not at all.
+        """
+        self._rollback = rollback
         for slot in self._slots:
             slot.ids, slot.session, slot.stale = [], "", False
         self._open = True
@@ -287,7 +293,7 @@ class SlotQueue:
         free = [slot for slot in self._slots if not slot.busy or (person and slot.leaving)]
         if not free:
             return False
-        slot = _best(self._slots, free, waiting.asked)
+        slot = _best(self._slots, free, waiting.asked, rollback=self._rollback)
         if slot is not None and slot.busy:
             return False  # its own slot comes free within one engine step: better than another's cache
         self._line.remove(waiting)
@@ -308,14 +314,14 @@ class SlotQueue:
         return True
 
 
-def _best(slots: Sequence[Slot], free: Sequence[Slot], asked: Asked) -> Slot | None:
+def _best(slots: Sequence[Slot], free: Sequence[Slot], asked: Asked, *, rollback: bool) -> Slot | None:
     """The free slot whose cache serves a request best; another conversation's cache is spared if possible.
 
     A stranger gets an empty slot, or one of the older three quarters, next to slots in use: llama.cpp computes
     neighbouring slots in one batch, scattered ones in several (measured: 30 % slower with every other slot).
     """
     mine = [slot for slot in slots if asked.session and slot.session == asked.session and not slot.stale]
-    shared = {slot.index: shared_prefix(slot.ids, asked.ids) for slot in free}
+    shared = {slot.index: reusable(slot.ids, asked.ids, rollback=rollback) for slot in free}
     others = [slot for slot in free if slot not in mine or asked.apart == "no"]
     kin = [s for s in others if s.ids and (s in mine or shared[s.index] * 2 >= len(s.ids))]
     if asked.priority is not Priority.CHAT:
