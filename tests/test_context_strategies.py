@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from rallychat.context import memory as memories
-from rallychat.context.retrieval import block, days_in, fused, quotes, scores, wanted
+from rallychat.context.retrieval import block, days_in, quotes, scores, wanted
 from rallychat.context.selection import exchanges, tokens_of_text
 from rallychat.context.strategies import LastN, Remembering, names, register_strategy, strategy_named
 from rallychat.context.types import Budget, Memory, Refused, Selection, Turn
@@ -227,11 +227,6 @@ def test_quotes_fit_their_room_and_stand_in_order_with_dates() -> None:
     assert [quote.id for quote in taken] == ["m2", "m8"], "what fits a twentieth as well is not quoted"
     assert block(taken).startswith("[From earlier in this conversation:\n2024-03-01 User: word2.")
     assert [quote.id for quote in quotes(talk, best, room=190)] == ["m8"]
-
-
-def test_rankings_are_fused_by_rank_alone() -> None:
-    both = fused(["a", "b", "c"], ["b", "c", "a"])
-    assert max(both, key=lambda name: both[name]) == "b"
 
 
 def hybrid(window: int = 600) -> Talk:

@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
 
 from rallychat.context.selection import tokens_of_text
 from rallychat.context.types import Turn
@@ -28,8 +27,6 @@ WORTH = 0.12
 """Share of the best score below which nothing is quoted."""
 ALIKE = 0.5
 """Share of its words that a message of no personal kind must share with an older one for that to be quoted."""
-RANK = 60
-"""The constant of reciprocal rank fusion."""
 NEAR = 40
 """How many of the best are looked at for that."""
 _ASKS = re.compile(
@@ -57,13 +54,6 @@ class Quote:
     line: str
     score: float
     tokens: int
-
-
-class Embedder(Protocol):
-    """Small static embeddings, as an extra beside words: texts to vectors of one length."""
-
-    def __call__(self, texts: Sequence[str]) -> Sequence[Sequence[float]]:
-        """One vector a text."""
 
 
 def wanted(question: str) -> bool:
@@ -123,15 +113,6 @@ def _alike(asked: set[str], text: str) -> float:
         if len(asked) > 1
         else 0.0
     )
-
-
-def fused(*rankings: Sequence[str]) -> dict[str, float]:
-    """One score from several rankings (best first), by reciprocal rank."""
-    total: dict[str, float] = {}
-    for ranking in rankings:
-        for rank, message in enumerate(ranking):
-            total[message] = total.get(message, 0.0) + 1.0 / (RANK + rank)
-    return total
 
 
 def quotes(turns: Sequence[Turn], scored: Mapping[str, float], *, room: int) -> list[Quote]:
