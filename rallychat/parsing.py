@@ -23,6 +23,7 @@ class AnswerParser:
         resumed_inside = bool(resume) and isinstance(resume[-1], Reasoning)
         self._inside = tags is not None and (resumed_inside or (tags.starts_open and not resume))
         self._trim = False
+        self._straight = tags.straight if tags is not None and not resume else ""
 
     @property
     def thinking(self) -> bool:
@@ -40,6 +41,11 @@ class AnswerParser:
             return self._emit(text)
         out: list[Delta] = []
         self._held += text
+        if self._straight:
+            if self._straight.startswith(self._held) and self._held != self._straight:
+                return out
+            self._held = self._held.removeprefix(self._straight)
+            self._straight = ""
         while True:
             tag = self._tags.close if self._inside else self._tags.open
             before, found, after = self._held.partition(tag)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rallychat.catalog import Catalog
 from rallychat.catalog.types import ReasoningTags
 from rallychat.messages import Part, Reasoning, ReasoningDelta, Text
 from rallychat.parsing import AnswerParser
+from rallychat.settings import Settings
 
 TAGS = ReasoningTags(open="<think>", close="</think>")
 
@@ -61,3 +66,28 @@ def test_deltas_add_up_to_the_parts(words: list[str]) -> None:
     for kind, wanted in ((Text, False), (Reasoning, True)):
         told = "".join(d.text for d in deltas if isinstance(d, ReasoningDelta) is wanted)
         assert told == "".join(part.text for part in parser.parts if isinstance(part, kind))
+
+
+@pytest.mark.parametrize("cuts", [1, 3, 200])
+@pytest.mark.parametrize(
+    ("answer", "parts"),
+    [
+        ("<|channel|>final<|message|>Yes.", (Text("Yes."),)),
+        (
+            "<|channel|>analysis<|message|>Hm.<|start|>assistant<|channel|>final<|message|>Yes.",
+            (Reasoning("Hm."), Text("Yes.")),
+        ),
+        ("<|channel|>fin", (Text("<|channel|>fin"),)),
+        ("Yes.", (Text("Yes."),)),
+        ("<|channel|>final<|message|>", ()),
+    ],
+)
+def test_an_answer_that_is_given_straight_has_nothing_of_the_tags(
+    answer: str, parts: tuple[Part, ...], cuts: int
+) -> None:
+    settings = Settings(data_dir=Path("/nowhere"))
+    parser = AnswerParser(Catalog.load(settings).families["gpt-oss"].reasoning)
+    for at in range(0, len(answer), cuts):
+        parser.feed(answer[at : at + cuts])
+    parser.finish()
+    assert parser.parts == parts

@@ -70,6 +70,8 @@ class ReasoningTags(_Facts):
     close: str
     starts_open: bool = False
     """The prompt itself ends with the opening tag, so the answer begins inside it."""
+    straight: str = ""
+    """What an answer begins with where nothing is thought before it; not a part of it."""
 
 
 class MemoryPlace(_Facts):
