@@ -49,15 +49,8 @@ def smollm2_checkpoint(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFact
     return folder
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `hf` need the extra: without it they are skipped, and the summary says why.
-
-    Those that compute on all cores (`hf`, `real`) follow each other: side by side they are many times slower.
-    """
-    for item in items:
-        if item.get_closest_marker("hf") or item.get_closest_marker("real"):
-            item.add_marker(pytest.mark.xdist_group("engines"))
+    """Tests marked `hf` need the extra: without it they are skipped, and the summary says why."""
     missing = [name for name in ("torch", "transformers", "peft") if find_spec(name) is None]
     if missing:
         for item in items:

@@ -6,6 +6,7 @@ import errno
 import importlib.util
 import os
 import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
@@ -285,14 +286,28 @@ def test_what_is_no_door_goes_to_rallychat(clone: Clone, monkeypatch: pytest.Mon
         return 0
 
     monkeypatch.setattr(clone.rally, "become", become)
-    for args in ([], ["serve", "--port", "9"], ["test", "-k", "x"], ["test"]):
+    for args in ([], ["serve", "--port", "9"], ["test", "-k", "x"]):
         assert clone.rally.main(args) == 0
     assert became == [
         ("-P", "-m", "rallychat"),
         ("-P", "-m", "rallychat", "serve", "--port", "9"),
         ("-m", "pytest", "-k", "x"),
-        ("-m", "pytest", *clone.rally.ALL_CORES),
     ]
+
+
+@pytest.mark.parametrize(("codes", "code"), [((0, 0), 0), ((1, 0), 1), ((0, 1), 1)])
+def test_the_whole_suite_runs_to_its_end_and_fails_with_any_part(
+    clone: Clone, monkeypatch: pytest.MonkeyPatch, codes: tuple[int, int], code: int
+) -> None:
+    ran: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        ran.append(command[3:])
+        return subprocess.CompletedProcess(command, codes[len(ran) - 1])
+
+    monkeypatch.setattr(clone.rally.subprocess, "run", run)
+    assert clone.rally.main(["test"]) == code
+    assert ran == list(clone.rally.WHOLE)
 
 
 # --- versions -----------------------------------------------------------------------------------------------
