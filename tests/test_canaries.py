@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -236,32 +236,33 @@ REAL = ("tulip", "hammer", "violin", "saddle", "lemon", "anchor")
 WINDOW = 512
 
 
-@pytest.mark.real
-async def test_the_real_engine_answers_as_if_each_conversation_had_it_to_itself(
-    tmp_path: Path, smollm2_gguf: Path, requests: list[Request]
+@pytest.mark.parametrize("engine", ["echo", pytest.param("llamacpp", marks=pytest.mark.real)])
+async def test_an_engine_answers_as_if_each_conversation_had_it_to_itself(
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    requests: list[Request],
+    engine: Literal["echo", "llamacpp"],
 ) -> None:
     """What it says on slots that six conversations share is what it says with an empty cache."""
-    settings = Settings(
-        data_dir=tmp_path,
-        model=str(smollm2_gguf),
-        slots=3,
-        window=WINDOW,
-        strategy="ledger",
-        latency_factor=0,
-    )
+    given: dict[str, Any] = {"slots": 3, "window": WINDOW, "strategy": "ledger", "latency_factor": 0}
+    if engine == "echo":
+        path, settings = "", scripted(tmp_path, "", **given)
+    else:
+        path = str(request.getfixturevalue("smollm2_gguf"))
+        settings = Settings(data_dir=tmp_path, model=path, **given)
     async with ChatService.open(settings) as service:
         chats = {word: (await service.store.create(system=f"The word is {word}.")).id for word in REAL}
         for question in ("Which word is it?", "Say it again."):
             await asyncio.gather(*(ask(service, chat, question) for chat in chats.values()))
         await service.idle.settled()
-        path = await service.store.path(chats["tulip"])
-        await (await service.regenerate(path[-1].id, sampling=GREEDY)).wait()
-    answers = [request for request in requests if request.whole and request.asked.max_tokens]
+        last = (await service.store.path(chats["tulip"]))[-1]
+        await (await service.regenerate(last.id, sampling=GREEDY)).wait()
+    answers = [one for one in requests if one.whole and one.asked.max_tokens]
     assert len(answers) >= 2 * len(REAL) + 1
-    assert any(request.cached for request in answers)
-    with rig_of(WorkerSpec("llamacpp", "alone", path=str(smollm2_gguf), slots=1, window=WINDOW)) as alone:
-        for request in answers:
-            assert gathered(request.events).text == await afresh(alone, request.asked)
+    assert any(one.cached for one in answers)
+    with rig_of(WorkerSpec(engine, "alone", path=path, slots=1, window=WINDOW)) as alone:
+        for one in answers:
+            assert gathered(one.events).text == await afresh(alone, one.asked)
 
 
 GREEDY = Sampling(temperature=0.0, max_tokens=12)
