@@ -24,5 +24,5 @@ def test_a_real_model_answers_and_reuses_its_prompt(
         answered(page, 2, seconds=120)
         page.get_by_role("tab", name="Context").click()
         expect(page.locator(".entry mark").first).to_have_text("<|im_start|>")
-        reused = page.locator(".track .reused")
-        assert float(reused.get_attribute("width") or 0) > 50
+        reused, anew = (page.locator(f".track.reuse .{kind}") for kind in ("reused", "evaluated"))
+        assert float(reused.get_attribute("width") or 0) > float(anew.get_attribute("width") or 100)
