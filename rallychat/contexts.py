@@ -16,8 +16,7 @@ from rallychat import templates
 from rallychat.catalog import Catalog, Model
 from rallychat.catalog.sizing import parameter_count
 from rallychat.context.strategies import strategy_named
-from rallychat.context.trim import answer_reserve
-from rallychat.context.types import Budget, Compaction, Memory, Strategy
+from rallychat.context.types import Budget, Compaction, Memory, Strategy, answer_reserve
 from rallychat.errors import InvalidRequest, NotFound
 from rallychat.messages import Message, Text
 from rallychat.planning import Plan, Voice, leading_system, plan_turn, turns_of

@@ -10,7 +10,7 @@ from rallychat.context import memory as memories
 from rallychat.context.retrieval import block, days_in, quotes, scores, wanted
 from rallychat.context.selection import exchanges, tokens_of_text
 from rallychat.context.strategies import LastN, Remembering, names, register_strategy, strategy_named
-from rallychat.context.types import Budget, Memory, Refused, Selection, Turn
+from rallychat.context.types import Budget, Memory, Refused, Selection, Turn, answer_reserve
 from rallychat.errors import ContextOverflow, InvalidRequest
 from rallychat.planning import turns_of
 from rallychat.prompts import PromptTemplate
@@ -303,3 +303,7 @@ async def test_a_template_of_unknown_boundaries_is_trimmed_all_the_same() -> Non
         plan = await talk.turn(f"t{n} " + "filler " * 10, "ok")
         assert len(plan.ids) <= talk.limits.limit
     assert plan.report.dropped
+
+
+def test_the_answer_gets_what_was_asked_but_never_more_than_half() -> None:
+    assert [answer_reserve(8192, n) for n in (None, 100, 8000)] == [1024, 100, 4096]

@@ -38,6 +38,11 @@ class Turn:
     excluded: bool = False
 
 
+def answer_reserve(window: int, max_tokens: int | None) -> int:
+    """Tokens of the window kept free for the answer: what was asked, at most half; a quarter if nothing was."""
+    return min(max_tokens, window // 2) if max_tokens else min(1024, window // 4)
+
+
 @dataclass(frozen=True, slots=True)
 class Budget:
     """How long a prompt may be, and why.

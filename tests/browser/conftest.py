@@ -198,4 +198,5 @@ def say(page: Page, text: str) -> None:
 def answered(page: Page, count: int = 1, *, seconds: float = 20) -> None:
     """Waits until so many answers are whole."""
     whole = page.locator(".message.assistant:not(.live)")
+    expect(page.locator(".message.live")).to_have_count(0, timeout=seconds * 1000)
     expect(whole).to_have_count(count, timeout=seconds * 1000)
