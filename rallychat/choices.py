@@ -44,6 +44,11 @@ class Choice(BaseModel):
         """The part that takes effect when the model is loaded the next time."""
         return self.engine, self.dtype, self.quantize, self.multi_gpu
 
+    def without(self, names: frozenset[str]) -> Choice:
+        """The same, but for what is said elsewhere."""
+        said = names & {"engine", "dtype", "quantize", "multi_gpu"}
+        return self.model_copy(update={name: type(self).model_fields[name].default for name in said})
+
     def over(self, model: Model) -> Model:
         """The model's facts with these laid over them."""
         facts: dict[str, Any] = {
@@ -68,18 +73,27 @@ NOTHING = Choice()
 
 
 class Choices:
-    """The choices of one data folder."""
+    """The choices of one data folder.
 
-    def __init__(self, file: Path, chosen: Mapping[str, Choice]) -> None:
+    Args:
+        typed: settings that were flags of this start. How a model runs follows them, not what was kept earlier,
+            until somebody chooses anew.
+    """
+
+    def __init__(
+        self, file: Path, chosen: Mapping[str, Choice], *, typed: frozenset[str] = frozenset()
+    ) -> None:
         self._file = file
         self._chosen = dict(chosen)
+        self._typed = typed
+        self._anew: set[str] = set()
         self._plain: dict[str, Model] = {}
 
     @classmethod
     def load(cls, settings: Settings) -> Choices:
         """Those that were kept."""
         file = settings.data_dir / FILE
-        return cls(file, dict(_kept(file)))
+        return cls(file, dict(_kept(file)), typed=settings.typed)
 
     def of(self, model_id: str) -> Choice:
         """What was chosen for a model."""
@@ -89,7 +103,10 @@ class Choices:
         """The catalog with every choice laid over it."""
         for model in [catalog.models[name] for name in self._chosen if name in catalog.models]:
             plain = self._plain.setdefault(model.id, model)
-            catalog = catalog.including(self._chosen[model.id].over(plain))
+            chosen = self._chosen[model.id]
+            if model.id not in self._anew:
+                chosen = chosen.without(self._typed)
+            catalog = catalog.including(chosen.over(plain))
         return catalog
 
     def plain(self, model: Model) -> Model:
@@ -107,6 +124,7 @@ class Choices:
             del chosen[model.id]
         _write(self._file, {name: each.model_dump(exclude_defaults=True) for name, each in chosen.items()})
         self._chosen = chosen
+        self._anew.add(model.id)
         return catalog.including(choice.over(self._plain.setdefault(model.id, model)))
 
 

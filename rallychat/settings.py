@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import platformdirs
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, PrivateAttr, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -59,6 +59,8 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="RALLYCHAT_", frozen=True, extra="forbid", env_ignore_empty=True, protected_namespaces=()
     )
+
+    _typed: frozenset[str] = PrivateAttr(frozenset())
 
     data_dir: Path = Field(
         default_factory=default_data_dir, description="Folder of weights, database and logs."
@@ -176,14 +178,22 @@ class Settings(BaseSettings):
         Raises:
             SettingsError: a value is wrong or a name unknown; the message names it.
         """
+        typed = {name: value for name, value in given.items() if value is not None}
         try:
-            return cls(**{name: value for name, value in given.items() if value is not None})
+            settings = cls(**typed)
+            settings._typed = frozenset(typed)
+            return settings
         except ValidationError as exc:
             first = exc.errors()[0]
             name = ".".join(str(part) for part in first["loc"])
             raise SettingsError(f"Setting '{name}': {first['msg']}.") from exc
         except ValueError as exc:  # the TOML itself is broken
             raise SettingsError(f"{config_file()} cannot be read: {exc}.") from exc
+
+    @property
+    def typed(self) -> frozenset[str]:
+        """Names of what the caller of `load` gave: flags of this very start, which go before what was kept."""
+        return self._typed
 
     @property
     def beyond_loopback(self) -> bool:

@@ -101,3 +101,18 @@ def test_what_is_chosen_for_a_model_that_left_the_catalog_is_kept_for_its_return
     choices = Choices.load(settings)
     choices.keep(catalog.models["both"], Choice(dtype="float16"), catalog)
     assert set(json.loads((tmp_path / "choices.json").read_text())) == {"gone", "both"}
+
+
+def test_a_flag_of_this_start_goes_before_what_was_kept_until_somebody_chooses_anew(tmp_path: Path) -> None:
+    settings, catalog = world(tmp_path)
+    kept = checked({"engine": "transformers", "quantize": "int8", "sampling": {"temperature": 0.1}})
+    Choices.load(settings).keep(catalog.models["both"], kept, catalog)
+    flagged = Settings.load(data_dir=tmp_path, engine="llamacpp")
+    choices, plain = Choices.load(flagged), Catalog.load(flagged)
+    started = choices.over(plain)
+    assert started.models["both"].engine == "llamacpp"
+    assert started.models["both"].sampling.value().temperature == 0.1
+    chosen = choices.keep(plain.models["both"], kept, started)
+    assert chosen.models["both"].engine == "transformers"
+    assert choices.over(plain).models["both"].options == {"quantize": "int8"}
+    assert Choices.load(settings).of("both") == kept
