@@ -12,18 +12,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rallychat.catalog import Sampling as Sampling
     from rallychat.chat import ChatService as ChatService
+    from rallychat.context.embedding import register_embedder as register_embedder
     from rallychat.context.strategies import register_strategy as register_strategy
     from rallychat.messages import Message as Message
     from rallychat.settings import Settings as Settings
 
 __version__ = "0.1.0"
-__all__ = ["ChatService", "Message", "Sampling", "Settings", "__version__", "open", "register_strategy"]
+__all__ = [
+    "ChatService",
+    "Message",
+    "Sampling",
+    "Settings",
+    "__version__",
+    "open",
+    "register_embedder",
+    "register_strategy",
+]
 
 _HOMES = {
     "ChatService": "rallychat.chat",
     "Message": "rallychat.messages",
     "Sampling": "rallychat.catalog",
     "Settings": "rallychat.settings",
+    "register_embedder": "rallychat.context.embedding",
     "register_strategy": "rallychat.context.strategies",
 }
 

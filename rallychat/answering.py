@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
 from rallychat.catalog import Family, Sampling
 from rallychat.engines.client import EngineClient
 from rallychat.engines.protocol import CompletionRequest, Done, Prefill, Tokens
-from rallychat.errors import EngineInterrupted
-from rallychat.messages import Failed, Finished, Part, Piece, Queued, Started, Timings, Usage
+from rallychat.engines.slots import reusable
+from rallychat.errors import EngineInterrupted, EngineUnavailable, Late
+from rallychat.messages import Failed, Finished, Part, Piece, Started, Timings, Usage
 from rallychat.parsing import AnswerParser
 from rallychat.planning import Plan
-from rallychat.pool import Engine, Preempted, Priority
+from rallychat.pool import Engine, Preempted, Priority, Slot
 from rallychat.runs import Emit
 
 FALLBACK = Sampling(temperature=0.7, top_p=0.95, top_k=0, min_p=0.05, repetition_penalty=1.0)
@@ -25,6 +27,12 @@ FALLBACK = Sampling(temperature=0.7, top_p=0.95, top_k=0, min_p=0.05, repetition
 
 _KNOWN_ENDS: WeakKeyDictionary[EngineClient, dict[tuple[str, ...], list[int]]] = WeakKeyDictionary()
 """What families' end tokens are in an engine's vocabulary."""
+NOT_READY = 30.0
+"""Seconds after which a model that was not ready in time may be."""
+REFUSALS = 5
+"""Times an engine may be gone before it heard of an answer; then it is the engine that is at fault."""
+PAUSE = 0.1
+"""Seconds before the second attempt after those, doubled each time: a worker that lives may just be swamped."""
 BEYOND = 16
 """Tokens an engine may have generated beyond an answer's text: one that ends the turn, or a stop string's."""
 
@@ -44,9 +52,16 @@ class Growth:
     raw: list[str] = field(default_factory=list)
     completion_tokens: int = 0
     cached_tokens: int = 0
+    until: float | None = None
+    """When who asked stops waiting for its turn, by the monotonic clock; None as soon as that has come."""
+    reached: bool = False
+    """It was given to the engine; who has not been cannot be what the engine died of."""
+    sipped: int = 0
+    """Tokens of the prompt that were read ahead of the answer's own request."""
     reasoning_tokens: int = 0
     cuts: list[int] = field(default_factory=list)
     """Lengths of the deltas that were told."""
+    planned_ms: float = 0.0
     queued_ms: float = 0.0
     first_token_ms: float = 0.0
     gaps: list[float] = field(default_factory=list)
@@ -75,6 +90,24 @@ class Growth:
             return end
         return Finished(end.reason, self.usage, self.timings, self.plan.report if self.plan else None)
 
+    def steps(self, ended: float) -> dict[str, tuple[float, float]]:
+        """When each step began and ended, by the monotonic clock; the whole answer was there at `ended`."""
+        now = time.monotonic()
+        moments = [("plan", self.planned_ms), ("queue", self.queued_ms), ("prefill", self.first_token_ms)]
+        found, since = {"turn": (self.began, now)}, self.began
+        for name, ms in moments:
+            if not ms:
+                break
+            found[name] = (since, self.began + ms / 1000)
+            since = self.began + ms / 1000
+        else:
+            found["decode"] = (since, ended)
+        return found
+
+    def give_up_after(self, seconds: float | None) -> None:
+        """Its turn must come so many seconds after it was asked; None: it waits as long as it takes."""
+        self.until = None if seconds is None else self.began + seconds
+
     def elapsed_ms(self) -> float:
         """Milliseconds since the request arrived."""
         return round((time.monotonic() - self.began) * 1000, 2)
@@ -94,28 +127,61 @@ async def generate(
 ) -> Finished:
     """Makes the answer, telling `emit` each event but the last, which is returned.
 
-    An engine that dies before the first token is asked once more: nobody has seen anything yet. What has to make
-    way for a person goes on afterwards, where it was.
+    An engine that dies before the first token is asked once more: nobody has seen anything yet. But not by a line of
+    a batch that may be what it died of: that is asked again by itself, so as not to take others along. What has to
+    make way for a person goes on afterwards, where it was.
 
     Raises:
         RallyChatError: as the queue, the planning and the engine do.
     """
+    again, refused = False, 0
     async with engine.using():
-        try:
-            while True:
-                try:
-                    return await _attempt(
-                        growth, engine, plan, family, sampling, emit, session, priority, adapter
-                    )
-                except Preempted:
-                    await _rewind(growth, engine.client)
-        except EngineInterrupted as exc:
-            if growth.completion_tokens and not exc.hung:
-                raise
-            await engine.recover(hung=exc.hung)
-            if growth.completion_tokens:
-                raise
-            return await _attempt(growth, engine, plan, family, sampling, emit, session, priority, adapter)
+        while True:
+            try:
+                return await _attempt(
+                    growth, engine, plan, family, sampling, emit, session, priority, adapter
+                )
+            except Preempted:
+                await _rewind(growth, engine.client)
+            except EngineUnavailable as exc:  # it died of something else, before it heard of this
+                refused += 1
+                await _refused(engine, refused, exc)
+            except EngineInterrupted as exc:
+                if growth.completion_tokens and not exc.hung and priority is not Priority.BATCH:
+                    raise
+                await engine.recover(hung=exc.hung)
+                if again or growth.completion_tokens or (growth.reached and priority is Priority.BATCH):
+                    raise
+                again = True
+
+
+async def _refused(engine: Engine, times: int, exc: EngineUnavailable) -> None:
+    await engine.recover(hung=False)
+    if times >= REFUSALS:
+        raise EngineUnavailable(
+            f"The engine of '{engine.spec.model}' is there, but could not be asked {times} times in a row.",
+            hint="ask again later; an admin finds more in the server's log",
+        ) from exc
+    await asyncio.sleep(PAUSE * 2 ** (times - 1))
+
+
+@asynccontextmanager
+async def in_time(growth: Growth) -> AsyncIterator[None]:
+    """What is waited for within the block must be there before who asked gives up.
+
+    Raises:
+        Late: it was not.
+    """
+    try:
+        async with asyncio.timeout(None if growth.until is None else growth.until - time.monotonic()):
+            yield
+    except TimeoutError as exc:
+        waited = growth.elapsed_ms() / 1000
+        raise Late(
+            f"The model was not ready within the timeout of this request: it waited for {waited:.1f} s.",
+            retry_after=NOT_READY,
+            hint="try again later, or give it more time",
+        ) from exc
 
 
 async def logged_ids(growth: Growth, client: EngineClient) -> tuple[int, ...] | None:
@@ -139,14 +205,14 @@ async def logged_ids(growth: Growth, client: EngineClient) -> tuple[int, ...] | 
 async def _rewind(growth: Growth, client: EngineClient) -> None:
     """Back to what was told, so that the answer can go on from there in another request.
 
-    Raises:
-        EngineInterrupted: its tokens are not known.
+    Where its tokens are not known exactly, others of the same text stand for them.
     """
     if not growth.completion_tokens:
         return
     ids = await logged_ids(growth, client)
     if ids is None:
-        raise EngineInterrupted("This answer had to make way and cannot go on.", hint="ask again")
+        (said,) = await client.tokenize([Piece("".join(growth.raw), special=False)])
+        ids = tuple(said)
     growth.ids, growth.completion_tokens = list(ids), len(ids)
 
 
@@ -161,26 +227,52 @@ async def _attempt(
     priority: Priority,
     adapter: str,
 ) -> Finished:
-    so_far = growth.completion_tokens
+    so_far, growth.reached = growth.completion_tokens, False
     plan = growth.plan = growth.plan if so_far and growth.plan else await make_plan()
+    growth.planned_ms = growth.planned_ms or growth.elapsed_ms()
     ends = await ends_of(family, engine.client)
     given = growth.ids if so_far else None
     request = _request(plan, sampling, family, engine, ends=ends, adapter=adapter, so_far=given)
-    asked = engine.slot(request.prompt, notify=lambda n: emit(Queued(n)), priority=priority, session=session)
+    asked = engine.slot(
+        request.prompt,
+        notify=emit,
+        priority=priority,
+        session=session,
+        since=growth.began,
+        until=growth.until,
+    )
     async with asked as slot:
+        growth.until = None
         if not so_far:
             growth.queued_ms = growth.elapsed_ms()
             emit(Started(plan.report))
+        growth.reached = True
+        if priority is not Priority.CHAT:
+            await _sip(growth, request, engine, slot)
         async with aclosing(engine.generate(request, slot, session=_opaque(session))) as events:
             async for event in events:
                 match event:
                     case Prefill():
-                        growth.cached_tokens = growth.cached_tokens if so_far else event.cached
+                        growth.cached_tokens = (
+                            growth.cached_tokens if so_far else max(0, event.cached - growth.sipped)
+                        )
                     case Tokens():
                         _grow(growth, event, emit)
                     case Done():
                         return _end(growth, event, emit, so_far)
     raise EngineInterrupted("The engine ended the stream without a word.", hint="ask again")
+
+
+async def _sip(growth: Growth, request: CompletionRequest, engine: Engine, slot: Slot) -> None:
+    """Reads the prompt in small steps where a person may come at any time: they wait for one of these at most."""
+    ids, info = request.prompt[:-1], engine.info
+    if not (info.slot_affinity and engine.queue.lately):
+        return
+    before = reusable(slot.ids, ids, rollback=info.rollback)
+    try:
+        await engine.warm(ids, slot, adapter=request.model)
+    finally:
+        growth.sipped += max(0, reusable(slot.ids, ids, rollback=info.rollback) - before)
 
 
 def _grow(growth: Growth, event: Tokens, emit: Emit) -> None:
@@ -206,7 +298,7 @@ def _end(growth: Growth, event: Done, emit: Emit, so_far: int) -> Finished:
     for delta in growth.parser.finish():
         emit(delta)
     growth.completion_tokens = so_far + event.completion_tokens
-    growth.cached_tokens = growth.cached_tokens if so_far else event.cached_tokens
+    growth.cached_tokens = growth.cached_tokens if so_far else max(0, event.cached_tokens - growth.sipped)
     if growth.plan:
         evaluated = max(0, len(growth.plan.ids) - growth.cached_tokens)
         report = replace(growth.plan.report, reused_tokens=growth.cached_tokens, evaluated_tokens=evaluated)

@@ -95,7 +95,8 @@ def inspection(
         entries = (InspectedEntry(None, "system", head.text, None),) if head else ()
         return Inspection(model, entries, None, None, None)
     out = {*report.dropped, *report.compacted, *report.excluded} if report else set()
-    stands = {segment.message_id for segment in report.segments} if report else set()
+    quoted = ("retrieved", "elsewhere")
+    stands = {each.message_id for each in report.segments if each.kind not in quoted} if report else set()
     kept = [row for row in path if row.id not in out or row.id in stands]
     memory = next((m for m in memories if report and m.version == report.memory), None)
     key = next((row.span.key for row in reversed(kept) if row.span), "")

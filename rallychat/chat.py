@@ -3,54 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
 from rallychat import templates
-from rallychat.answering import Growth, generate
 from rallychat.cards import Inspection, inspection
-from rallychat.catalog import ANY, Catalog, Family, Model, Sampling, starting
-from rallychat.contexts import AS_EVER, Asked, Contexts, Wish
-from rallychat.errors import Conflict, EngineInterrupted, InvalidRequest
+from rallychat.catalog import ANY, Catalog, Model, Sampling, starting
+from rallychat.errors import Conflict, InvalidRequest
+from rallychat.following import follow, is_made
 from rallychat.idle import Idle, Voices
-from rallychat.latency import Latencies
-from rallychat.messages import Event, Failed, Finished, Message, TextDelta
-from rallychat.metrics import Metrics
+from rallychat.messages import Finished, Message
 from rallychat.parsing import AnswerParser
-from rallychat.planning import Plan, leading_system, plan_ids, plan_messages, plan_text, tokens_of
+from rallychat.planning import Plan, leading_system
 from rallychat.pool import Engine, Priority
-from rallychat.prompts import Rendered
-from rallychat.recording import Recorder
-from rallychat.runs import Emit, End, Run, Runs
+from rallychat.retention import emptying_trash
+from rallychat.runs import Emit, End, Run
 from rallychat.settings import Settings
-from rallychat.shelf import Shelf
 from rallychat.sources import resolve, weights_path
+from rallychat.stateless import Stateless, default_system
 from rallychat.store import Conversation, ConversationStore, StoredMessage
-from rallychat.texts import checked, encodable, title_of
+from rallychat.texts import checked, title_of
 from rallychat.unset import UNSET, Unset
+from rallychat.wishes import AS_EVER, Wish
 
-Planner = Callable[[Engine], Awaitable[Plan]]
 
-
-class ChatService(Shelf):
+class ChatService(Stateless):
     """Conversations with open models. Made by `open`, which frees everything at its end."""
 
     def __init__(self, settings: Settings, catalog: Catalog, store: ConversationStore) -> None:
-        super().__init__(settings, catalog)
-        self.store = store
-        self.notes: tuple[str, ...] = ()
-        self.metrics = Metrics(self.pool)
-        self._latencies = Latencies(settings)
-        self.contexts = Contexts(settings, catalog, store, latency=self._latencies.limit)
-        self._recorder = Recorder(store, self.pool)
-        self.runs = Runs(self._recorder.save)
+        super().__init__(settings, catalog, store)
         voices = Voices(
             resolve=self.resolve,
             family=lambda model: self.catalog.family(model),
             summaries=self.summary_sampling,
             max_tokens=self._max_tokens,
-            answering=lambda conversation_id: self.runs.of_conversation(conversation_id) is not None,
+            compacted=self.metrics.compacted,
+            said=self.runs.said,
         )
         self.idle = Idle(settings, store, self.pool, self.contexts, self._latencies, voices)
 
@@ -69,6 +58,7 @@ class ChatService(Shelf):
             service = cls(begin.settings, begin.catalog, store)
             service.notes = begin.notes
             stack.push_async_callback(service.aclose)
+            await stack.enter_async_context(emptying_trash(store, days=service.settings.trash_days))
             yield service
 
     async def aclose(self) -> None:
@@ -135,20 +125,65 @@ class ChatService(Shelf):
         if row.finish_reason == "stop":
             raise Conflict("This answer is complete.", hint="ask for more in a message of your own")
         conversation = await self.free_conversation(row.conversation_id)
-        model = self.resolve(row.model or conversation.model)
-        answer = await self.store.resume(row.id)
+        model = self.talked_to(row.model or conversation.model)
+        answer = await self.store.answers.resume(row.id, alone=True)
         return await self.run_answer(conversation, answer, None, model, sampling)
+
+    async def erase_user(self, user_id: str) -> None:
+        """Ends a user's answers, and deletes them with everything of theirs, for good.
+
+        Raises:
+            NotFound: there is no such user. Conflict: others would be left without an admin.
+        """
+        await self.runs.stop_all_of(user_id)
+        await self.accounts.erase(user_id)
 
     async def stop(self, run_id: str) -> End:
         """Stops one answer, within one step of its engine. What had arrived is kept."""
         return await self.runs.get(run_id).stop()
 
-    async def free_conversation(self, conversation_id: str) -> Conversation:
-        """A conversation that can be answered in. Raises Conflict while it is answering."""
+    async def free_conversation(self, conversation_id: str, *, admitted: bool = False) -> Conversation:
+        """A conversation that can be answered in; `admitted`: whether who asks may begin is looked at elsewhere.
+
+        Raises:
+            Conflict: it is answering. Stopping, Limited: see `admit`.
+        """
+        if admitted:
+            self.runs.admit()
+        else:
+            await self.admit()
         conversation = await self.store.get(conversation_id)
-        if self.runs.of_conversation(conversation_id) is not None:
+        run = await self.answering(conversation)
+        if run is not None and (run.made_here or await is_made(self.store, run.message_id)):
             raise Conflict("This conversation is still answering.", hint="stop it or wait for its end")
         return conversation
+
+    async def admit(self) -> None:
+        """Call before anything of a new answer is stored.
+
+        Raises:
+            Stopping: the server is being stopped. Limited: whoever asks has had what they may take.
+        """
+        self.runs.admit()
+        await self.allowances.take()
+
+    async def answering(self, conversation: Conversation) -> Run | None:
+        """The answer that is growing in a conversation, be it made here or by another process."""
+        if (run := self.runs.of_conversation(conversation.id)) is not None or conversation.answering is None:
+            return run
+        return await self.follow(conversation.answering, conversation_id=conversation.id)
+
+    async def follow(self, message_id: str, *, conversation_id: str = "") -> Run | None:
+        """The run that is making an answer, here or in another process; None if nobody is."""
+        if (run := self.runs.of_message(message_id)) is not None:
+            return run
+        found = await follow(self.store, message_id, conversation_id=conversation_id)
+        if found is None:
+            return None
+        if (run := self.runs.of_message(message_id)) is not None:  # somebody else was quicker
+            await found.stop("interrupted")
+            return run
+        return self.runs.start(found)
 
     def _max_tokens(self, conversation: Conversation) -> int | None:
         return self.sampling(self.resolve(conversation.model), conversation.sampling).max_tokens
@@ -169,9 +204,9 @@ class ChatService(Shelf):
         sampling: Sampling,
         wish: Wish = AS_EVER,
     ) -> Run:
-        chosen = self.resolve(model or conversation.model)
-        said, answer = await self.store.begin(
-            conversation.id, parent_id=parent_id, user=user, model=chosen.id
+        chosen = self.talked_to(model or conversation.model)
+        said, answer = await self.store.answers.begin(
+            conversation.id, parent_id=parent_id, user=user, model=chosen.id, alone=True
         )
         return await self.run_answer(conversation, answer, said, chosen, sampling, wish=wish)
 
@@ -186,11 +221,18 @@ class ChatService(Shelf):
         wish: Wish = AS_EVER,
         priority: Priority = Priority.CHAT,
         aside: bool = False,
+        patience: float | None = None,
     ) -> Run:
-        """Makes a stored answer that is marked as running; `aside`: the conversation does not wait for it."""
+        """Makes a stored answer that is marked as running.
+
+        Args:
+            aside: the conversation does not wait for it.
+            patience: seconds within which its turn must come.
+        """
         family = self.catalog.family(model)
         chosen = self.sampling(model, sampling.over(conversation.sampling))
         growth = self._recorder.open(answer, AnswerParser(family.reasoning, resume=answer.parts))
+        growth.give_up_after(patience)
 
         async def plan(engine: Engine) -> Plan:
             return await self.contexts.plan(
@@ -203,10 +245,11 @@ class ChatService(Shelf):
             )
 
         async def produce(emit: Emit) -> Finished:
-            tell = self._recorder.telling(answer, emit)
+            tell = self.idle.watching(conversation.id, self._recorder.telling(answer, emit))
             return await self._produce(growth, model, chosen, plan, conversation.id, tell, priority=priority)
 
         self.idle.leave(conversation.id)
+        self.idle.asked(conversation, model, chosen.max_tokens, wish)
         run = self.runs.start(
             Run(
                 produce,
@@ -220,146 +263,6 @@ class ChatService(Shelf):
         run.on_end(lambda _: self.idle.answered(conversation.id))
         return run
 
-    async def _produce(
-        self,
-        growth: Growth,
-        model: Model,
-        sampling: Sampling,
-        plan: Planner,
-        session: str,
-        emit: Emit,
-        *,
-        priority: Priority = Priority.CHAT,
-    ) -> Finished:
-        with self.metrics.answer(model.id, growth) as outcome:
-            engine = await self.pool.open(model, emit)
-            self._latencies.opened(model.id, engine)
-            end = await generate(
-                growth,
-                engine=engine,
-                plan=lambda: plan(engine),
-                family=self.catalog.family(model),
-                sampling=sampling,
-                emit=emit,
-                session=session,
-                priority=priority,
-                adapter=model.adapter,
-            )
-            outcome.reason = end.reason
-        return end
-
-    # --- stateless ----------------------------------------------------------------------------------------
-
-    async def complete(
-        self,
-        messages: Sequence[Message],
-        *,
-        model: str | None = None,
-        sampling: Sampling = ANY,
-        priority: Priority = Priority.CHAT,
-        context: Asked | None = None,
-    ) -> AsyncGenerator[Event, None]:
-        """Answers `messages` without storing anything. Closing the generator stops the answer.
-
-        What does not fit is an error, unless `context` names a strategy. The last event is `Finished` or `Failed`.
-        """
-        if not messages:
-            raise InvalidRequest("There are no messages.", param="messages")
-        for message in messages:
-            encodable(message.text)
-        chosen = self.resolve(model)
-        family = self.catalog.family(chosen)
-        merged = self.sampling(chosen, sampling)
-
-        async def plan(engine: Engine) -> Plan:
-            if context is not None:
-                return await self.contexts.plan_unstored(
-                    messages, context, model=chosen, engine=engine, max_tokens=sampling.max_tokens
-                )
-            return await plan_messages(
-                _with_default_system(messages, _default_system(chosen, family)),
-                template=templates.of_engine(chosen, family, engine.info),
-                client=engine.client,
-                window=engine.info.window,
-                max_tokens=sampling.max_tokens,
-            )
-
-        growth = Growth(AnswerParser(family.reasoning))
-        async with aclosing(self._stateless(growth, chosen, merged, plan, priority)) as events:
-            async for event in events:
-                yield event
-
-    async def complete_prompt(
-        self,
-        prompt: str | Sequence[int],
-        *,
-        model: str | None = None,
-        sampling: Sampling = ANY,
-        priority: Priority = Priority.CHAT,
-    ) -> AsyncGenerator[Event, None]:
-        """Continues a raw prompt, text or token ids, without a template. Closing it stops the answer."""
-        chosen = self.resolve(model)
-        if isinstance(prompt, str):
-            encodable(prompt)
-
-        async def plan(engine: Engine) -> Plan:
-            window, limit = engine.info.window, sampling.max_tokens
-            if isinstance(prompt, str):
-                return await plan_text(prompt, client=engine.client, window=window, max_tokens=limit)
-            return plan_ids(prompt, window=window, max_tokens=limit)
-
-        merged = sampling.over(Sampling(stop=())).over(self.sampling(chosen, Sampling()))
-        growth = Growth(AnswerParser(None))
-        async with aclosing(self._stateless(growth, chosen, merged, plan, priority)) as events:
-            async for event in events:
-                yield event
-
-    async def _stateless(
-        self, growth: Growth, model: Model, sampling: Sampling, plan: Planner, priority: Priority
-    ) -> AsyncGenerator[Event, None]:
-        async def conclude(end: End) -> End:
-            return growth.closed(end)
-
-        produce = partial(self._produce, growth, model, sampling, plan, "", priority=priority)
-        run = self.runs.start(Run(produce, conclude))
-        try:
-            async with aclosing(run.attach()) as events:
-                async for event in events:
-                    yield event
-        finally:
-            await run.stop()
-
-    async def ask(self, text: str, *, model: str | None = None, sampling: Sampling = ANY) -> str:
-        """One question, one answer, nothing stored.
-
-        Raises:
-            RallyChatError: the answer could not be made.
-        """
-        said: list[str] = []
-        async with aclosing(
-            self.complete([Message.of("user", text)], model=model, sampling=sampling)
-        ) as events:
-            async for event in events:
-                if isinstance(event, TextDelta):
-                    said.append(event.text)
-                elif isinstance(event, Failed):
-                    raise EngineInterrupted(event.message, hint=event.hint)
-        return "".join(said)
-
-    # --- prompts ------------------------------------------------------------------------------------------
-
-    async def render(self, messages: Sequence[Message], *, model: str | None = None) -> Rendered:
-        """The exact prompt the model would see; needs no engine, only the weights' header if that has the template."""
-        chosen = self.resolve(model)
-        family = self.catalog.family(chosen)
-        template = await templates.of_model(chosen, family, weights_path(chosen, self.settings), self.pool)
-        return template.render(_with_default_system(messages, _default_system(chosen, family)))
-
-    async def tokens(self, rendered: Rendered, *, model: str | None = None) -> list[int]:
-        """The token ids of a rendered prompt, as the engine gets them."""
-        engine = await self.pool.open(self.resolve(model))
-        return [token for chunk in await tokens_of(rendered, engine.client) for token in chunk]
-
     async def inspect(self, conversation_id: str) -> Inspection:
         """What the model saw for the newest answer of the current branch."""
         conversation = await self.store.get(conversation_id)
@@ -371,7 +274,7 @@ class ChatService(Shelf):
         template = await templates.of_model(model, family, weights_path(model, self.settings), self.pool)
         system, path = leading_system(conversation.system, path)
         memories = await self.contexts.memories(conversation_id)
-        return inspection(model, system or _default_system(model, family), path, template, memories)
+        return inspection(model, system or default_system(model, family), path, template, memories)
 
 
 def begin_with(settings: Settings) -> starting.Start:
@@ -382,12 +285,3 @@ def begin_with(settings: Settings) -> starting.Start:
         return resolve(name, catalog, settings, family=settings.family, base=base)
 
     return starting.start(settings, catalog, find)
-
-
-def _default_system(model: Model, family: Family) -> str:
-    return model.system if model.system is not None else family.default_system
-
-
-def _with_default_system(messages: Sequence[Message], system: str) -> list[Message]:
-    has_one = not system or any(message.role == "system" for message in messages)
-    return list(messages) if has_one else [Message.of("system", system), *messages]

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rallychat.catalog import Catalog, Model
 from rallychat.catalog.types import SamplingFacts
@@ -23,6 +23,8 @@ from rallychat.settings import Settings
 log = logging.getLogger(__name__)
 
 FILE = "choices.json"
+MOST_ASKED = 4000
+"""Characters of what a model is asked for a summary."""
 
 
 class Choice(BaseModel):
@@ -33,6 +35,8 @@ class Choice(BaseModel):
     sampling: SamplingFacts = SamplingFacts()
     summary: SamplingFacts = SamplingFacts()
     """The same for summaries of the conversation."""
+    summary_prompt: str = Field("", max_length=MOST_ASKED)
+    """What the model is asked for a summary; empty: as the settings say."""
     engine: Literal["auto", "llamacpp", "transformers"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantize: Literal["auto", "none", "int8", "int4"] = "auto"

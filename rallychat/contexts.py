@@ -6,9 +6,8 @@ and for what to do with it in idle time.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 
@@ -16,60 +15,26 @@ from rallychat import templates
 from rallychat.catalog import Catalog, Model
 from rallychat.catalog.sizing import parameter_count
 from rallychat.context.strategies import strategy_named
-from rallychat.context.types import Budget, Compaction, Memory, Strategy, answer_reserve
+from rallychat.context.types import Budget, Compaction, Memory, Pace, Strategy, answer_reserve
 from rallychat.errors import InvalidRequest, NotFound
 from rallychat.messages import Message, Text
 from rallychat.planning import Plan, Voice, leading_system, plan_turn, turns_of
 from rallychat.pool import Engine
+from rallychat.recall import Recall, searched
+from rallychat.recent import Recent
 from rallychat.settings import Settings
 from rallychat.store import Conversation, ConversationStore, StoredMessage
 from rallychat.store.contexts import newest
-from rallychat.store.search import found
 from rallychat.store.types import Mark
+from rallychat.wishes import AS_EVER, Asked, Wish
 
 REMEMBERED = 256
 """Conversations whose last prompt is kept, to tell where the next one leaves it."""
 SAFETY = 0.01
 """Share of the window kept free for what counting cannot know."""
 
-_UNDATED = datetime.min.replace(tzinfo=UTC)
-"""Of messages that came without a date; quotes of them bear none."""
-Latency = Callable[[str], tuple[int, str] | None]
-"""Of a model: the prompt length up to which it answers as fast as at first here, and how that is known."""
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """How a request that stores nothing wants its context kept. Messages are named by their index.
-
-    Args:
-        strategy: its name.
-        budget: most tokens of the prompt; None: what the window allows.
-    """
-
-    strategy: str
-    budget: int | None = None
-    pin: tuple[int, ...] = ()
-    exclude: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """How one answer of a conversation wants its context kept, in place of what holds there. Messages by id."""
-
-    strategy: str | None = None
-    budget: int | None = None
-    pin: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-
-    def marked(self, row: StoredMessage) -> StoredMessage:
-        """The message with the mark that it has for this answer."""
-        mark: Mark | None = "exclude" if row.id in self.exclude else "pin" if row.id in self.pin else row.mark
-        return row if mark == row.mark else replace(row, mark=mark)
-
-
-AS_EVER = Wish()
-"""As the conversation has it."""
+Latency = Callable[[str], Pace | None]
+"""How fast a model reads on this machine, if it was measured."""
 
 
 class Contexts:
@@ -77,6 +42,7 @@ class Contexts:
 
     Args:
         latency: asked for a budget by measured speed; see `Latency`.
+        summary_prompt: what somebody chose to ask a model for a summary, by its id; empty: as the settings say.
     """
 
     def __init__(
@@ -86,13 +52,16 @@ class Contexts:
         store: ConversationStore,
         *,
         latency: Latency = lambda _model: None,
+        summary_prompt: Callable[[str], str] = lambda _model: "",
     ) -> None:
         self._settings = settings
         self._catalog = catalog
         self._store = store
         self.latency = latency
-        self._last: OrderedDict[str, list[int]] = OrderedDict()
-        self._background: dict[str, float] = {}
+        self._summary_prompt = summary_prompt
+        self._recall = Recall(settings, store)
+        self._last: Recent[str, list[int]] = Recent(REMEMBERED)
+        self._background: Recent[str, float] = Recent(REMEMBERED)
 
     # --- prompts ------------------------------------------------------------------------------------------
 
@@ -117,19 +86,22 @@ class Contexts:
                 "This message is excluded, so it cannot be answered.", hint="include it again"
             )
         voice, path = self._voice(conversation, path, model, engine)
+        said = (wish.elsewhere, conversation.elsewhere, self._settings.elsewhere)
+        elsewhere = next(each for each in said if each is not None)
         plan = await plan_turn(
             path,
             voice=voice,
             strategy=self.strategy(conversation, model, wish.strategy),
             budget=self.budget(conversation, model, engine, max_tokens, asked=wish.budget),
             memory=await self.memory(conversation.id, path),
-            search=partial(self._store.contexts.search, conversation_id=conversation.id),
+            search=partial(self._recall.search, conversation.id),
+            elsewhere=partial(self._recall.elsewhere, conversation.id) if elsewhere else None,
             previous=self._last.get(conversation.id),
         )
         if plan.fresh is not None:
             stored = await self._store.contexts.remember(conversation.id, plan.fresh)
             plan = replace(plan, report=replace(plan.report, memory=stored.version))
-        self._keep(conversation.id, plan.ids)
+        self._last[conversation.id] = plan.ids
         spent = self._background.pop(conversation.id, 0.0)
         return replace(plan, report=replace(plan.report, background_ms=round(spent, 1))) if spent else plan
 
@@ -143,20 +115,16 @@ class Contexts:
         max_tokens: int | None = None,
     ) -> Plan:
         """The prompt of a request that stores nothing and names a strategy; its report names messages by index."""
-        rows = [_row(index, message, asked) for index, message in enumerate(messages)]
+        rows = [asked.row(index, message) for index, message in enumerate(messages)]
         if rows[-1].mark == "exclude":
             raise InvalidRequest("The last message cannot be excluded: it is what is asked.", param="exclude")
         voice, path = self._voice(None, rows, model, engine)
-
-        async def search(question: str) -> list[tuple[str, float]]:
-            return found({row.id: row.text for row in path[:-1]}, question)
-
         return await plan_turn(
             path,
             voice=voice,
             strategy=self.strategy(None, model, asked.strategy),
             budget=self.budget(None, model, engine, max_tokens, asked=asked.budget),
-            search=search,
+            search=searched,
         )
 
     def strategy(self, conversation: Conversation | None, model: Model, name: str | None = None) -> Strategy:
@@ -171,7 +139,7 @@ class Contexts:
             chosen or family.context.strategy or "hybrid",
             exchanges=family.context.exchanges,
             parameters=parameter_count(model),
-            ask=self._settings.summary_prompt,
+            ask=self._summary_prompt(model.id) or self._settings.summary_prompt,
         )
 
     def budget(
@@ -185,14 +153,15 @@ class Contexts:
     ) -> Budget:
         """Tokens a prompt may have: the engine's window, what a person asked for, what this machine is fast with."""
         window = engine.info.window
-        limit, why = self.latency(model.id) or (None, "")
+        pace = self.latency(model.id)
         return Budget(
             window=window,
             answer=answer_reserve(window, max_tokens),
             safety=int(window * SAFETY),
             asked=asked or (conversation.budget if conversation else None),
-            latency=limit,
-            latency_why=why,
+            latency=pace.limit if pace else None,
+            latency_why=pace.why if pace else "",
+            reading=pace.reading if pace else None,
         )
 
     def _voice(
@@ -204,12 +173,6 @@ class Contexts:
         system = asked or (model.system if model.system is not None else family.default_system)
         return Voice(system, template, (model.id, template.source), engine.client), rest
 
-    def _keep(self, conversation_id: str, ids: list[int]) -> None:
-        self._last[conversation_id] = ids
-        self._last.move_to_end(conversation_id)
-        while len(self._last) > REMEMBERED:
-            self._last.popitem(last=False)
-
     # --- idle time ----------------------------------------------------------------------------------------
 
     async def ahead(
@@ -219,44 +182,79 @@ class Contexts:
         model: Model,
         engine: Engine,
         max_tokens: int | None = None,
+        wish: Wish = AS_EVER,
         memory: Memory | None = None,
         ask: str = "",
+        growing: str | None = None,
     ) -> Plan:
         """What the next prompt will begin with, to be evaluated before it is asked for. Nothing is stored.
 
         Args:
             max_tokens: of the next answer, as for `plan`: the budget depends on it.
+            wish: of the next answer, as far as is known: that of the one before.
             memory: as if this were the conversation's memory already; warm the result, then `commit` it.
             ask: said to the model after the newest answer: a summary, a title. All before it is cached, and
                 what it answers is for `Compaction.check` or the title; it enters no conversation.
+            growing: what the newest answer, which is not complete, says so far.
         """
-        path = await self._store.path(conversation.id)
+        path = [wish.marked(row) for row in await self._store.path(conversation.id)]
+        strategy = self.strategy(conversation, model, wish.strategy)
+        if not ask and growing is None and strategy.retrieves:
+            await self._recall.keep(conversation.id, turns_of(path))
+        if growing is not None:
+            said = [replace(path[-1], parts=(Text(growing),), span=None)] if growing else []
+            path = [*path[:-1], *said]
         if ask:
             path = [*path, _question(path[-1], ask)]
         voice, path = self._voice(conversation, path, model, engine)
         return await plan_turn(
             path,
             voice=voice,
-            strategy=self.strategy(conversation, model),
-            budget=self.budget(conversation, model, engine, max_tokens),
+            strategy=strategy,
+            budget=self.budget(conversation, model, engine, max_tokens, asked=wish.budget),
             memory=memory or await self.memory(conversation.id, path),
         )
 
     async def due(
-        self, conversation: Conversation, *, model: Model, engine: Engine, max_tokens: int | None = None
+        self,
+        conversation: Conversation,
+        *,
+        model: Model,
+        engine: Engine,
+        max_tokens: int | None = None,
+        wish: Wish = AS_EVER,
+        tip: str | None = None,
     ) -> Compaction | None:
-        """What is to be compacted now that the newest answer is there; None while the prompt is short enough."""
-        path = await self._store.path(conversation.id)
+        """What is to be compacted now that an answer is there (the newest, or `tip`); None if nothing is too long."""
+        path = [
+            wish.marked(row)
+            for row in await self._store.path(conversation.id, tip=tip or conversation.tip_id)
+        ]
         if not path or path[-1].role != "assistant" or path[-1].status == "running":
             return None
         voice, path = self._voice(conversation, path, model, engine)
         known = await self._store.contexts.memories(conversation.id)
         ids = [row.id for row in path]
         memory = newest(known, ids)
-        budget = replace(self.budget(conversation, model, engine, max_tokens), fixed=len(voice.system) // 4)
-        found = self.strategy(conversation, model).compact(turns_of(path), memory, budget)
+        budget = self.budget(conversation, model, engine, max_tokens, asked=wish.budget)
+        budget = replace(budget, fixed=len(voice.system) // 4)
+        found = self.strategy(conversation, model, wish.strategy).compact(turns_of(path), memory, budget)
         undone = {m.until for m in known if not m.active}
         return None if found is None or found.until in undone else found
+
+    async def basis(
+        self, conversation_id: str, until: str, *, wish: Wish = AS_EVER
+    ) -> tuple[object, ...] | None:
+        """What a memory up to `until` is made of; None where that is not in view. While it stands the memory does."""
+        conversation = await self._store.get(conversation_id)
+        path = [(row.id, wish.marked(row).mark) for row in await self._store.path(conversation_id)]
+        at = next((index for index, (row, _) in enumerate(path) if row == until), None)
+        if at is None:
+            return None
+        memories = await self._store.contexts.memories(conversation_id)
+        versions = ((memory.version, memory.active) for memory in memories)
+        kept = (wish.strategy or conversation.strategy, wish.budget or conversation.budget)
+        return *kept, conversation.model, *path[: at + 1], *versions
 
     async def commit(self, conversation_id: str, memory: Memory, *, took_ms: float = 0.0) -> Memory:
         """Swaps the memory in: the next prompt has it. Call it when that prompt's beginning is warm.
@@ -326,26 +324,9 @@ class Contexts:
             raise InvalidRequest("A budget is at least 64 tokens.", param="budget")
         return await self._store.update(conversation_id, budget=budget)
 
-
-def _row(index: int, message: Message, asked: Asked) -> StoredMessage:
-    """A message of a request, as if it were stored."""
-    return StoredMessage(
-        id=str(index),
-        conversation_id="",
-        parent_id=None,
-        role=message.role,
-        parts=message.parts,
-        model=None,
-        status="complete",
-        finish_reason=None,
-        error=None,
-        usage=None,
-        timings=None,
-        report=None,
-        span=None,
-        created_at=_UNDATED,
-        mark="exclude" if index in asked.exclude else "pin" if index in asked.pin else None,
-    )
+    async def set_elsewhere(self, conversation_id: str, wanted: bool | None) -> Conversation:
+        """Whether this conversation quotes the person's others from now on; None: as the server is set."""
+        return await self._store.update(conversation_id, elsewhere=wanted)
 
 
 def _question(after: StoredMessage, text: str) -> StoredMessage:

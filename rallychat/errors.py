@@ -9,7 +9,15 @@ RallyChatError
 ├── Conflict                the thing exists but is not in a state that allows this
 │   ├── KeyReused           the idempotency key belongs to another request
 │   └── KeyInUse            another process is answering the request of this idempotency key
+├── Forbidden               whoever asks may not do this
+│   └── LoginFailed         name and password do not belong together
+├── StorageFull             a person keeps as many bytes as they may
 ├── Busy                    the queue is full; carries the seconds to wait
+│   ├── Full                the queue is full of other people's requests
+│   ├── Late                its turn does not come within the time a request gave itself
+│   ├── Limited             this user's own limit is reached
+│   ├── Stopping            the server is being stopped and begins nothing new
+│   └── TooManyTries        somebody guesses passwords
 ├── SettingsError           a setting, catalog or model file is wrong; names file and key
 ├── SourceError             weights could not be fetched
 │   ├── NoNetwork           the source cannot be reached
@@ -20,6 +28,7 @@ RallyChatError
 │   ├── Unsupported         what is there cannot be run here, or not safely
 │   └── SourceCancelled     a person called the download off
 ├── StoreError              the conversation database cannot be used
+│   └── StoreUnavailable    the database server cannot be reached at this moment
 └── EngineError             an engine failed
     ├── EngineUnavailable   the engine could not be started, or died too often
     ├── EngineInterrupted   the engine died or hung during this answer
@@ -46,6 +55,11 @@ class RallyChatError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
+
+    @property
+    def sentence(self) -> str:
+        """As a page says it: the hint as a sentence of its own."""
+        return f"{self.message} {self.hint[0].upper()}{self.hint[1:]}." if self.hint else self.message
 
 
 class InvalidRequest(RallyChatError):
@@ -125,6 +139,12 @@ class KeyInUse(Conflict):
     code = "idempotency_key_in_use"
 
 
+class StorageFull(RallyChatError):
+    """What this person keeps would be more than they may."""
+
+    code = "storage_full"
+
+
 class Busy(RallyChatError):
     """The queue is full; try again after `retry_after` seconds."""
 
@@ -133,6 +153,51 @@ class Busy(RallyChatError):
     def __init__(self, message: str, *, retry_after: float, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.retry_after = retry_after
+
+
+class Full(Busy):
+    """The queue is full of other people's requests."""
+
+    code = "service_full"
+
+
+class Late(Busy):
+    """The turn of a request that waits did not come, or cannot come, within the time it gave itself."""
+
+    code = "queue_timeout"
+
+
+class Limited(Busy):
+    """A limit that an admin has set for this user is reached."""
+
+    code = "rate_limit_exceeded"
+
+
+class Stopping(Busy):
+    """The server is being stopped: it ends what it has begun, and begins nothing new."""
+
+    code = "stopping"
+
+    def __init__(self) -> None:
+        super().__init__("The server is stopping.", retry_after=5, hint="ask again in a moment")
+
+
+class TooManyTries(Busy):
+    """Too many failed logins; more are looked at after `retry_after` seconds."""
+
+    code = "too_many_tries"
+
+
+class Forbidden(RallyChatError):
+    """Whoever asks may not do this."""
+
+    code = "forbidden"
+
+
+class LoginFailed(Forbidden):
+    """Name and password do not belong together, or nobody may log in with them."""
+
+    code = "login_failed"
 
 
 class SettingsError(RallyChatError):
@@ -193,6 +258,12 @@ class StoreError(RallyChatError):
     """The conversation database cannot be used."""
 
     code = "store_error"
+
+
+class StoreUnavailable(StoreError):
+    """The database server cannot be reached at this moment; it may be back in a few seconds."""
+
+    code = "store_unavailable"
 
 
 class EngineError(RallyChatError):

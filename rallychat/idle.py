@@ -9,31 +9,39 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from rallychat.answering import FALLBACK, ends_of
 from rallychat.catalog import Family, Model, Sampling
+from rallychat.compacting import Compacting, Scene
 from rallychat.context.types import Compaction, Memory, Refused
 from rallychat.contexts import Contexts
 from rallychat.engines.protocol import CompletionRequest, Done, Tokens
 from rallychat.engines.slots import reusable, shared_prefix
 from rallychat.errors import RallyChatError
+from rallychat.identity import acting_as, current
 from rallychat.latency import Latencies
-from rallychat.messages import Message
+from rallychat.messages import ContextReport, Event, Message, ReasoningDelta, Started, TextDelta
 from rallychat.parsing import AnswerParser
+from rallychat.planning import Plan
 from rallychat.pool import Apart, Crowded, Engine, Pool, Preempted, Priority
+from rallychat.recent import Recent
+from rallychat.riding import Riding
+from rallychat.runs import Emit
 from rallychat.settings import Settings
 from rallychat.store import Conversation, ConversationStore
 from rallychat.texts import title_of
 from rallychat.titles import TITLE_PROMPT, TITLE_TOKENS, checked_title
+from rallychat.wishes import AS_EVER, Wish
 
 log = logging.getLogger(__name__)
 
 REST = 0.3
 """Seconds after an answer before anything begins: who goes on at once is not disturbed."""
+ASKED = 1024
+"""Conversations of which it is remembered what was asked of the newest answer, and that they were named."""
 RECENT = 64
 """Conversations remembered as open, to be warmed again after an engine's restart."""
 
@@ -47,22 +55,20 @@ class Voices:
     summaries: Callable[[Model], Sampling]
     max_tokens: Callable[[Conversation], int | None]
     """Of its next answer."""
-    answering: Callable[[str], bool]
-    """An answer is growing in this conversation."""
+    compacted: Callable[[str], None]
+    """Older turns became a memory, for the model of this id."""
+    said: Callable[[str], str | None]
+    """What the growing answer of a conversation says so far; None: none grows."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Scene:
-    """A conversation whose newest answer is there, and the loaded engine that will answer next."""
+class _Asked:
+    """What was asked of a conversation's newest answer: the model, whichever the conversation's own was then."""
 
-    conversation: Conversation
-    model: Model
-    engine: Engine
+    model: str
+    instead_of: str | None
     max_tokens: int | None
-
-    @property
-    def session(self) -> str:
-        return self.conversation.id
+    wish: Wish
 
 
 class Idle:
@@ -84,9 +90,11 @@ class Idle:
         self._latencies = latencies
         self._voices = voices
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._recent: OrderedDict[str, str] = OrderedDict()
-        self._written: dict[str, tuple[Compaction, Memory]] = {}
-        self._named: set[str] = set()
+        self._recent: Recent[str, tuple[str, str]] = Recent(RECENT)
+        self._compacting = Compacting(contexts, voices.compacted)
+        self._riding = Riding(store, contexts, self._compacting, voices.said)
+        self._named: Recent[str, None] = Recent(ASKED)
+        self._asked_for: Recent[str, _Asked] = Recent(ASKED)
         self._closed = False
         pool.came_back = self._came_back
 
@@ -96,17 +104,37 @@ class Idle:
         if task is not None:
             task.cancel()
 
+    def asked(
+        self, conversation: Conversation, model: Model, max_tokens: int | None, wish: Wish = AS_EVER
+    ) -> None:
+        """This model, so long an answer and a context so kept are asked for, and likely will be again: the next
+        prompt depends on them."""
+        self._asked_for[conversation.id] = _Asked(model.id, conversation.model, max_tokens, wish)
+
     def answered(self, conversation_id: str) -> None:
         """An answer has ended: there may be time."""
         self.leave(conversation_id)
-        self._start(conversation_id, rest=REST)
+        self._start(conversation_id, self._work(conversation_id, REST))
+
+    def watching(self, conversation_id: str, emit: Emit) -> Emit:
+        """`emit` of an answer; once that begins to be told, what no idle time came for is done beside it."""
+        reports: list[ContextReport] = []
+
+        def tell(event: Event) -> None:
+            emit(event)
+            if isinstance(event, Started) and event.report is not None:
+                reports[:] = [event.report] if event.report.prompt_tokens > event.report.high_mark else []
+            elif isinstance(event, TextDelta | ReasoningDelta) and reports:
+                self._start(conversation_id, self._ride(conversation_id, reports.pop()))
+
+        return tell
 
     def opened(self, conversation_id: str) -> None:
         """Somebody looks at this conversation, and is likely to say something."""
         for engine in self._pool.engines():
             engine.queue.touch(conversation_id)
         if conversation_id not in self._tasks:
-            self._start(conversation_id)
+            self._start(conversation_id, self._work(conversation_id, 0.0))
 
     async def settled(self) -> None:
         """Waits until there is nothing left to do."""
@@ -122,15 +150,22 @@ class Idle:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _came_back(self, engine: Engine) -> None:
-        mine = [one for one, model in self._recent.items() if model == engine.spec.model]
-        for conversation_id in reversed(mine[-engine.spec.slots :]):
+        mine = [(one, user) for one, (model, user) in self._recent.items() if model == engine.spec.model]
+        for conversation_id, user in reversed(mine[-engine.spec.slots :]):
             if conversation_id not in self._tasks:
-                self._start(conversation_id)
+                self._start(conversation_id, self._work(conversation_id, 0.0), user=user)
 
-    def _start(self, conversation_id: str, *, rest: float = 0.0) -> None:
+    def _start(
+        self, conversation_id: str, work: Coroutine[None, None, None], *, user: str | None = None
+    ) -> None:
+        """Begins the work for the user it is for: who asks now, if none is given."""
         if self._closed:
+            work.close()
             return
-        task = asyncio.create_task(self._work(conversation_id, rest), name=f"idle {conversation_id}")
+        with acting_as(
+            user or current().id
+        ):  # the task keeps it; what the request was allowed to do is left out
+            task = asyncio.create_task(work, name=f"idle {conversation_id}")
         self._tasks[conversation_id] = task
 
         def ended(done: asyncio.Task[None]) -> None:
@@ -142,10 +177,11 @@ class Idle:
     # --- one conversation ---------------------------------------------------------------------------------
 
     async def _work(self, conversation_id: str, rest: float) -> None:
+        since = time.monotonic()
         await asyncio.sleep(rest)
         for step in (self._warm, self._compact, self._title, self._measure):
             try:
-                if not await self._tried(step, conversation_id):
+                if not await self._tried(step, conversation_id, since):
                     return
             except RallyChatError as exc:  # deleted, unloaded, or the engine died: another time
                 log.info("nothing was prepared for conversation %s: %s", conversation_id, exc)
@@ -154,12 +190,30 @@ class Idle:
                 log.exception("preparing conversation %s failed", conversation_id)
                 return
 
-    async def _tried(self, step: Callable[[_Scene], Awaitable[None]], conversation_id: str) -> bool:
+    async def _ride(self, conversation_id: str, report: ContextReport) -> None:
+        """Beside the growing answer."""
+        try:
+            scene = await self._scene(conversation_id, time.monotonic(), growing=True)
+            if scene is not None:
+                await self._riding.ride(scene, report)
+        except Crowded:
+            pass  # idle time may come, or room is made at once when the prompt is too long
+        except RallyChatError as exc:
+            log.info("no room was made beside an answer in conversation %s: %s", conversation_id, exc)
+        except Exception:
+            log.exception("making room beside an answer in conversation %s failed", conversation_id)
+
+    async def _tried(
+        self, step: Callable[[Scene], Awaitable[None]], conversation_id: str, since: float
+    ) -> bool:
         """The step, as often as it has to make way; False where there is nothing to prepare for."""
         while True:
-            scene = await self._scene(conversation_id)
+            scene = await self._scene(conversation_id, since)
             if scene is None:
                 return False
+            if scene.engine.queue.people:  # planning, too, takes time from those who are served
+                await scene.engine.queue.calm()
+                continue
             try:
                 await step(scene)
             except Preempted:
@@ -168,98 +222,95 @@ class Idle:
                 pass  # every cache is worth more than this
             return True
 
-    async def _scene(self, conversation_id: str) -> _Scene | None:
+    async def _scene(self, conversation_id: str, since: float, *, growing: bool = False) -> Scene | None:
+        """The conversation, seen last at `since`, if its newest answer is there, or is `growing`."""
         conversation = await self._store.get(conversation_id)
-        if conversation.tip_id is None or self._voices.answering(conversation_id):
+        if conversation.tip_id is None or (self._voices.said(conversation_id) is not None) is not growing:
             return None
         tip = await self._store.message(conversation.tip_id)
-        model = self._voices.resolve(conversation.model)
+        known = self._asked_for.get(conversation_id)
+        again = known if known is not None and known.instead_of == conversation.model else conversation
+        model = self._voices.resolve(again.model)
         engine = self._pool.find(model.id)
-        if (tip.role, tip.status) != ("assistant", "complete") or engine is None or engine.state != "loaded":
+        expected = ("assistant", "running" if growing else "complete")
+        if (tip.role, tip.status) != expected or engine is None or engine.state != "loaded":
             return None
         self._latencies.opened(model.id, engine)
-        self._recent[conversation_id] = model.engine_id
-        self._recent.move_to_end(conversation_id)
-        while len(self._recent) > RECENT:
-            self._recent.popitem(last=False)
+        self._recent[conversation_id] = (model.engine_id, current().id)
         if not engine.info.slot_affinity:
             return None
-        return _Scene(conversation, model, engine, self._voices.max_tokens(conversation))
+        most, wish = (
+            (known.max_tokens, known.wish) if known else (self._voices.max_tokens(conversation), AS_EVER)
+        )
+        return Scene(conversation, model, engine, most, since, wish)
 
-    async def _prefix(self, scene: _Scene, memory: Memory | None = None) -> list[int]:
-        """What the next prompt begins with, whatever is said: what two different questions have in common."""
+    async def _prefix(self, scene: Scene, memory: Memory | None = None) -> list[int]:
+        """What the next prompt begins with, whatever is said: what two different questions have in common.
+
+        Nothing, where room would have to be made for it: that is what compaction is for.
+        """
         one, other = await self._ahead(scene, "A", memory), await self._ahead(scene, "9", memory)
-        return one[: shared_prefix(one, other)]
+        if one.fresh is not None:
+            return []
+        return one.ids[: shared_prefix(one.ids, other.ids)]
 
-    async def _ahead(self, scene: _Scene, ask: str, memory: Memory | None = None) -> list[int]:
-        plan = await self._contexts.ahead(
+    async def _ahead(self, scene: Scene, ask: str, memory: Memory | None = None) -> Plan:
+        return await self._contexts.ahead(
             scene.conversation,
             model=scene.model,
             engine=scene.engine,
             max_tokens=scene.max_tokens,
+            wish=scene.wish,
             memory=memory,
             ask=ask,
         )
-        return plan.ids
 
     # --- steps --------------------------------------------------------------------------------------------
 
-    async def _warm(self, scene: _Scene) -> None:
+    async def _warm(self, scene: Scene) -> None:
         """The template ends a turn with tokens that the model did not say; an evicted cache is missing whole."""
         ids = await self._prefix(scene)
+        if not ids:
+            return
         home, rollback = scene.engine.queue.home(scene.session), scene.engine.info.rollback
         if home is not None and reusable(home.ids, ids, rollback=rollback) == len(ids):
             return
-        async with scene.engine.slot(ids, priority=Priority.WARMING, session=scene.session) as slot:
-            async with self._counted(scene):
+        async with scene.slot(ids, Priority.WARMING) as slot:
+            async with self._compacting.counted(scene):
                 await scene.engine.warm(ids, slot, adapter=scene.model.adapter)
 
-    async def _compact(self, scene: _Scene) -> None:
+    async def _compact(self, scene: Scene) -> None:
         """Older turns become memory. The prompt is swapped when the new one is warm; until then the old one holds.
 
         Where no other slot can be had without harm, the conversation's own is used and the swap comes first.
         """
-        due = await self._due(scene)
-        if due is None:
+        making = await self._compacting.begun(scene)
+        if making is None:
             return
-        memory = await self._memory(scene, due)
-        ids = await self._prefix(scene, memory)
+        if making.memory is None:
+            making.memory = await self._memory(scene, making.due)
+        ids = await self._prefix(scene, making.memory)
+        if not ids:
+            return
         queue = scene.engine.queue
         home = queue.home(scene.session)
-        asked = scene.engine.slot(ids, priority=Priority.COMPACTION, session=scene.session, apart="rather")
-        async with asked as slot:
-            swapped = slot is home
-            if swapped and not await self._swapped(scene, due, memory):
-                return
-            async with self._counted(scene):
-                await scene.engine.warm(ids, slot, adapter=scene.model.adapter)
-            if swapped or await self._swapped(scene, due, memory):
-                queue.settle(scene.session, slot)
+        try:
+            async with scene.slot(ids, Priority.COMPACTION, apart="rather") as slot:
+                swapped = slot is home
+                if swapped and not await self._compacting.swap(scene, making):
+                    return
+                async with self._compacting.counted(scene):
+                    await scene.engine.warm(ids, slot, adapter=scene.model.adapter)
+                if swapped or await self._compacting.swap(scene, making):
+                    queue.settle(scene.session, slot)
+        except Crowded:
+            if (
+                queue.home(scene.session) is None
+            ):  # its next prompt is read anew in any case: let it be a short one
+                await self._compacting.swap(scene, making)
 
-    async def _due(self, scene: _Scene) -> Compaction | None:
-        return await self._contexts.due(
-            scene.conversation, model=scene.model, engine=scene.engine, max_tokens=scene.max_tokens
-        )
-
-    async def _swapped(self, scene: _Scene, due: Compaction, memory: Memory) -> bool:
-        """Commits the memory, unless the conversation has changed under it: then it is dropped."""
-        self._written.pop(scene.session, None)
-        now = await self._scene(scene.session)
-        again = await self._due(now) if now is not None else None
-        if again is None or (again.until, again.rules.text) != (due.until, due.rules.text):
-            log.info("conversation %s has changed: its new memory is dropped", scene.session)
-            return False
-        await self._contexts.commit(scene.session, memory)
-        return True
-
-    async def _memory(self, scene: _Scene, due: Compaction) -> Memory:
+    async def _memory(self, scene: Scene, due: Compaction) -> Memory:
         """What the model writes, asked right after the live prompt; what rules write, where that is no good."""
-        if not due.ask:
-            return due.rules
-        if (known := self._written.get(scene.session)) is not None:
-            before, memory = known
-            if (before.until, before.rules.text) == (due.until, due.rules.text):
-                return memory
         sampling = self._voices.summaries(scene.model)
         try:
             said, ended = await self._asked(scene, due.ask, due.max_tokens, Priority.COMPACTION, sampling)
@@ -269,10 +320,9 @@ class Idle:
         if isinstance(found, Refused):
             log.info("the memory of conversation %s is made by rules: %s", scene.session, found.reason)
             return due.rules
-        self._written[scene.session] = (due, found)
         return found
 
-    async def _title(self, scene: _Scene) -> None:
+    async def _title(self, scene: Scene) -> None:
         """A title instead of the first message's beginning, unless a person gave one."""
         conversation = scene.conversation
         if not self._settings.titles or not conversation.listed or conversation.id in self._named:
@@ -284,23 +334,23 @@ class Idle:
         text, _ = await self._asked(
             scene, TITLE_PROMPT, TITLE_TOKENS, Priority.TITLES, Sampling(temperature=0.0)
         )
-        self._named.add(conversation.id)
+        self._named[conversation.id] = None
         title = checked_title(text, said=" ".join(row.text for row in path))
         if title and (await self._store.get(conversation.id)).title == conversation.title:
             await self._store.update(conversation.id, title=title)
 
-    async def _measure(self, scene: _Scene) -> None:
+    async def _measure(self, scene: Scene) -> None:
         """How fast this machine is with long prompts, once per model."""
         await self._latencies.measure(scene.engine)
 
     async def _asked(
-        self, scene: _Scene, ask: str, max_tokens: int, priority: Priority, sampling: Sampling
+        self, scene: Scene, ask: str, max_tokens: int, priority: Priority, sampling: Sampling
     ) -> tuple[str, bool]:
         """What the model says to `ask` after the newest answer, and whether it came to an end.
 
         An engine that cannot drop the tail of a cache is asked in another slot, or not at all.
         """
-        ids = await self._ahead(scene, ask)
+        ids = (await self._ahead(scene, ask)).ids
         engine, family = scene.engine, self._voices.family(scene.model)
         given = sampling.over(FALLBACK).as_dict() | {
             "max_tokens": min(max_tokens, sampling.max_tokens or max_tokens, engine.info.window - len(ids)),
@@ -310,8 +360,8 @@ class Idle:
         request = CompletionRequest(model=scene.model.adapter or engine.spec.model, prompt=ids, **given)
         parser, ended = AnswerParser(family.reasoning), False
         apart: Apart = "no" if engine.info.rollback else "only"
-        async with engine.slot(ids, priority=priority, session=scene.session, apart=apart) as slot:
-            async with self._counted(scene), aclosing(engine.generate(request, slot)) as events:
+        async with scene.slot(ids, priority, apart=apart) as slot:
+            async with self._compacting.counted(scene), aclosing(engine.generate(request, slot)) as events:
                 await engine.warm(ids[:-1], slot, adapter=scene.model.adapter)
                 async for event in events:
                     if isinstance(event, Tokens):
@@ -320,12 +370,3 @@ class Idle:
                         ended = event.reason == "stop"
         parser.finish()
         return Message("assistant", parser.parts).text, ended
-
-    @asynccontextmanager
-    async def _counted(self, scene: _Scene) -> AsyncIterator[None]:
-        """The time it takes is told in the conversation's next report."""
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self._contexts.spent(scene.session, (time.monotonic() - began) * 1000)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
 
+from rallychat.context.types import Pace
 from rallychat.engines.protocol import CompletionRequest, Piece, WorkerSpec
 from rallychat.pool import Engine, Priority, Slot
 from rallychat.settings import Settings
@@ -46,10 +47,12 @@ def limit_of(points: Sequence[tuple[int, float]], factor: float) -> int | None:
     """
     if not points or points[0][1] < FELT:
         return None
-    most = points[0][1] * factor
+    most = (
+        min(took for _, took in points) * factor
+    )  # a short one is never slower than a long one, but by chance
     for (near, fast), (far, slow) in itertools.pairwise(points):
         if slow > most:
-            return int(near + (far - near) * max(0.0, most - fast) / (slow - fast))
+            return near if fast >= most else int(near + (far - near) * (most - fast) / (slow - fast))
     return None
 
 
@@ -63,19 +66,21 @@ class Latencies:
         self._keys: dict[str, tuple[WorkerSpec, str]] = {}
         self._partly: dict[str, Points] = {}
 
-    def limit(self, model_id: str) -> tuple[int, str] | None:
-        """The prompt length for the high mark, and why; None: not measured, or none is needed."""
+    def pace(self, model_id: str) -> Pace | None:
+        """What follows for the budget of a model; None: it was not measured."""
         factor = self._settings.latency_factor
         _, key = self._keys.get(model_id, (None, ""))
         points = self._known.get(key, [])
-        limit = limit_of(points, factor) if factor else None
-        if limit is None:
+        if not factor or not points:
             return None
+        limit, reading = limit_of(points, factor), points[0][1] / NEW
+        if limit is None:
+            return Pace(reading)
         why = (
             f"on this machine the first token comes within {factor:g} times that after {SHORT} tokens "
             f"({points[0][1]:.0f} ms) up to {limit} tokens"
         )
-        return limit, why
+        return Pace(reading, limit, why)
 
     def opened(self, model_id: str, engine: Engine) -> None:
         """The model runs here, in this way."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -30,6 +31,11 @@ Part = Text | Reasoning
 """One part of a message. Tool calls, tool results and images join this union when they are built."""
 
 
+def text_of(parts: Sequence[Part]) -> str:
+    """All text parts joined, reasoning left out."""
+    return "".join([part.text for part in parts if isinstance(part, Text)])
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One message as a model sees it."""
@@ -44,8 +50,8 @@ class Message:
 
     @property
     def text(self) -> str:
-        """All text parts joined, reasoning left out."""
-        return "".join(part.text for part in self.parts if isinstance(part, Text))
+        """What is said, reasoning left out."""
+        return text_of(self.parts)
 
     @property
     def reasoning(self) -> str:
@@ -91,11 +97,13 @@ class Piece:
 class Segment:
     """A stretch of the prompt: what it is, whose message it is, and its tokens."""
 
-    kind: Literal["system", "user", "assistant", "memory", "retrieved", "generation"]
+    kind: Literal["system", "user", "assistant", "memory", "retrieved", "elsewhere", "generation"]
     message_id: str | None
     tokens: int
     score: float | None = None
-    """Of a retrieved one: how well it fits the question; higher is better."""
+    """Of a quoted one: how well it fits the question; higher is better."""
+    by: Literal["words", "meaning", "both", ""] = ""
+    """Of a quoted one: which search found it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +130,8 @@ class ContextReport:
     excluded: tuple[str, ...] = ()
     pinned: tuple[str, ...] = ()
     retrieved: tuple[str, ...] = ()
+    elsewhere: tuple[str, ...] = ()
+    """Messages of other conversations that are quoted beside the question."""
     why: str = ""
     """What the strategy did, in a sentence."""
     high_mark: int = 0
@@ -137,9 +147,11 @@ class ContextReport:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """Waiting for a slot; `position` 1 is next."""
+    """Waiting for a slot; `position` 1 is next. Also of an answer that was paused, which then goes on."""
 
     position: int
+    seconds: float | None = None
+    """How long it may take, by how long answers took lately."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,17 +7,17 @@ when somebody asks.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from rallychat.answering import Growth
 from rallychat.errors import RallyChatError
-from rallychat.pool import Pool
+from rallychat.pool import Pool, Priority
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -38,11 +38,18 @@ class Metrics:
 
     Args:
         pool: whose engines are looked at when the metrics are read.
+        running: how many answers are being made.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, running: Callable[[], int] = lambda: 0) -> None:
         self.registry = registry = CollectorRegistry()
         registry.register(_Engines(pool))
+        Gauge("rallychat_runs", "Answers being made or waited for.", registry=registry).set_function(running)
+        tasks = Gauge("rallychat_tasks", "Tasks of the server's event loop.", registry=registry)
+        tasks.set_function(lambda: len(asyncio.all_tasks()))
+        self._compactions = Counter(
+            "rallychat_compactions", "Memories of older turns that were made.", ("model",), registry=registry
+        )
         self._answers = Counter(
             "rallychat_answers", "Answers that ended, by how.", ("model", "reason"), registry=registry
         )
@@ -51,6 +58,12 @@ class Metrics:
             "Tokens: prompt (cached and evaluated) and generated.",
             ("model", "kind"),
             registry=registry,
+        )
+        self._lines = Counter(
+            "rallychat_batch_lines", "Lines of batches, by outcome.", ("outcome",), registry=registry
+        )
+        self._waiting = Gauge(
+            "rallychat_batch_lines_waiting", "Lines of batches to be answered.", registry=registry
         )
         self._queued = _seconds("queue", "From the request to a slot.", _FIRST_TOKEN, registry)
         self._first = _seconds("first_token", "From the request to its first token.", _FIRST_TOKEN, registry)
@@ -87,6 +100,18 @@ class Metrics:
             gaps.observe(gap)
         self._whole.labels(model).observe(growth.elapsed_ms() / 1000)
 
+    def compacted(self, model: str) -> None:
+        """Older turns of a conversation became a memory."""
+        self._compactions.labels(model).inc()
+
+    def batch_line(self, *, ok: bool) -> None:
+        """A line of a batch has its outcome."""
+        self._lines.labels("done" if ok else "failed").inc()
+
+    def batch_lines_wait(self, count: int) -> None:
+        """So many lines of batches have none yet."""
+        self._waiting.set(count)
+
     def text(self) -> bytes:
         """Everything, as Prometheus reads it."""
         return bytes(generate_latest(self.registry))
@@ -109,6 +134,10 @@ class _Engines(Collector):
         slots = GaugeMetricFamily("rallychat_slots", "Answers at a time.", labels=["model"])
         busy = GaugeMetricFamily("rallychat_slots_busy", "Answers being made.", labels=["model"])
         waiting = GaugeMetricFamily("rallychat_queue_length", "Requests that wait.", labels=["model"])
+        kinds = GaugeMetricFamily("rallychat_waiting", "Requests that wait.", labels=["model", "priority"])
+        pauses = CounterMetricFamily(
+            "rallychat_pauses", "Answers that made way for others.", labels=["model"]
+        )
         up = GaugeMetricFamily("rallychat_engine_up", "1 while the engine answers.", labels=["model"])
         restarts = CounterMetricFamily("rallychat_engine_restarts", "Deaths of a worker.", labels=["model"])
         for engine in self._pool.engines():
@@ -116,6 +145,9 @@ class _Engines(Collector):
             slots.add_metric(name, engine.spec.slots)
             busy.add_metric(name, engine.queue.busy)
             waiting.add_metric(name, engine.queue.waiting)
+            for priority in Priority:
+                kinds.add_metric([*name, priority.name.lower()], engine.queue.waiting_of(priority))
+            pauses.add_metric(name, engine.queue.pauses)
             up.add_metric(name, engine.state == "loaded")
             restarts.add_metric(name, engine.restarts)
-        yield from (slots, busy, waiting, up, restarts)
+        yield from (slots, busy, waiting, kinds, pauses, up, restarts)

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from rallychat.context import log as token_log
-from rallychat.context.retrieval import Quote, block, quotes, scores
+from rallychat.context.index import Hit
+from rallychat.context.retrieval import Quote, block, holds_words_of, looks_back, quotes, scores, sure
 from rallychat.context.types import Budget, Memory, Selection, Strategy, Turn
 from rallychat.engines.client import EngineClient
-from rallychat.engines.slots import shared_prefix
 from rallychat.errors import ContextOverflow
 from rallychat.messages import ContextReport, Message, Piece, Role, Segment
 from rallychat.prompts import PromptTemplate, Rendered
+from rallychat.reporting import Sized, report_of
 from rallychat.store import StoredMessage, TokenSpan
 
 T = TypeVar("T")
 MUCH = 100_000
 """Characters of messages from which on a prompt is rendered in a thread."""
+ELSEWHERE_SHARE = 0.4
+"""Of the room for quotes, what those of other conversations may take."""
 PIECES = 8192
 """Pieces sent to the tokenizer at a time."""
 
@@ -53,19 +56,10 @@ class Voice:
     client: EngineClient
 
 
-Search = Callable[[str], Awaitable[Sequence[tuple[str, float]]]]
-"""Finds older messages for a question: ids and scores, the best first."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Sized:
-    selection: Selection
-    entries: list[token_log.Entry]
-    quotes: Sequence[Quote] = ()
-
-    @property
-    def total(self) -> int:
-        return sum(len(entry.ids or ()) for entry in self.entries)
+Search = Callable[[Sequence[Turn], str], Awaitable[Sequence[Hit]]]
+"""Finds passages of older messages for a question."""
+Elsewhere = Callable[[str, int], Awaitable[Sequence[Quote]]]
+"""Finds quotes from other conversations for a question, which fill at most so many tokens."""
 
 
 async def plan_turn(
@@ -76,6 +70,7 @@ async def plan_turn(
     budget: Budget,
     memory: Memory | None = None,
     search: Search | None = None,
+    elsewhere: Elsewhere | None = None,
     previous: list[int] | None = None,
 ) -> Plan:
     """The prompt of a conversation: what its strategy selects, in the order system, memory, turns, question.
@@ -86,14 +81,17 @@ async def plan_turn(
         path: the branch, ending with the user's message or with the answer to be continued.
         memory: the newest one of this branch.
         search: asked for older turns where the strategy quotes them.
+        elsewhere: asked for quotes of other conversations, whatever the strategy.
         previous: the ids of this conversation's prompt before, to tell where this one leaves it.
 
     Raises:
         ContextOverflow: not even what must stay fits.
     """
+    path = _without_barred(path)
     sized = await _fitting(path, voice, strategy, budget, memory)
-    if search is not None and strategy.retrieves and path[-1].role == "user":
-        sized = await _with_quotes(path, sized, voice, budget, search)
+    if path[-1].role == "user":
+        here = search if strategy.retrieves else None
+        sized = await _with_quotes(path, sized, voice, budget, here, elsewhere)
     if sized.total >= budget.window:
         pins = "unpin a message, " if any(row.mark == "pin" for row in path) else ""
         hint = f"{pins}shorten the message, or pick a model with a longer window"
@@ -102,16 +100,29 @@ async def plan_turn(
     spans = {e.message_id: e.span for e in sized.entries if e.message_id and e.span}
     return Plan(
         ids=ids,
-        report=_report(path, sized, strategy, budget, previous or [], ids),
+        report=report_of(path, sized, strategy, budget, previous or [], ids),
         key=token_log.said_key(_base(voice, sized.selection.memory)),
         spans=spans or None,
         fresh=sized.selection.memory if sized.selection.fresh else None,
     )
 
 
+def _without_barred(path: Sequence[StoredMessage]) -> Sequence[StoredMessage]:
+    """The logs of messages beside which something is quoted that was excluded since are given up."""
+    barred = turns_of([row for row in path if row.mark == "exclude"])
+    if not barred:
+        return path
+    return [
+        replace(row, span=None)
+        if row.span and row.span.quoted and any(holds_words_of(row.span.quoted, turn) for turn in barred)
+        else row
+        for row in path
+    ]
+
+
 async def _fitting(
     path: Sequence[StoredMessage], voice: Voice, strategy: Strategy, budget: Budget, memory: Memory | None
-) -> _Sized:
+) -> Sized:
     """The strategy's selection with exact counts; asked again where its own were too low."""
     turns = turns_of(path, _base(voice, memory))
     budget = replace(budget, fixed=len(voice.system) // 5)
@@ -152,7 +163,7 @@ def _tokens(row: StoredMessage, base: str) -> int:
     return tokens
 
 
-def _counted(turns: list[Turn], sized: _Sized, budget: Budget) -> tuple[list[Turn], Budget]:
+def _counted(turns: list[Turn], sized: Sized, budget: Budget) -> tuple[list[Turn], Budget]:
     """Turns and budget with what was just counted."""
     known = {entry.message_id: len(entry.ids or ()) for entry in sized.entries if entry.message_id}
     if not known:  # boundaries unknown: the kept turns share the tokens by their length
@@ -166,20 +177,25 @@ def _counted(turns: list[Turn], sized: _Sized, budget: Budget) -> tuple[list[Tur
 
 
 async def _with_quotes(
-    path: Sequence[StoredMessage], sized: _Sized, voice: Voice, budget: Budget, search: Search
-) -> _Sized:
+    path: Sequence[StoredMessage],
+    sized: Sized,
+    voice: Voice,
+    budget: Budget,
+    search: Search | None,
+    elsewhere: Elsewhere | None,
+) -> Sized:
     """The same prompt with older turns quoted in its last message; asked again, it has those it had."""
     question, there = path[-1], sized.entries[-1].quoted
-    out = {*sized.selection.compacted, *sized.selection.dropped}
-    if not out:
-        return sized
-    turns = turns_of(path)
-    scored = scores(turns, dict(await search(question.text)), question.text)
-    older = [turn for turn in turns if turn.id in out]
+    if budget.slow and not there and not looks_back(question.text):
+        return sized  # reading quotes would be felt, and nobody asked for them
+    room = budget.window if there else min(budget.retrieved, budget.limit - sized.total)
+    other = await elsewhere(question.text, int(room * ELSEWHERE_SHARE)) if elsewhere and room > 0 else ()
+    room -= sum(quote.tokens for quote in other)
+    slow = budget.slow and not there
+    here = await _older(path, sized, question.text, room, search, slow=slow) if search else ()
+    taken = [*other, *here]
     if there:
-        again = [quote for quote in quotes(older, scored, room=budget.window) if quote.line in there]
-        return replace(sized, quotes=again)
-    taken = quotes(older, scored, room=min(budget.retrieved, budget.limit - sized.total))
+        return replace(sized, quotes=[quote for quote in taken if quote.line in there])
     while taken:
         shown = replace(
             question, span=TokenSpan(f"{_base(voice, sized.selection.memory)}:", (), block(taken))
@@ -191,7 +207,21 @@ async def _with_quotes(
     return sized
 
 
-async def _sized(path: Sequence[StoredMessage], selection: Selection, voice: Voice) -> _Sized:
+async def _older(
+    path: Sequence[StoredMessage], sized: Sized, question: str, room: int, search: Search, *, slow: bool
+) -> list[Quote]:
+    """Quotes of this conversation's turns that are not in the prompt; where reading is `slow`, only sure ones."""
+    out = {*sized.selection.compacted, *sized.selection.dropped}
+    if not out:
+        return []
+    turns = turns_of(path)
+    found = scores(turns[:-1], await search(turns[:-1], question), question)
+    if slow and not sure(found, turns, question):
+        return []
+    return quotes([turn for turn in turns if turn.id in out], found, room=room)
+
+
+async def _sized(path: Sequence[StoredMessage], selection: Selection, voice: Voice) -> Sized:
     inside = {*selection.kept, *selection.blank}
     rows = [row for row in path if row.id in inside]
     memory = selection.memory.text if selection.memory else ""
@@ -209,7 +239,7 @@ async def _sized(path: Sequence[StoredMessage], selection: Selection, voice: Voi
     )
     unknown = [entry for entry in entries if entry.ids is None]
     fresh = iter(await _tokenized([piece for entry in unknown for piece in entry.pieces], voice.client))
-    return _Sized(
+    return Sized(
         selection,
         [
             entry
@@ -224,71 +254,6 @@ def _base(voice: Voice, memory: Memory | None) -> str:
     """Names the log: ids made with another memory in front are not used again, nor are quotes beside them."""
     stands = f"{memory.until}:{memory.text}" if memory else ""
     return token_log.log_base(*voice.facts, stands)
-
-
-def _report(
-    path: Sequence[StoredMessage],
-    sized: _Sized,
-    strategy: Strategy,
-    budget: Budget,
-    previous: list[int],
-    ids: list[int],
-) -> ContextReport:
-    selection = sized.selection
-    shared = shared_prefix(previous, ids)
-    diverged = shared if previous and shared < len(previous) else None
-    memory = selection.memory
-    return ContextReport(
-        strategy=strategy.name,
-        window=budget.window,
-        budget=budget.limit,
-        prompt_tokens=sized.total,
-        segments=tuple(_segments(sized)),
-        kept=selection.kept,
-        dropped=selection.dropped,
-        divergence=_divergence(path, sized, diverged),
-        diverged_at=diverged,
-        compacted=selection.compacted,
-        excluded=selection.excluded,
-        pinned=tuple(row.id for row in path if row.mark == "pin"),
-        retrieved=tuple(quote.id for quote in sized.quotes),
-        why=selection.why or (memory.why if memory else ""),
-        high_mark=budget.mark,
-        budget_why=budget.why,
-        memory=memory.version if memory else 0,
-    )
-
-
-def _segments(sized: _Sized) -> Iterator[Segment]:
-    """The prompt in order; quotes stand before the message they are part of, by their estimated lengths."""
-    for entry in sized.entries:
-        tokens = len(entry.ids or ())
-        if entry is sized.entries[-1]:
-            for quote in sized.quotes:
-                share = min(quote.tokens, tokens - 1)
-                tokens -= share
-                yield Segment("retrieved", quote.id, share, round(quote.score, 4))
-        yield Segment(entry.kind, entry.message_id, tokens)
-
-
-def _divergence(path: Sequence[StoredMessage], sized: _Sized, diverged: int | None) -> str:
-    """Why the prompt does not continue the one before, if it does not."""
-    selection = sized.selection
-    if selection.fresh:
-        return selection.why
-    if diverged is None:
-        return ""
-    at = 0
-    for entry in sized.entries:
-        at += len(entry.ids or ())
-        if at > diverged:
-            break
-    if entry.kind == "memory":
-        return "older turns became memory"
-    if entry.kind == "system":
-        return "the system prompt or the model changed"
-    place = f"at message {entry.message_id}" if entry.message_id else "in the middle"
-    return f"what was said before changed {place}: an edit, another branch, a pin, or something left out"
 
 
 def leading_system(system: str, path: Sequence[StoredMessage]) -> tuple[str, list[StoredMessage]]:

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from rallychat import tracing
 from rallychat.answering import Growth, logged_ids
-from rallychat.errors import EngineError, EngineInterrupted, RallyChatError
+from rallychat.errors import (
+    Conflict,
+    EngineError,
+    EngineInterrupted,
+    NotFound,
+    RallyChatError,
+    StoreUnavailable,
+)
+from rallychat.logs import run_id
 from rallychat.messages import Event, Failed, Finished, FinishReason, ReasoningDelta, TextDelta
 from rallychat.parsing import AnswerParser
 from rallychat.pool import Pool
 from rallychat.runs import Emit, End, Run
 from rallychat.store import ConversationStore, StoredMessage, TokenSpan
+
+RETRY = 1.0
+"""Seconds between two attempts to store how an answer ended."""
+ATTEMPTS = 10
+"""Attempts its viewers wait for."""
+Finish = Callable[[], Awaitable[object]]
 
 
 class Recorder:
@@ -47,6 +67,7 @@ class Recorder:
 
     async def conclude(self, growth: Growth, answer: StoredMessage, end: End) -> End:
         """Stores how an answer ended, in one transaction, and the token log beside it."""
+        began = time.monotonic()
         self._growths.pop(answer.id, None)
         tell = self._tells.pop(answer.id, None)
         for delta in growth.parser.finish():  # held back in case it was the beginning of a tag
@@ -55,7 +76,8 @@ class Recorder:
         plan = growth.plan
         if plan is not None and plan.spans:
             await self._store.save_spans({key: span for key, span in plan.spans.items() if key != answer.id})
-        await self._store.finish(
+        finish = partial(
+            self._store.answers.finish,
             answer.id,
             parts=growth.parts,
             reason=_reason(end),
@@ -66,8 +88,28 @@ class Recorder:
             span=await self._span(growth, answer),
             cuts=growth.cuts,
         )
-        self._store.journal.end(answer.id)
+        await self._stored(answer.id, finish)
+        traced(growth, answer.model or "", end, storing=began)
         return growth.closed(end)
+
+    async def _stored(self, message_id: str, finish: Finish) -> None:
+        """Stores an end. While the database is away its viewers wait a little; what is left, `Runs` tries later."""
+        for attempt in range(ATTEMPTS):
+            try:
+                await finish()
+                break
+            except StoreUnavailable:
+                if attempt == ATTEMPTS - 1:
+                    raise
+                await asyncio.sleep(RETRY)
+            except Conflict:
+                if not attempt:
+                    raise
+                break  # it was stored, only the news of that was lost
+            except NotFound:  # it is gone, with its user or its conversation
+                self._store.journal.end(message_id)
+                raise
+        self._store.journal.end(message_id)
 
     async def _span(self, growth: Growth, answer: StoredMessage) -> TokenSpan | None:
         """The answer's tokens for the log, where they are known exactly."""
@@ -81,12 +123,36 @@ class Recorder:
         before = (growth.plan.spans or {}).get(answer.id)
         return TokenSpan(growth.plan.key, (*(before.ids if before else ()), *ids)) if ids else None
 
-    async def save(self, runs: list[Run]) -> None:
-        """Stores what has arrived of all these runs, in one transaction."""
-        growing = [(run.message_id, self._growths.get(run.message_id)) for run in runs]
-        await self._store.save(
-            [(row, g.parts, None) for row, g in growing if g is not None and g.completion_tokens]
+    async def save(self, runs: list[Run]) -> set[str]:
+        """Stores what has arrived of all these runs, in one transaction. Returns those that are to be stopped."""
+        stored = [run for run in runs if run.message_id]
+        growing = [(run.message_id, self._growths.get(run.message_id)) for run in stored]
+        told = {row: g for row, g in growing if g is not None and g.completion_tokens}
+        await self._store.answers.save(
+            [(row, g.parts, None) for row, g in told.items()],
+            cuts={row: [*g.cuts] for row, g in told.items()},
         )
+        unwanted = await self._store.growing.asked_to_stop([run.message_id for run in stored])
+        # what is not stored has no row that could say so
+        people = {run.user_id for run in runs if run.has_account and not run.message_id}
+        kept_out = await self._store.people.kept_out(people)
+        return {run.id for run in runs if run.message_id in unwanted or run.user_id in kept_out}
+
+
+def traced(growth: Growth, model: str, end: End, *, storing: float | None = None) -> None:
+    """Tells an answer that has ended as a span with its steps; `storing`: when its end began to be stored."""
+    now = time.monotonic()
+    steps = growth.steps(storing or now) | ({"store": (storing, now)} if storing else {})
+    usage = growth.usage
+    attributes: dict[str, str | int] = {
+        "gen_ai.request.model": model,
+        "gen_ai.usage.input_tokens": usage.prompt_tokens,
+        "gen_ai.usage.output_tokens": usage.completion_tokens,
+        "rallychat.cached_tokens": usage.cached_tokens,
+        "rallychat.end": end.code if isinstance(end, Failed) else end.reason,
+        "rallychat.run_id": run_id.get(),
+    }
+    tracing.turn(attributes, steps, failed=isinstance(end, Failed))
 
 
 def _reason(end: End) -> FinishReason:

@@ -8,7 +8,6 @@ from typing import Any
 
 from rallychat.catalog import Model, Sampling
 from rallychat.chat import ChatService
-from rallychat.contexts import AS_EVER, Wish
 from rallychat.errors import Conflict, InvalidRequest
 from rallychat.messages import Event, Message
 from rallychat.pool import Priority
@@ -16,6 +15,7 @@ from rallychat.runs import Run
 from rallychat.store import Conversation, StoredMessage, StoredResponse
 from rallychat.texts import title_of
 from rallychat.unset import UNSET, Unset
+from rallychat.wishes import AS_EVER, Wish
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ async def place(service: ChatService, *, conversation: str | None, previous: str
         NotFound: no such conversation or response. Conflict: it is still being answered.
     """
     if conversation is not None:
-        found = await service.free_conversation(conversation)
+        found = await service.free_conversation(conversation, admitted=True)
         return Place(found, model=found.model)
     if previous is None:
         return Place()
@@ -59,6 +59,7 @@ async def respond(
     request: Mapping[str, Any],
     wish: Wish = AS_EVER,
     key: str | None = None,
+    patience: float | None = None,
 ) -> tuple[StoredResponse, Run]:
     """Stores what was said, and begins the answer. It belongs to the server: nobody needs to watch it.
 
@@ -67,10 +68,12 @@ async def respond(
         request: what its response object repeats; `background` lets people go first.
         wish: how its context is kept, in place of the conversation's way.
         key: the idempotency key that leads to it.
+        patience: seconds within which its turn must come.
 
     Raises:
         InvalidRequest: the wish names an item that is not there.
     """
+    await service.admit()
     conversation = at.conversation
     await _known(service, at, pin=wish.pin, exclude=wish.exclude)
     if conversation is not None and at.parent_id is UNSET and not conversation.title:
@@ -87,7 +90,7 @@ async def respond(
     conversation = conversation or await service.store.get(stored.answer.conversation_id)
     if instructions is not None:
         conversation = replace(conversation, system=instructions)
-    priority = Priority.BATCH if request["background"] else Priority.CHAT
+    priority = Priority.PATIENT if request["background"] else Priority.CHAT
     run = await service.run_answer(
         conversation,
         stored.answer,
@@ -97,6 +100,7 @@ async def respond(
         wish=wish,
         priority=priority,
         aside=at.parent_id is not UNSET and conversation.listed,
+        patience=patience,
     )
     return stored, run
 
@@ -109,6 +113,8 @@ async def unstored(
     model: Model,
     sampling: Sampling,
     instructions: str | None,
+    priority: Priority = Priority.CHAT,
+    patience: float | None = None,
 ) -> AsyncGenerator[Event, None]:
     """The same, with nothing kept: closing it ends the answer. What does not fit the window is refused."""
     before = [row.message for row in await _before(service, at)]
@@ -119,7 +125,9 @@ async def unstored(
     while messages[0].role == "system":
         told.append(messages.pop(0).text)
     head = [Message.of("system", "\n\n".join(told))] if told else []
-    return service.complete([*head, *messages], model=model.id, sampling=sampling)
+    return service.complete(
+        [*head, *messages], model=model.id, sampling=sampling, priority=priority, patience=patience
+    )
 
 
 async def _before(service: ChatService, at: Place) -> list[StoredMessage]:
@@ -155,9 +163,22 @@ async def current(service: ChatService, response_id: str) -> tuple[StoredRespons
     return await service.store.responses.get(response_id), None
 
 
+async def followed(service: ChatService, response_id: str) -> tuple[StoredResponse, Run | None]:
+    """As `current`; an answer that another process makes has a run too, which follows it.
+
+    Raises:
+        NotFound: there is none.
+    """
+    stored, run = await current(service, response_id)
+    if run is None and stored.answer.status == "running":
+        run = await service.follow(stored.answer.id)
+        stored = await service.store.responses.get(response_id)
+    return stored, run
+
+
 async def forget(service: ChatService, response_id: str) -> None:
     """Deletes a response, ending it first."""
-    _, run = await current(service, response_id)
+    _, run = await followed(service, response_id)
     if run is not None:
         await run.stop()
     await service.store.responses.delete(response_id)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any, Literal
 
 import platformdirs
-from pydantic import Field, PrivateAttr, SecretStr, ValidationError
+from pydantic import Field, PrivateAttr, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -65,6 +65,13 @@ class Settings(BaseSettings):
     data_dir: Path = Field(
         default_factory=default_data_dir, description="Folder of weights, database and logs."
     )
+    database_url: SecretStr | None = Field(
+        default=None,
+        description="PostgreSQL database, as postgresql://USER:PASSWORD@HOST/NAME; SQLite in data_dir if not given.",
+    )
+    database_connections: int = Field(
+        10, ge=2, le=1000, description="Connections this process keeps to a PostgreSQL database."
+    )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(7860, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     model: str = Field("smollm2-135m-instruct", description="Model used where none is asked for.")
@@ -95,8 +102,38 @@ class Settings(BaseSettings):
     )
     api_only: bool = Field(default=False, description="Serve the API without the web page.")
     open_browser: bool = Field(default=True, description="Open the page in the browser when ready.")
+    auth: Literal["auto", "required"] = Field(
+        "auto",
+        description="Who has to log in: auto, where others can reach the server or there are accounts; required, "
+        "everybody.",
+    )
     no_auth: bool = Field(default=False, description="Serve beyond this machine without login.")
+    oidc_issuer: str | None = Field(
+        default=None, description="OpenID provider people log in with: its address, as it calls itself."
+    )
+    oidc_client_id: str = Field("", description="What the provider knows this server by.")
+    oidc_client_secret: SecretStr | None = Field(
+        default=None, description="What this server proves that with; none for a public client."
+    )
+    oidc_name: str = Field("single sign-on", description="What the page calls the provider.")
+    oidc_domains: tuple[str, ...] = Field(
+        (),
+        description="Domains of verified addresses that may log in; all the provider lets in if not given.",
+    )
+    oidc_role: Literal["admin", "member"] = Field(
+        "member", description="Role of who logs in through the provider for the first time."
+    )
+    oidc_admin: str | None = Field(
+        default=None,
+        description="CLAIM=VALUE that makes an admin of whom it is said; everybody else is a member then.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("warning", description="What is logged.")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="How it is logged: lines of text or of JSON."
+    )
+    shutdown_grace: float = Field(
+        8.0, ge=0, description="Seconds running answers may go on after the server was told to stop."
+    )
 
     slots: int = Field(4, ge=1, le=256, description="Answers generated at the same time, per model.")
     family: str | None = Field(
@@ -129,6 +166,18 @@ class Settings(BaseSettings):
     max_queue: int = Field(
         256, ge=0, description="Requests that may wait for a slot before new ones are refused."
     )
+    user_concurrent: int | None = Field(
+        default=None, ge=1, description="Answers at the same time for each account."
+    )
+    user_requests_per_minute: int | None = Field(
+        default=None, ge=1, description="Answers each account may begin within a minute."
+    )
+    user_tokens_per_minute: int | None = Field(
+        default=None, ge=1, description="Tokens of prompts and answers each account may use within a minute."
+    )
+    user_stored_bytes: int | None = Field(
+        default=None, ge=0, description="Bytes of files each account may keep."
+    )
     load_timeout: float = Field(600.0, gt=0, description="Seconds a model may take to load.")
     stall_timeout: float = Field(
         120.0, gt=0, description="Seconds an engine may be silent before it counts as hung."
@@ -137,7 +186,23 @@ class Settings(BaseSettings):
         (),
         description="Names, beside the local ones, this server may be reached by (behind a reverse proxy).",
     )
+    trusted_proxies: tuple[str, ...] = Field(
+        ("127.0.0.1", "::1"),
+        description="Addresses or networks of reverse proxies: their X-Forwarded-For and -Proto are believed.",
+    )
     max_body_bytes: int = Field(8 * 1024 * 1024, ge=1024, description="Largest request body the API accepts.")
+    max_file_bytes: int = Field(512 * 1024 * 1024, ge=1024, description="Largest upload the API accepts.")
+    max_batch_lines: int = Field(50_000, ge=1, description="Lines a batch may have.")
+
+    max_import_bytes: int = Field(
+        512 * 1024 * 1024, ge=1024, description="Largest file of conversations that may be imported."
+    )
+    sharing: bool = Field(
+        default=True, description="Let people share a conversation as a link that asks nobody to log in."
+    )
+    trash_days: float = Field(
+        30.0, ge=0, description="Days a deleted conversation can be restored before it is gone for good."
+    )
 
     hub_token: SecretStr | None = Field(
         default=None, description="Hugging Face token; HF_TOKEN is used if not given."
@@ -153,11 +218,27 @@ class Settings(BaseSettings):
         description="How much later than in a short conversation an answer may begin, measured on this machine, "
         "before older turns are compacted; 0 waits for the window to fill.",
     )
+    retrieval: Literal["auto", "words", "fused"] = Field(
+        "auto",
+        description="How older turns that fit a question are found: by their words, or fused with their meaning "
+        "(needs the extra embed); auto: by meaning too where that is installed.",
+    )
+    elsewhere: bool = Field(
+        default=False, description="Quote what fits a question from the person's other conversations, too."
+    )
     titles: bool = Field(default=True, description="Let the model name new conversations in idle time.")
     summary_prompt: str = Field(
         "", description="What a model is asked for a summary of older turns; our own words if empty."
     )
     offline: bool = Field(default=False, description="Never ask the network; use what is on disk.")
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        for each in given:
+            if ip_network(each, strict=False).prefixlen == 0:
+                raise ValueError(f"'{each}' is everybody: anyone could say to be anyone")
+        return given
 
     @classmethod
     def settings_customise_sources(
@@ -199,6 +280,21 @@ class Settings(BaseSettings):
     def beyond_loopback(self) -> bool:
         """Other machines can reach the server."""
         return self.share or not is_loopback(self.host)
+
+    @property
+    def others_can_reach(self) -> bool:
+        """Somebody else than who sits at this machine may ask: it listens beyond it, or stands behind a proxy."""
+        return self.beyond_loopback or bool(self.allowed_hosts)
+
+    def is_proxy(self, address: str) -> bool:
+        """The address is a reverse proxy's, which says nothing of who sits behind it."""
+        try:
+            found = ip_address(address)
+        except ValueError:
+            return False
+        found = (found.ipv4_mapped if isinstance(found, IPv6Address) else None) or found
+        known = any(found in ip_network(each, strict=False) for each in self.trusted_proxies)
+        return known and (bool(self.allowed_hosts) or not found.is_loopback)
 
     @property
     def models_dir(self) -> Path:

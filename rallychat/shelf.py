@@ -11,7 +11,8 @@ import logging
 from rallychat.cards import ModelCard, card
 from rallychat.catalog import ANY, Catalog, Model, Sampling, generation
 from rallychat.choices import Choice, Choices
-from rallychat.errors import RallyChatError
+from rallychat.errors import Forbidden, RallyChatError
+from rallychat.identity import current
 from rallychat.pool import Pool
 from rallychat.settings import Settings
 from rallychat.sources import Downloads, is_here, remove, resolve
@@ -124,6 +125,20 @@ class Shelf:
         model = self.resolve(model_id)
         await self.pool.unload(model.id)
         return remove(model, self.settings)
+
+    def talked_to(self, name: str | None) -> Model:
+        """The model of this name, for an answer: it is fetched for whoever may have models fetched.
+
+        Raises:
+            NotFound, InvalidRequest: as `resolve`. Forbidden: a member names one whose weights are not on disk.
+        """
+        model = self.resolve(name)
+        person = current()
+        if person.role == "admin" or person.via == "local" or model.id == self.resolve(None).id:
+            return model
+        if self.is_here(model) or self.pool.find(model.id):
+            return model
+        raise Forbidden(f"'{model.id}' is not on this server yet.", hint="ask an admin to fetch it")
 
     def is_here(self, model: Model) -> bool:
         """The model's weights are on disk."""

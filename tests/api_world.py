@@ -30,11 +30,19 @@ async def said(*events: Event) -> AsyncGenerator[Event, None]:
         yield event
 
 
+class NoAccounts:
+    """Nobody has an account."""
+
+    async def login_needed(self) -> bool:
+        return False
+
+
 class Scripted:
     """Answers every request with the same script, and remembers what it was asked."""
 
     def __init__(self, settings: Settings, play: Play) -> None:
         self.settings = settings
+        self.accounts = NoAccounts()
         self.catalog = Catalog.load(settings)
         self.asked: list[tuple[Any, str | None, Sampling]] = []
         self._play = play
@@ -52,6 +60,7 @@ class Scripted:
         model: str | None = None,
         sampling: Sampling = ANY,
         priority: Priority = Priority.CHAT,
+        patience: float | None = None,
     ) -> AsyncGenerator[Event, None]:
         self.asked.append((list(messages), model, sampling))
         return self._play()
@@ -63,6 +72,7 @@ class Scripted:
         model: str | None = None,
         sampling: Sampling = ANY,
         priority: Priority = Priority.CHAT,
+        patience: float | None = None,
     ) -> AsyncGenerator[Event, None]:
         self.asked.append((prompt, model, sampling))
         return self._play()

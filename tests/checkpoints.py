@@ -10,6 +10,7 @@ import io
 import json
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,6 +35,19 @@ TEXTS: Final = (
 _SMALL: Final = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """What is so small is not shared among threads: they would wait for one another ten times as long as they work."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def llama(folder: Path, *, seed: int = 0, taught: bool = False, sharded: bool = False) -> Path:
     """A Llama; `taught` ones say `SAYINGS` instead of anything, `sharded` ones lie in several files."""
     import torch
@@ -55,7 +69,8 @@ def llama(folder: Path, *, seed: int = 0, taught: bool = False, sharded: bool = 
         config.initializer_range = 0.05
     model = LlamaForCausalLM(config)
     if taught:
-        _teach(model, tokenizer)
+        with one_thread():
+            _teach(model, tokenizer)
     return _saved(model, folder, "60KB" if sharded else "1GB")
 
 
@@ -263,6 +278,10 @@ def _unigram_tokenizer() -> Any:
         vocab_size=300, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False
     )
     tokenizer.train_from_iterator(TEXTS, trainer)
+    # Training finds the same pieces each time, but scores and numbers them by the order its hashes fall in.
+    special = ["<pad>", "</s>", "<unk>"]
+    pieces = special + sorted(set(tokenizer.get_vocab()) - set(special))
+    tokenizer.model = models.Unigram([(piece, -8.0) for piece in pieces], 2, byte_fallback=False)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
     )

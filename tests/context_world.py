@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import cast
 
-from rallychat.context.types import Budget, Memory, Strategy
+from rallychat.context.index import Hit, Index
+from rallychat.context.types import Budget, Memory, Strategy, Turn
 from rallychat.engines.client import EngineClient
 from rallychat.messages import Piece, Role, Text
 from rallychat.planning import Plan, Voice, plan_turn
@@ -57,6 +58,7 @@ class Talk:
     tokens: WordTokens = field(default_factory=WordTokens)
     previous: list[int] = field(default_factory=list)
     count: int = 0
+    index: Index = field(default_factory=Index)
 
     @property
     def limits(self) -> Budget:
@@ -84,10 +86,10 @@ class Talk:
             previous=self.previous,
         )
 
-    async def search(self, question: str) -> list[tuple[str, float]]:
-        asked = set(question.split())
-        shared = [(row.id, float(len(asked & set(row.text.split())))) for row in self.path[:-1]]
-        return sorted([(row, score) for row, score in shared if score], key=lambda hit: -hit[1])
+    async def search(self, turns: Sequence[Turn], question: str) -> list[Hit]:
+        self.index.take(turns)
+        there = {turn.id for turn in turns}
+        return [hit for hit in self.index.find(question) if hit.id in there]
 
     async def turn(self, question: str, answer: str) -> Plan:
         self.add("user", question)

@@ -71,10 +71,10 @@ def live(folder: Path, **given: Any) -> Iterator[Live]:
             running["service"], running["server"] = service, _Server(config, started.set)
             await running["server"].serve(sockets=[listener])
 
-    thread = threading.Thread(target=asyncio.run, args=(main(),))
+    thread = threading.Thread(target=asyncio.run, args=(main(),), daemon=True)  # a run of tests always ends
     thread.start()
     try:
-        assert started.wait(30), "the server did not start"
+        assert started.wait(120), "the server did not start"
         yield Live(f"http://127.0.0.1:{listener.getsockname()[1]}", running["service"])
     finally:
         if "server" in running:

@@ -48,7 +48,13 @@ def test_settings_named_in_the_docs_exist() -> None:
         for toml in re.findall(r"^```toml\n(.*?)```", DOC, re.MULTILINE | re.DOTALL)
         for line in toml.splitlines()
     ]
-    assert set(named) == {"max_body_bytes", "max_queue", "allowed_hosts"}
+    assert set(named) == {
+        "max_body_bytes",
+        "max_file_bytes",
+        "max_import_bytes",
+        "max_queue",
+        "allowed_hosts",
+    }
     assert set(named) <= Settings.model_fields.keys()
 
 
@@ -63,7 +69,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 def test_an_example_runs(server: Live, language: str, example: str) -> None:
     example = example.replace("http://127.0.0.1:7860", server.url).replace("smollm2-135m-instruct", "echo")
     command = [sys.executable, "-c", example] if language == "python" else ["bash", "-ec", example]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert done.stdout
-    assert "error" not in done.stdout or '"n": 2' in example
+    assert not re.search(r'"error": ?\{', done.stdout) or '"n": 2' in example

@@ -15,7 +15,7 @@ from rallychat import errors
 from rallychat.api import create_app
 from rallychat.api.errors import Problem, problem_of, problem_of_end
 from rallychat.chat import ChatService
-from rallychat.messages import Event, Finished, TextDelta
+from rallychat.messages import Event, Failed, Finished, TextDelta
 from rallychat.runs import failure
 from tests.api_world import STARTED, Scripted, chat, client, scripted, settings
 
@@ -27,6 +27,7 @@ EXAMPLES: list[tuple[errors.RallyChatError, int, str, str | None]] = [
     (errors.NotFound("run", "r"), 404, "run_not_found", None),
     (errors.Conflict("No."), 409, "conflict", None),
     (errors.Busy("Full.", retry_after=2.5), 429, "queue_full", None),
+    (errors.Late("No.", retry_after=2.5), 503, "queue_timeout", None),
     (errors.SettingsError("No."), 500, "settings_error", None),
     (errors.SourceError("No."), 503, "download_failed", None),
     (errors.NoNetwork("No."), 503, "no_network", None),
@@ -70,6 +71,8 @@ def test_an_answer_that_was_cut_off_is_not_passed_off_as_complete(reason: Any) -
         (Problem(400, "", ""), {}),
         (Problem(409, "", ""), {"x-should-retry": "false"}),
         (Problem(500, "", ""), {"x-should-retry": "false"}),
+        (Problem(503, "", "source_missing"), {"retry-after": "60", "x-should-retry": "false"}),
+        (Problem(503, "", "queue_timeout", None, 8), {"retry-after": "8", "x-should-retry": "false"}),
         (Problem(429, "", "", None, 0.01), {"retry-after": "1", "x-should-retry": "true"}),
         (Problem(503, "", "", None, 5.1), {"retry-after": "6", "x-should-retry": "true"}),
     ],
@@ -125,7 +128,7 @@ async def test_a_fault_of_ours_is_logged_and_never_told(
     assert (response.status_code, response.headers["x-request-id"]) == (500, "mine")
     assert response.json()["error"]["type"] == "server_error"
     logged = [r for r in caplog.records if r.levelno == logging.ERROR]
-    assert [r.getMessage().splitlines()[0] for r in logged] == ["mine: KeyError"]
+    assert [r.getMessage().splitlines()[0] for r in logged] == ["KeyError"]
     assert "secret" not in response.text + caplog.text
 
 
@@ -154,10 +157,10 @@ async def test_requests_are_logged_by_path_and_never_by_what_was_said(
         await http.get("/v1/two%0Alines%1b")
     lines = [r.getMessage() for r in caplog.records if r.name == "rallychat.api.request_context"]
     assert [line.rpartition(" in ")[0] for line in lines] == [
-        "me: POST /v1/chat/completions 200",
-        "me: POST /v1/chat/completions 400",
-        "me: POST /v1/chat/completions 400",
-        "me: GET /v1/two\\nlines\\x1b 404",
+        "POST /v1/chat/completions 200",
+        "POST /v1/chat/completions 400",
+        "POST /v1/chat/completions 400",
+        "GET /v1/two\\nlines\\x1b 404",
     ]
     assert "secret" not in caplog.text
     assert "hidden" not in "".join(lines)
@@ -176,3 +179,21 @@ async def test_a_page_beside_the_api_gets_nothing_under_v1(tmp_path: Path) -> No
     assert [each.status_code for each in answers] == [404, 405, 200]
     assert answers[1].headers["allow"] == "GET"
     assert [each.headers["content-type"] for each in answers[:2]] == ["application/json"] * 2
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        (
+            "There is no room left on the disk for /home/me/rallychat.db.",
+            "There is no room left on the disk for the database.",
+        ),
+        ("The conversation database /home/me/x.db failed: odd.", "The database failed: odd."),
+        ("postgresql://me@10.0.0.7/chats cannot be reached.", "The database cannot be reached."),
+    ],
+)
+def test_nobody_who_asks_is_told_where_the_database_is(message: str, said: str) -> None:
+    assert problem_of(errors.StoreError(message)).message == said
+    failed = problem_of_end(Failed("store_error", message), prompt="input")
+    assert failed is not None
+    assert failed.message == said

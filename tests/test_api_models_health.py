@@ -96,7 +96,10 @@ async def test_ready_when_the_store_answers_and_the_model_is_here(tmp_path: Path
     async with echoing(tmp_path) as (http, _):
         response = await http.get("/readyz")
     well = {"ok": True, "detail": ""}
-    assert (response.status_code, response.json()) == (200, {"status": "ready", "store": well, "model": well})
+    assert (response.status_code, response.json()) == (
+        200,
+        {"status": "ready", "server": well, "store": well, "model": well},
+    )
 
 
 async def test_not_ready_while_the_default_model_is_not_here(tmp_path: Path) -> None:

@@ -281,6 +281,7 @@ async def test_a_background_response_that_cannot_begin_is_failed(tmp_path: Path)
     assert "window" in seen[-1]["response"]["error"]["message"]
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize("stream", [False, True])
 async def test_what_is_not_to_be_stored_is_nowhere(tmp_path: Path, stream: bool) -> None:
     async with world(tmp_path) as (http, service):
@@ -504,6 +505,7 @@ async def test_a_response_says_what_of_the_conversation_was_in_its_prompt(tmp_pa
             ({"strategy": "full", "store": False}, "strategy"),
             ({"budget": 5}, "budget"),
             ({"budget": 500, "store": False}, "budget"),
+            ({"elsewhere": True, "store": False}, "elsewhere"),
         ):
             refused = await http.post("/v1/responses", json={"input": "x", **body})
             assert (refused.status_code, refused.json()["error"]["param"]) == (400, param), refused.text

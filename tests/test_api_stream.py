@@ -12,6 +12,7 @@ import pytest
 from starlette.types import Message as ASGIMessage
 from starlette.types import Receive, Scope, Send
 
+from rallychat.api import delivery
 from rallychat.api.chunks import ChatAnswer, TextAnswer
 from rallychat.api.delivery import EventStream, whole
 from rallychat.api.errors import Refusal
@@ -316,6 +317,32 @@ async def test_a_long_wait_is_filled_with_comments_and_then_an_error_is_an_event
     assert line.sent[-1]["more_body"] is False
     last = orjson.loads(line.body.split("\n\n")[-2].removeprefix("data: "))
     assert last["error"]["code"] == "engine_interrupted"
+
+
+async def test_a_place_in_line_is_told_long_before_a_silence_would_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(delivery, "SOON", 0.001)
+    line, go_on = Line(), asyncio.Event()
+
+    async def events() -> AsyncGenerator[Event, None]:
+        for position in (3, 2):
+            yield Queued(position, 20.0)
+            await go_on.wait()
+            go_on.clear()
+        for event in (STARTED, TextDelta("Hi"), FINISHED):
+            yield event
+
+    task = asyncio.create_task(
+        EventStream(events(), ChatAnswer("m"))({"type": "http"}, line.receive, line.send)
+    )
+    await line.seen(": queued, position 3, about 20 s\n\n")
+    go_on.set()
+    await line.seen(": queued, position 2, about 20 s\n\n")
+    go_on.set()
+    await task
+    assert line.body.count(": queued") == 2
+    assert line.body.endswith("data: [DONE]\n\n")
 
 
 async def test_an_error_raised_before_anything_is_sent_is_left_to_the_app() -> None:

@@ -26,10 +26,12 @@ from rallychat.engines.slots import shared_prefix
 from rallychat.messages import Finished, Message, Started, TextDelta
 from rallychat.pool import Engine, Slot
 from rallychat.settings import Settings
+from rallychat.store import Memory
 from tests.contract.rig import Rig, gathered, rig_of
 
 CROWD = 12
 ROUNDS = 4
+MORE = 6
 STRATEGIES = ("full", "last_n", "summary", "ledger", "facts", "hybrid")
 RECALL = "!recall 40"
 """Asked for a title or a summary, the echo engine says the beginning of the system prompt."""
@@ -170,10 +172,19 @@ async def test_nobody_ever_gets_a_word_of_another_conversation(
     async with ChatService.open(settings) as service:
         crowd = [Speaker(service, number) for number in range(CROWD)]
         await asyncio.gather(*(speaker.arrive() for speaker in crowd))
+        await service.idle.settled()  # a title is asked for while a conversation is young
         for number in range(ROUNDS):
             if number % 2:
                 await service.idle.settled()
             await asyncio.gather(*(speaker.act() for speaker in crowd))
+        for _ in range(MORE):
+            if {memory.edited_by for memory in await memories(service, crowd)} == {"rules", "model"}:
+                break
+            for speaker in crowd:  # one by one: there is idle time between two of them
+                await speaker.act()
+                await service.idle.settled()
+        for _ in range(3):  # until what was said of the boat is older than what a ledger holds
+            await asyncio.gather(*(speaker.say(f"{speaker.word} " * 40) for speaker in crowd))
         await asyncio.gather(*(speaker.say("What did I say my boat is?") for speaker in crowd))
         await service.idle.settled()
         assert_apart(requests, {speaker.id: speaker.word for speaker in crowd})
@@ -206,11 +217,15 @@ def assert_caches_are_what_they_are_said_to_be(requests: list[Request], *, rollb
         last[request.slot] = [request] if request.cached is not None else [*before, request]
 
 
+async def memories(service: ChatService, crowd: list[Speaker]) -> list[Memory]:
+    return [memory for speaker in crowd for memory in await service.contexts.memories(speaker.id)]
+
+
 async def assert_hard(service: ChatService, crowd: list[Speaker], requests: list[Request]) -> None:
     """It was tried hard: everything that could mix up conversations did happen."""
-    memories = [memory for speaker in crowd for memory in await service.contexts.memories(speaker.id)]
-    assert {memory.kind for memory in memories} >= {"cut", "ledger"}
-    assert {memory.edited_by for memory in memories} == {"rules", "model"}
+    made = await memories(service, crowd)
+    assert {memory.kind for memory in made} >= {"cut", "ledger"}
+    assert {memory.edited_by for memory in made} == {"rules", "model"}
     assert [request for request in requests if not request.whole], "nothing was stopped or made way"
     assert [request for request in requests if not request.session], "nothing was stateless"
     assert [r for r in requests if r.before and not shared_prefix(r.before[30:], r.asked.prompt[30:])], (

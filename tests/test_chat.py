@@ -12,13 +12,16 @@ from typing import Any
 
 import pytest
 
+from rallychat import answering
 from rallychat.catalog import Sampling
 from rallychat.chat import ChatService
-from rallychat.contexts import Asked, Wish
-from rallychat.errors import Conflict, InvalidRequest, NotFound, RallyChatError
+from rallychat.engines.client import EngineClient
+from rallychat.engines.protocol import CompletionRequest, EngineEvent
+from rallychat.errors import Conflict, EngineUnavailable, InvalidRequest, NotFound, RallyChatError
 from rallychat.messages import Failed, Finished, Loading, Message, Started, TextDelta
 from rallychat.runs import Run
 from rallychat.settings import Settings
+from rallychat.wishes import Asked, Wish
 
 World = Callable[..., AbstractAsyncContextManager[ChatService]]
 
@@ -256,8 +259,31 @@ async def test_an_engine_that_dies_before_the_first_token_is_asked_once_more(wor
         assert engine.restarts >= 1
 
 
+async def test_an_engine_that_lives_but_can_never_be_asked_is_an_error_after_a_few_attempts(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[str] = []
+
+    async def refusing(
+        _: EngineClient, request: CompletionRequest, **__: object
+    ) -> AsyncIterator[EngineEvent]:
+        attempts.append(request.model)
+        raise EngineUnavailable("The engine cannot be reached: connection refused.")
+        yield
+
+    monkeypatch.setattr(EngineClient, "generate", refusing)
+    monkeypatch.setattr(answering, "PAUSE", 0)
+    async with world() as service, asyncio.timeout(60):
+        end = await (await service.turn((await service.store.create()).id, "hello")).wait()
+        assert isinstance(end, Failed)
+        assert (end.code, len(attempts)) == ("engine_unavailable", answering.REFUSALS)
+        assert "could not be asked 5 times in a row" in end.message
+        monkeypatch.undo()
+        assert await service.ask("still there?") == "still there?"
+
+
 async def test_a_silent_engine_is_killed_and_replaced(world: World) -> None:
-    async with world(stall_timeout=0.5) as service:
+    async with world(stall_timeout=3) as service:
         chat = await conversation(service)
         end = await ended(await service.turn(chat, "!hang 3"))
         assert isinstance(end, Failed)
@@ -392,9 +418,9 @@ async def test_errors_are_of_our_tree(world: World) -> None:
 
 
 async def test_everybody_who_waits_for_a_model_hears_that_it_is_loading(world: World) -> None:
-    async with world("load_ms = 300") as service:
-        runs = [await service.turn(await conversation(service), "hi") for _ in range(2)]
-        for run in runs:
+    async with world("load_ms = 1000") as service:
+        both = [await conversation(service) for _ in range(2)]
+        for run in await asyncio.gather(*(service.turn(each, "hi") for each in both)):
             events = [event async for event in run.attach()]
             assert Loading("scripted", "load") in events
 

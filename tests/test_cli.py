@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import rallychat
+from rallychat.cli import doctor, serve_command
 from rallychat.cli.options import settings_from
 from rallychat.errors import SettingsError
 from rallychat.settings import Settings
@@ -116,16 +118,29 @@ def test_without_a_command_it_serves_and_opens_the_page(person: Person, served: 
 
 def test_every_flag_of_serve_is_a_setting(person: Person, served: list[Settings]) -> None:
     switches = ["--api-only", "--no-browser", "--no-auth", "--offline", "--multi-gpu", "--share"]
-    switches += ["--force-download-ckpt", "--chat-only-mode"]
+    switches += ["--force-download-ckpt", "--chat-only-mode", "--no-titles", "--no-sharing", "--elsewhere"]
     values = "--host ::1 --port 9 --data-dir elsewhere --slots 2 --window 512 --threads 3 --log-level debug"
+    values += " --log-format json --shutdown-grace 2 --trash-days 0 --max-queue 0 --max-loaded 2"
+    values += " --allowed-hosts one.example --allowed-hosts two.example --oidc-issuer https://id.example"
+    values += " --trusted-proxies 10.0.0.0/8 --trusted-proxies ::1"
     values += " --gen-config-path a.yaml --gen-config-summarization-path b.yaml"
     assert person.types("serve", "echo", *values.split(), *switches).code == 0
     assert served[0].model_dump(exclude_defaults=True) == {
         "model": "echo", "host": "::1", "port": 9, "data_dir": Path("elsewhere"), "slots": 2, "window": 512,
-        "threads": 3, "log_level": "debug", "api_only": True, "open_browser": False, "no_auth": True, "offline": True,
+        "threads": 3, "log_level": "debug", "log_format": "json", "shutdown_grace": 2,
+        "api_only": True, "open_browser": False, "no_auth": True, "offline": True,
         "multi_gpu": True, "share": True, "force_download_ckpt": True, "chat_only_mode": True,
         "gen_config_path": Path("a.yaml"), "gen_config_summarization_path": Path("b.yaml"),
+        "trash_days": 0, "max_queue": 0, "max_loaded": 2, "titles": False, "sharing": False, "elsewhere": True,
+        "trusted_proxies": ("10.0.0.0/8", "::1"),
+        "allowed_hosts": ("one.example", "two.example"), "oidc_issuer": "https://id.example",
     }  # fmt: skip
+
+
+def test_every_setting_has_a_flag_but_the_secrets() -> None:
+    flags = set(inspect.signature(serve_command.serve).parameters) - {"context"}
+    named = {serve_command.SWITCHES_OFF.get(flag, flag) for flag in flags}
+    assert named == set(Settings.model_fields) - serve_command.NO_FLAG
 
 
 @pytest.mark.parametrize("flag", ["--force-download-ckpt", "--force-download_ckpt"])
@@ -411,6 +426,15 @@ def test_the_doctor_looks_at_everything_without_the_network(person: Person) -> N
         "Conversations", "Network",
     }  # fmt: skip
     assert {model["id"] for model in said["models"]} > {"smollm2-135m-instruct"}
+
+
+def test_an_extra_that_is_not_installed_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = ["rich>=13", 'no-such-package; extra == "embed"', 'none-such; sys_platform == "plan9"']
+    monkeypatch.setattr("importlib.metadata.requires", lambda _name: needs)
+    assert doctor.packages().state == "ok"
+    needs.append("no-such-package>=1")
+    found = doctor.packages()
+    assert (found.state, found.detail) == ("broken", "missing: no-such-package")
 
 
 def test_a_broken_database_is_found_with_what_to_do(person: Person) -> None:

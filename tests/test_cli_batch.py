@@ -106,50 +106,49 @@ def test_a_generation_config_holds_for_every_line(person: Person) -> None:
     assert [line["text"] for line in found] == ["ab", "abcd"]
 
 
-@pytest.mark.parametrize(
-    ("line", "code", "said"),
-    [
-        ("{bad", "invalid_json", "not valid JSON"),
-        ("[1]", "invalid_body", "must be a JSON object"),
-        ({"text": "x"}, "missing_required_parameter", "neither 'prompt' nor 'messages'"),
-        ({"prompt": ""}, "invalid_value", "'prompt' must be a text"),
-        ({"prompt": 5}, "invalid_value", "'prompt' must be a text"),
-        ({"prompt": "x", "system": 5}, "invalid_value", "'system' must be a text"),
-        ({"prompt": "x", "tempreature": 1}, "unknown_parameter", "'tempreature'"),
-        ({"prompt": "x", "temperature": 9}, "invalid_value", "'temperature' must be at most 2"),
-        ({"prompt": "x", "stream": True}, "unsupported_value", "whole answers"),
-        ({"prompt": "x", "model": "nothing"}, "model_not_found", "'nothing'"),
-        ({"messages": [{"role": "assistant", "content": "x"}]}, "invalid_request", "the assistant's"),
-        ({"prompt": "x" * 30_000}, "context_length_exceeded", "too many"),
-        ({"prompt": "!fail 2"}, "engine_interrupted", "as asked"),
-    ],
-)
-def test_a_line_that_cannot_be_answered_says_why_and_the_batch_goes_on(
-    person: Person, line: Any, code: str, said: str
-) -> None:
-    exit_code, found = answered(person, {"prompt": "before"}, line, {"prompt": "after"})
+WRONG: list[tuple[Any, str, str]] = [
+    ("{bad", "invalid_json", "not valid JSON"),
+    ("[1]", "invalid_body", "must be a JSON object"),
+    ({"text": "x"}, "missing_required_parameter", "neither 'prompt' nor 'messages'"),
+    ({"prompt": ""}, "invalid_value", "'prompt' must be a text"),
+    ({"prompt": 5}, "invalid_value", "'prompt' must be a text"),
+    ({"prompt": "x", "system": 5}, "invalid_value", "'system' must be a text"),
+    ({"prompt": "x", "tempreature": 1}, "unknown_parameter", "'tempreature'"),
+    ({"prompt": "x", "temperature": 9}, "invalid_value", "'temperature' must be at most 2"),
+    ({"prompt": "x", "stream": True}, "unsupported_value", "whole answers"),
+    ({"prompt": "x", "model": "nothing"}, "model_not_found", "'nothing'"),
+    ({"messages": [{"role": "assistant", "content": "x"}]}, "invalid_request", "the assistant's"),
+    ({"prompt": "x" * 30_000}, "context_length_exceeded", "too many"),
+    ({"prompt": "!fail 2"}, "engine_interrupted", "as asked"),
+]
+
+
+def test_a_line_that_cannot_be_answered_says_why_and_the_batch_goes_on(person: Person) -> None:
+    asked = [value for line, _, _ in WRONG for value in (line, {"prompt": "after"})]
+    exit_code, found = answered(person, {"prompt": "before"}, *asked)
     assert exit_code == 3
-    assert [each.get("text") for each in found] == ["before", None, "after"]
-    assert (found[1]["line"], found[1]["error"]["code"]) == (2, code)
-    assert said in found[1]["error"]["message"]
+    assert [each.get("text") for each in found] == ["before", *[None, "after"] * len(WRONG)]
+    for number, (line, (_, code, said)) in enumerate(zip(found[1::2], WRONG, strict=True)):
+        assert (line["line"], line["error"]["code"]) == (2 + 2 * number, code)
+        assert said in line["error"]["message"]
 
 
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ({"custom_id": "a"}, "'method' is missing"),
-        (openai_line("a", {}, "/v1/embeddings"), "'url' must be"),
-        (openai_line("a", {"messages": []}), "'messages'"),
-        (openai_line("a", {"messages": [{"role": "user", "content": "x"}], "foo": 1}), "'foo' is not known"),
-        (openai_line("a", {}) | {"foo": 1}, "'foo' is not known"),
-    ],
-)
-def test_a_wrong_line_of_openai_is_refused_in_its_shape(person: Person, line: Any, said: str) -> None:
-    code, found = answered(person, line)
+WRONG_OF_OPENAI: list[tuple[Any, str]] = [
+    ({"custom_id": "a"}, "'method' is missing"),
+    (openai_line("b", {}, "/v1/embeddings"), "'url' must be"),
+    (openai_line("c", {"messages": []}), "'messages'"),
+    (openai_line("d", {"messages": [{"role": "user", "content": "x"}], "foo": 1}), "'foo' is not known"),
+    (openai_line("e", {}) | {"foo": 1}, "'foo' is not known"),
+]
+
+
+def test_a_wrong_line_of_openai_is_refused_in_its_shape(person: Person) -> None:
+    code, found = answered(person, *[line for line, _ in WRONG_OF_OPENAI])
     assert code == 3
-    assert (found[0]["custom_id"], found[0]["error"]) == ("a", None)
-    assert found[0]["response"]["status_code"] == 400
-    assert said in found[0]["response"]["body"]["error"]["message"]
+    for outcome, (line, said) in zip(found, WRONG_OF_OPENAI, strict=True):
+        assert (outcome["custom_id"], outcome["error"]) == (line["custom_id"], None)
+        assert outcome["response"]["status_code"] == 400
+        assert said in outcome["response"]["body"]["error"]["message"]
 
 
 # --- streams and files --------------------------------------------------------------------------------------
@@ -243,7 +242,7 @@ def count(path: Path) -> int:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_batch_that_is_interrupted_says_how_it_goes_on(tmp_path: Path, number: signal.Signals) -> None:
-    command = begun(tmp_path, 60)
+    command = begun(tmp_path, 2000)  # more than can be done before the signal is heard
     with rallychat(tmp_path, *command) as process:
         grows(process, tmp_path / "out.jsonl", 3)
         process.send_signal(number)

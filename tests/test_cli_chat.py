@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import itertools
-import json
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -21,6 +20,7 @@ from rich.console import Console
 
 from rallychat.chat import ChatService
 from rallychat.cli.chat import Talk, find, key_bindings, show_events
+from rallychat.cli.render import read
 from rallychat.cli.slash import COMMANDS
 from rallychat.cli.stream import MarkdownStream
 from rallychat.errors import NotFound
@@ -36,7 +36,8 @@ from rallychat.messages import (
     TextDelta,
 )
 from rallychat.settings import Settings
-from rallychat.store import Conversation, StoredMessage
+from rallychat.store import Conversation, ConversationStore, Shelf, StoredMessage
+from rallychat.transfer import import_file
 
 SLOW = """
 name = "Slow"
@@ -215,11 +216,17 @@ async def test_the_title_can_be_changed(tmp_path: Path) -> None:
         assert [row.title for row in await at.service.store.list()] == ["Greetings"]
 
 
-@pytest.mark.parametrize(("answer", "left"), [("y", 0), ("n", 1), ("", 1)])
-async def test_deleting_asks(tmp_path: Path, answer: str, left: int) -> None:
+async def test_a_deleted_conversation_is_in_the_trash_and_can_be_taken_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     async with terminal(tmp_path) as at:
-        await at.types("Hello", "/delete", answer)
-        assert len(await at.service.store.list()) == left
+        await at.types("Hello", "/delete")
+        assert at.talk.conversation is None
+        assert await at.service.store.list() == []
+        assert [row.title for row in await at.service.store.library.list(Shelf(trash=True))] == ["Hello"]
+        await at.types("/restore", "more", "/restore")
+        assert await at.texts() == ["Hello", "Hello", "more", "more"]
+    assert "Nothing was deleted here." in capsys.readouterr().err
 
 
 async def test_a_system_prompt_set_before_the_first_message_is_stored_with_it(tmp_path: Path) -> None:
@@ -267,13 +274,59 @@ async def test_the_context_is_shown_in_parts_and_in_full(tmp_path: Path) -> None
         assert "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nHello" in shown
 
 
-async def test_an_export_is_markdown_or_what_render_reads(tmp_path: Path) -> None:
+async def test_whether_other_conversations_are_quoted_is_shown_chosen_and_left_to_the_server(
+    tmp_path: Path,
+) -> None:
     async with terminal(tmp_path) as at:
-        await at.types("Hello", f"/export {tmp_path}/talk.md", f"/export {tmp_path}/talk.json")
-    assert (tmp_path / "talk.md").read_text() == "# Hello\n\n## You\n\nHello\n\n## echo\n\nHello\n"
-    assert json.loads((tmp_path / "talk.json").read_text()) == {
-        "messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello"}]
-    }
+        usual = "quoted" if at.service.settings.elsewhere else "not quoted"
+        shown = await at.types("/elsewhere")
+        assert f"Other conversations are {usual} (the default)." in shown
+        assert at.talk.conversation is None
+        for word, chosen, said in (
+            ("on", True, "Other conversations are quoted."),
+            ("off", False, "Other conversations are not quoted."),
+            ("default", None, f"Other conversations are {usual} (the default)."),
+        ):
+            assert said in await at.types(f"/elsewhere {word}", "/elsewhere")
+            assert at.talk.conversation is not None
+            assert (await at.service.store.get(at.talk.conversation.id)).elsewhere is chosen
+
+
+async def test_a_word_that_elsewhere_does_not_know_changes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with terminal(tmp_path) as at:
+        await at.types("/elsewhere off", "/elsewhere maybe")
+        assert "does not know 'maybe'" in capsys.readouterr().err
+        assert at.talk.conversation is not None
+        assert (await at.service.store.get(at.talk.conversation.id)).elsewhere is False
+
+
+async def test_what_was_said_elsewhere_is_quoted_once_that_is_chosen(tmp_path: Path) -> None:
+    said = "My parrot Zorro eats papaya seeds every morning."
+    async with terminal(tmp_path) as at:
+        await at.types(said)
+        await at.types("/new", "/elsewhere off", "What does my parrot Zorro eat in the morning?")
+        report = (await at.rows())[-1].report
+        assert report is not None
+        assert report.elsewhere == ()
+        shown = await at.types("/elsewhere on", "And what does my parrot Zorro eat?", "/context full")
+        assert said in shown
+        report = (await at.rows())[-1].report
+        assert report is not None
+        assert report.elsewhere
+
+
+async def test_an_export_is_markdown_or_json_that_render_reads_and_import_takes_in(tmp_path: Path) -> None:
+    async with terminal(tmp_path) as at:
+        await at.types("/system Be brief.", "Hello", "/regenerate")
+        await at.types(f"/export {tmp_path}/talk.md", f"/export {tmp_path}/talk.json")
+    said = "# Hello\n\n*System:* Be brief.\n\n## You\n\nHello\n\n## echo\n\nHello\n"
+    assert (tmp_path / "talk.md").read_text() == said
+    messages = [("system", "Be brief."), ("user", "Hello"), ("assistant", "Hello")]
+    assert [(one.role, one.text) for one in read(str(tmp_path / "talk.json")).as_messages()] == messages
+    async with ConversationStore.open(Settings(data_dir=tmp_path / "other")) as store:
+        assert (await import_file(store, tmp_path / "talk.json")).messages == 3
 
 
 async def test_an_export_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -399,7 +452,7 @@ async def test_every_event_of_a_turn_can_be_shown() -> None:
     with MarkdownStream(Console(file=screen, width=60, force_terminal=True)) as stream:
         assert await show_events(each(events), stream) is finished
     for shown in (
-        "number 2 in the queue",
+        "2nd in line",
         "Downloading m ... 50%",
         "Loading m",
         "Reading the prompt",

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -89,15 +90,26 @@ def taken() -> Iterator[int]:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.org", "127.0.0.1.example.org", ""])
 def test_strangers_are_refused_unless_asked_for(tmp_path: Path, host: str) -> None:
-    with pytest.raises(SettingsError, match="without login") as refused:
-        refuse_strangers(Settings(data_dir=tmp_path, host=host))
-    assert "--no-auth" in refused.value.hint
-    refuse_strangers(Settings(data_dir=tmp_path, host=host, no_auth=True))
+    with pytest.raises(SettingsError, match="nobody has an account") as refused:
+        refuse_strangers(Settings(data_dir=tmp_path, host=host), known=False)
+    for way in ("rallychat users add", "rallychat keys create", "--no-auth"):
+        assert way in refused.value.hint
+    refuse_strangers(Settings(data_dir=tmp_path, host=host, no_auth=True), known=False)
+    refuse_strangers(Settings(data_dir=tmp_path, host=host), known=True)
+
+
+@pytest.mark.parametrize("asked", [{"allowed_hosts": ("chat.example",)}, {"auth": "required"}])
+def test_a_login_that_nobody_has_is_refused_on_this_machine_too(
+    tmp_path: Path, asked: dict[str, Any]
+) -> None:
+    with pytest.raises(SettingsError, match="nobody has an account"):
+        refuse_strangers(Settings(data_dir=tmp_path, **asked), known=False)
+    refuse_strangers(Settings(data_dir=tmp_path, **asked), known=True)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "[::1]", "localhost"])
 def test_this_machine_needs_no_login(tmp_path: Path, host: str) -> None:
-    refuse_strangers(Settings(data_dir=tmp_path, host=host))
+    refuse_strangers(Settings(data_dir=tmp_path, host=host), known=False)
 
 
 @pytest.mark.parametrize(
@@ -144,20 +156,20 @@ def test_the_api_answers_with_the_model_of_the_command_line(tmp_path: Path) -> N
         said = {"model": "echo", "messages": [{"role": "user", "content": "Hello"}]}
         answer = httpx.post(f"{at.url}/v1/chat/completions", json=said, timeout=60).json()
         assert answer["choices"][0]["message"]["content"] == "Hello"
-        assert httpx.get(f"{at.url}/readyz").status_code == 200
+        assert httpx.get(f"{at.url}/readyz", timeout=60).status_code == 200
 
 
 def test_the_page_is_beside_the_api(tmp_path: Path) -> None:
     with server(tmp_path, "echo") as at:
         assert "text/html" in httpx.get(f"{at.url}/", timeout=60).headers["content-type"]
-        assert httpx.get(f"{at.url}/healthz").json() == {"status": "ok"}
+        assert httpx.get(f"{at.url}/healthz", timeout=60).json() == {"status": "ok"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_server_in_order_while_an_answer_runs(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    with server(tmp_path, "slow", "--api-only") as at:
+    with server(tmp_path, "slow", "--api-only", "--shutdown-grace", "0") as at:
         said = {"model": "slow", "messages": [{"role": "user", "content": "!count 100000"}], "stream": True}
         with httpx.stream("POST", f"{at.url}/v1/chat/completions", json=said, timeout=60) as answer:
             lines = answer.iter_lines()
@@ -182,8 +194,8 @@ def test_a_second_one_at_the_same_address_says_so_and_ends_well(tmp_path: Path) 
 
 def test_a_model_that_cannot_be_had_is_said_and_the_server_stays(tmp_path: Path) -> None:
     with server(tmp_path, "smollm2-135m-instruct", "--api-only", "--offline") as at:
-        assert httpx.get(f"{at.url}/healthz").status_code == 200
-        assert httpx.get(f"{at.url}/readyz").status_code == 503
+        assert httpx.get(f"{at.url}/healthz", timeout=60).status_code == 200
+        assert httpx.get(f"{at.url}/readyz", timeout=60).status_code == 503
         said = {"model": "echo", "messages": [{"role": "user", "content": "Hello"}]}
         assert httpx.post(f"{at.url}/v1/chat/completions", json=said, timeout=60).status_code == 200
 
@@ -221,9 +233,9 @@ def gradio_tunnel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_sharing_wants_to_be_sure(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="public address") as refused:
-        refuse_strangers(Settings(data_dir=tmp_path, share=True))
+        refuse_strangers(Settings(data_dir=tmp_path, share=True), known=False)
     assert "--no-auth" in refused.value.hint
-    refuse_strangers(Settings(data_dir=tmp_path, share=True, no_auth=True))
+    refuse_strangers(Settings(data_dir=tmp_path, share=True, no_auth=True), known=False)
 
 
 def test_quantised_over_all_gpus_is_refused(tmp_path: Path) -> None:
@@ -258,5 +270,5 @@ def test_a_tunnel_that_fails_is_one_sentence_and_the_server_goes_on(
     with server(tmp_path, "echo", "--api-only", "--share", "--no-auth") as at:
         line = next(line for line in at.process.stderr or () if "No public address" in line)
         assert line.count(". ") == 0
-        assert httpx.get(f"{at.url}/healthz").status_code == 200
+        assert httpx.get(f"{at.url}/healthz", timeout=60).status_code == 200
         assert at.ends() == 0

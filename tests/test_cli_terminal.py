@@ -96,6 +96,7 @@ def _own_terminal(slave: int) -> None:
     import fcntl
     import termios
 
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever started the tests may have it ignored
     os.setsid()
     fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
 

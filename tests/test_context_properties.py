@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from rallychat.catalog import Catalog, Family
 from rallychat.catalog.types import ReasoningTags
+from rallychat.context.memory import cut
+from rallychat.context.selection import exchanges
 from rallychat.context.strategies import names, strategy_named
 from rallychat.errors import ContextOverflow
 from rallychat.messages import Message
@@ -158,3 +160,18 @@ def test_every_shipped_format_keeps_its_prefix(
     family: Family, strategy: str, steps: list[tuple[str, int]]
 ) -> None:
     asyncio.run(play(strategy, of_family(family), steps, system=family.default_system, tags=family.reasoning))
+
+
+async def test_what_is_excluded_leaves_the_quotes_beside_later_messages_too() -> None:
+    talk = Talk(strategy_named("hybrid"))
+    await talk.turn("My platypus is called Cornelius.", "Fine.")
+    talk.memories.append(cut(exchanges(turns_of(talk.path)), "it left"))
+    plan = await talk.turn("What is my platypus called?", "Cornelius.")
+    assert "m1" in plan.report.retrieved
+    talk.path.pop()  # the same question is asked again, and one more after it
+    talk.mark(0, "exclude")
+    again = await talk.answer("No idea.")
+    later = await talk.turn("And now?", "No idea.")
+    for plan in (again, later):
+        assert "Cornelius" not in talk.tokens.text(plan.ids)
+        assert "m1" in plan.report.excluded

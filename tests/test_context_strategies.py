@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from rallychat.context import memory as memories
-from rallychat.context.retrieval import block, days_in, quotes, scores, wanted
+from rallychat.context.index import Hit
+from rallychat.context.retrieval import Found, block, days_in, quotes, scores, wanted
 from rallychat.context.selection import exchanges, tokens_of_text
 from rallychat.context.strategies import LastN, Remembering, names, register_strategy, strategy_named
 from rallychat.context.types import Budget, Memory, Refused, Selection, Turn, answer_reserve
@@ -70,8 +71,23 @@ def test_a_ledger_keeps_the_user_s_words_and_the_first_sentence_of_answers() -> 
 
 def test_a_ledger_is_bounded_and_its_oldest_lines_leave() -> None:
     made = memories.ledger(exchanges(turns(50)), None, room=600, why="")
-    assert made.covers[-1] == "m99"
+    assert made.covers[-1] == "m98"
     assert 0 < len(made.covers) < 12
+
+
+def test_where_a_ledger_is_short_what_the_user_said_stands_before_what_the_model_said() -> None:
+    told = ["My cat is Miro.", "I live in Graz.", "I like tea."]
+    talk = []
+    for n, fact in enumerate(told):
+        said = f"I am glad that you told me number {n}, thank you."
+        talk += [Turn(f"user{n}", "user", fact, len(fact)), Turn(f"answer{n}", "assistant", said, len(said))]
+    made = memories.ledger(exchanges(talk), None, room=150, why="")
+    assert made.text == (
+        "User: My cat is Miro.\nUser: I live in Graz.\nUser: I like tea.\n"
+        "You: I am glad that you told me number 2, thank you."
+    )
+    assert made.covers == ("user0", "user1", "user2", "answer2")
+    assert tokens_of_text(made.text, talk) <= 150
 
 
 def test_a_text_too_long_for_a_ledger_takes_nothing_else_out_of_it() -> None:
@@ -213,16 +229,16 @@ def test_a_user_s_words_count_more_unless_the_model_s_are_asked_for() -> None:
         Turn("x", "user", "so", 2, DAY),
         Turn("a", "assistant", "tea", 2, DAY),
     ]
-    hits = {"u": 1.0, "a": 1.0}
+    hits = [Hit("u", 0, 3, 1.0), Hit("a", 0, 3, 1.0)]
     mine = scores(talk, hits, "Which tea do I like?")
     yours = scores(talk, hits, "Which tea did you recommend to me?")
-    assert mine["u"] > mine["a"]
-    assert yours["a"] > yours["u"]
+    assert [found.id for found in mine] == ["u", "a"]
+    assert [found.id for found in yours] == ["a", "u"]
 
 
 def test_quotes_fit_their_room_and_stand_in_order_with_dates() -> None:
     talk = turns(10)
-    best = {"m8": 3.0, "m2": 2.0, "m4": 0.1}
+    best = [Found(name, 0, 1000, score) for name, score in (("m8", 3.0), ("m2", 2.0), ("m4", 0.1))]
     taken = quotes(talk, best, room=1000)
     assert [quote.id for quote in taken] == ["m2", "m8"], "what fits a twentieth as well is not quoted"
     assert block(taken).startswith("[From earlier in this conversation:\n2024-03-01 User: word2.")

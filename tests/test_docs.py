@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,6 +123,8 @@ def shown(field: FieldInfo) -> str:
     match field.default:
         case None | ():
             return "-"
+        case tuple(values):
+            return f"`{json.dumps(values)}`"
         case bool(value):
             return f"`{str(value).lower()}`"
         case str(value):
@@ -135,3 +138,22 @@ def test_every_link_inside_the_repository_leads_somewhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     targets = [target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
     assert [target for target in targets if target and not (page.parent / target).exists()] == []
+
+
+PROMISES = re.findall(
+    r"^\| (?!promise |---)(.+?) \| (.+?) \|$",
+    (ROOT / "docs" / "security.md").read_text(encoding="utf-8"),
+    re.M,
+)
+
+
+@pytest.mark.parametrize(("promise", "held_by"), PROMISES, ids=[promise[:40] for promise, _ in PROMISES])
+def test_every_promise_names_tests_that_exist(promise: str, held_by: str) -> None:
+    source = ""
+    assert re.search(r"`tests/\w", held_by), f"no test holds: {promise}"
+    for name in re.findall(r"`([^`]+)`", held_by):
+        if name.startswith("tests/"):
+            source = (ROOT / name).read_text(encoding="utf-8")
+            assert "def test_" in source
+        else:
+            assert f"def {name}(" in source, f"{name} is not in the file before it"

@@ -190,15 +190,15 @@ async def test_a_silent_engine_is_given_up(completion: list[bytes]) -> None:
 
 async def test_a_reader_that_takes_its_time_is_no_silence_of_the_engine() -> None:
     async with served(worker([stream_head() + chunk(EVENTS) + END])) as server:
-        stream = client_of(server, stall_timeout=0.05).generate(CompletionRequest(prompt=[1], max_tokens=1))
+        stream = client_of(server, stall_timeout=1).generate(CompletionRequest(prompt=[1], max_tokens=1))
         first = await anext(stream)
-        await _several_timer_rounds(0.05)
+        await _longer_than(1)
         assert [first, *[event async for event in stream]] == ANSWER
 
 
-async def _several_timer_rounds(patience: float) -> None:
+async def _longer_than(patience: float) -> None:
     done = asyncio.Event()
-    asyncio.get_running_loop().call_later(3 * patience, done.set)
+    asyncio.get_running_loop().call_later(1.5 * patience, done.set)
     await done.wait()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from rallychat.catalog import Sampling
@@ -263,6 +263,7 @@ def test_any_text_is_either_read_or_refused_in_one_sentence(
     assert isinstance(found, Sampling) or "gen_config.yaml" in found
 
 
+@example(Sampling(stop=("\x85", "한국어")))
 @given(
     st.builds(
         Sampling,

@@ -224,3 +224,31 @@ async def test_a_repeated_background_request_tells_how_far_its_response_is(tmp_p
         await told(http, first["id"])
         again = (await post(http, "/v1/responses", body)).json()
     assert (first["status"], again["status"], first["id"]) == ("queued", "completed", again["id"])
+
+
+async def test_whoever_repeats_a_request_while_it_is_undone_is_never_told_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    too_long = "word " * 9000
+    body = {"input": too_long, "stream": True}
+    async with world(tmp_path) as (http, service):
+        conversation = (await http.post("/v1/conversations", json={})).json()["id"]
+        body["conversation"] = conversation
+        await post(http, "/v1/responses", {"input": "One", "conversation": conversation}, key="before")
+        undo, undoing = service.store.responses.delete, asyncio.Event()
+        repeated: list[asyncio.Task[httpx.Response]] = []
+
+        async def slowly(response: str, *, undo_: Any = undo, **how: Any) -> None:
+            if not undoing.is_set():
+                undoing.set()
+                repeated.append(asyncio.create_task(post(http, "/v1/responses", body)))
+                await asyncio.wait(repeated, timeout=1)
+            await undo_(response, **how)
+
+        monkeypatch.setattr(service.store.responses, "delete", slowly)
+        first = await post(http, "/v1/responses", body)
+        second = await repeated[0]
+        said = await items(http, conversation)
+    assert first.status_code == 400
+    told_of = [answer for answer in (first, second) if answer.status_code == 200]
+    assert said[2:] == [too_long] * len(told_of)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rallychat import idle
+from rallychat.catalog import Sampling
 from rallychat.chat import ChatService
-from rallychat.engines.protocol import CompletionRequest
+from rallychat.engines.protocol import CompletionRequest, EngineEvent
 from rallychat.messages import Finished
 from rallychat.pool import Engine, Slot
 from rallychat.settings import Settings
 from rallychat.titles import TITLE_PROMPT
+from rallychat.wishes import AS_EVER, Wish
 
 World = Callable[..., AbstractAsyncContextManager[ChatService]]
 LONG = "tell me all about the harbour and the boats with lemons "
@@ -59,8 +61,26 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[tuple[CompletionRequest, i
     return seen
 
 
-async def say(service: ChatService, conversation_id: str, text: str) -> Finished:
-    end = await (await service.turn(conversation_id, text)).wait()
+@pytest.fixture
+def reading(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Set once new memory is read in a slot of its own; that first reading goes on until it is left."""
+    begun = asyncio.Event()
+    generate = Engine.generate
+
+    async def holding(self: Engine, request: Any, slot: Slot, **given: Any) -> AsyncIterator[EngineEvent]:
+        async with aclosing(generate(self, request, slot, **given)) as events:
+            async for event in events:
+                if slot.stale and not begun.is_set():
+                    begun.set()
+                    await asyncio.Event().wait()
+                yield event
+
+    monkeypatch.setattr(Engine, "generate", holding)
+    return begun
+
+
+async def say(service: ChatService, conversation_id: str, text: str, wish: Wish = AS_EVER) -> Finished:
+    end = await (await service.turn(conversation_id, text, wish=wish)).wait()
     assert isinstance(end, Finished)
     return end
 
@@ -138,17 +158,16 @@ async def test_a_prompt_is_swapped_in_another_slot_and_the_old_one_is_free(world
 
 
 async def test_a_message_that_arrives_while_memory_is_warmed_finds_the_old_prompt_still_warm(
-    world: World,
+    world: World, reading: asyncio.Event
 ) -> None:
-    async with world("prefill_ms = 20\nbatch = 8") as service:
+    async with world("batch = 8") as service:
         chat = (await service.store.create()).id
-        engine = await service.pool.open(service.resolve(None))
         while True:
             await say(service, chat, LONG)
             if await due(service, chat):
                 break
             await service.idle.settled()
-        await until(lambda: any(slot.session == chat and slot.stale for slot in engine.queue.slots))
+        await reading.wait()
         end = await say(service, chat, "are you there")
         assert evaluated(end) < 40
         assert await service.contexts.memories(chat) == []
@@ -156,16 +175,15 @@ async def test_a_message_that_arrives_while_memory_is_warmed_finds_the_old_promp
         assert len(await service.contexts.memories(chat)) == 1
 
 
-async def test_an_edit_while_memory_is_made_drops_it(world: World) -> None:
-    async with world("prefill_ms = 20\nbatch = 8") as service:
+async def test_an_edit_while_memory_is_made_drops_it(world: World, reading: asyncio.Event) -> None:
+    async with world("batch = 8") as service:
         chat = (await service.store.create()).id
-        engine = await service.pool.open(service.resolve(None))
         while True:
             await say(service, chat, LONG)
             if await due(service, chat):
                 break
             await service.idle.settled()
-        await until(lambda: any(slot.session == chat and slot.stale for slot in engine.queue.slots))
+        await reading.wait()
         first = (await service.store.path(chat))[0]
         await (await service.edit(first.id, "something else")).wait()
         await service.idle.settled()
@@ -187,6 +205,84 @@ async def test_memory_that_was_not_finished_is_made_after_a_restart(world: World
         await service.idle.settled()
         assert len(await service.contexts.memories(chat)) == 1
         assert evaluated(await say(service, chat, "hello again")) < 40
+
+
+# --- what a message asked of its context ---------------------------------------------------------------------
+
+
+async def test_idle_time_keeps_to_the_strategy_that_a_message_asked_for(world: World) -> None:
+    async with world(strategy="full") as service:
+        chat = (await service.store.create()).id
+        for number in range(6):
+            end = await say(service, chat, f"{number} {LONG}", Wish(strategy="ledger"))
+            assert evaluated(end) < 100 or number == 0
+            await service.idle.settled()
+        assert {memory.kind for memory in await service.contexts.memories(chat)} == {"ledger"}
+
+
+async def test_idle_time_makes_no_memory_that_a_message_did_not_ask_for(world: World) -> None:
+    async with world(strategy="ledger") as service:
+        chat = (await service.store.create()).id
+        while not await due(service, chat):
+            end = await say(service, chat, LONG, Wish(strategy="full"))
+            await service.idle.settled()
+        assert await service.contexts.memories(chat) == []
+        await say(service, chat, LONG)
+        await service.idle.settled()
+        assert end.report is not None
+        assert end.report.strategy == "full"
+        assert [memory.kind for memory in await service.contexts.memories(chat)] == ["ledger"]
+
+
+async def test_idle_time_keeps_to_the_budget_and_the_exclusions_that_a_message_asked_for(
+    world: World,
+) -> None:
+    async with world() as service:
+        boats = "all about the boats"
+        chat = (await service.store.create()).id
+        await say(service, chat, boats)
+        secret = (await service.store.path(chat))[0].id
+        wish = Wish(budget=400, exclude=(secret,))
+        while not await service.contexts.memories(chat):
+            end = await say(service, chat, boats, wish)
+            assert evaluated(end) < 100
+            await service.idle.settled()
+        memory = (await service.contexts.memories(chat))[-1]
+        assert "a budget of 400 tokens was asked for" in memory.why
+        assert secret not in memory.covers
+
+
+async def test_idle_time_prepares_for_the_model_that_a_message_asked_for_until_another_is_chosen(
+    world: World,
+) -> None:
+    async with world() as service:
+        chat = (await service.store.create()).id
+        await (await service.turn(chat, LONG, model="echo")).wait()
+        await service.idle.settled()
+        other = await service.pool.open(service.resolve("echo"))
+        assert other.background_tokens
+        await service.load("scripted")
+        await service.store.update(chat, model="scripted")
+        await service.open_conversation(chat)
+        await service.idle.settled()
+        assert (await service.pool.open(service.resolve("scripted"))).background_tokens
+
+
+async def test_memory_in_the_making_is_dropped_when_the_next_message_asks_for_another_strategy(
+    world: World,
+) -> None:
+    async with world("prefill_ms = 20\nbatch = 8") as service:
+        chat = (await service.store.create()).id
+        engine = await service.pool.open(service.resolve(None))
+        while True:
+            await say(service, chat, LONG)
+            if await due(service, chat):
+                break
+            await service.idle.settled()
+        await until(lambda: any(slot.session == chat and slot.stale for slot in engine.queue.slots))
+        await say(service, chat, LONG, Wish(strategy="full"))
+        await service.idle.settled()
+        assert await service.contexts.memories(chat) == []
 
 
 async def test_a_summary_is_sampled_as_its_own_generation_config_says(
@@ -221,6 +317,40 @@ async def test_opening_a_conversation_warms_it(world: World) -> None:
         await service.idle.settled()
         assert evaluated(await say(service, chats[0], "hello again")) < 40
         assert evaluated(await say(service, chats[1], "hello again")) > 40
+
+
+async def opened_while_another_is_answered(service: ChatService, rest: bool, turns: int) -> tuple[str, str]:
+    """A conversation without a cache, opened while the other one, which has it, is answered; and the other."""
+    opened, other = [(await service.store.create()).id for _ in range(2)]
+    await grown(service, opened, turns, rest=rest)
+    service.idle.leave(opened)
+    run = await service.turn(other, f"hello {LONG}")
+    await service.open_conversation(opened)
+    await run.wait()
+    service.idle.leave(other)
+    await service.idle.settled()
+    return opened, other
+
+
+async def test_warming_what_was_opened_leaves_the_caches_of_those_who_were_answered_since(
+    world: World,
+) -> None:
+    async with world(slots=1) as service:
+        _, other = await opened_while_another_is_answered(service, True, 1)
+        assert evaluated(await say(service, other, "hello again")) < 40
+
+
+async def test_room_is_made_by_rules_where_no_slot_can_be_had_for_a_prompt_without_a_cache(
+    world: World,
+) -> None:
+    async with world(slots=1, strategy="ledger") as service:
+        turns = 1
+        opened, other = await opened_while_another_is_answered(service, False, turns)
+        while not await service.contexts.memories(opened):
+            turns += 1
+            assert turns < 30
+            opened, other = await opened_while_another_is_answered(service, False, turns)
+        assert evaluated(await say(service, other, "hello again")) < 40
 
 
 async def test_an_engine_that_died_is_warmed_again_when_it_is_back(world: World) -> None:
@@ -345,3 +475,26 @@ async def test_without_rollback_a_summary_spares_the_live_cache_or_rules_write_i
         asked = [slot for request, slot in requests if 0 < request.max_tokens < 200]
         assert bool(asked) is (slots > 1)
         assert evaluated(await say(service, chat, "hello again")) < 40
+
+
+async def test_a_short_answer_that_was_asked_for_leaves_the_live_cache_as_it_is(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Idle work once reckoned with the model's own long answers, made room for them, and warmed that instead."""
+
+    async def no_time(*_: object) -> None:
+        """Compaction that never comes to its end."""
+
+    monkeypatch.setattr(idle.Idle, "_compact", no_time)
+    async with world(latency_factor=0) as service:
+        chat = (await service.store.create()).id
+        short, lengths = Sampling(max_tokens=8), []
+        for number in range(16):
+            end = await (await service.turn(chat, f"{number} {LONG}", sampling=short)).wait()
+            assert isinstance(end, Finished)
+            await service.idle.settled()
+            lengths.append(end.usage.prompt_tokens)
+            if sorted(lengths) != lengths:  # room was made
+                break
+            assert evaluated(end) < 2 * len(LONG)
+        assert max(lengths) > 800

@@ -89,8 +89,9 @@ async def test_nothing_can_be_posted_there(tmp_path: Path, path: str) -> None:
 
 
 async def test_the_dashboard_asks_for_metrics_and_labels_that_exist(tmp_path: Path) -> None:
-    async with echoing(tmp_path) as (http, _):
+    async with echoing(tmp_path) as (http, service):
         await http.post("/v1/chat/completions", json=chat())
+        service.metrics.compacted("echo")
         text = (await http.get("/metrics")).text
     known = {
         sample.name: set(sample.labels)

@@ -27,7 +27,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 @pytest.fixture
 def client(server: Live) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{server.url}/v1", api_key="unused", timeout=30, max_retries=0) as opened:
+    with OpenAI(base_url=f"{server.url}/v1", api_key="unused", timeout=120, max_retries=0) as opened:
         yield opened
 
 
@@ -124,7 +124,7 @@ def test_an_error_in_the_middle_of_a_stream_is_raised(client: OpenAI) -> None:
 async def test_a_full_queue_is_a_rate_limit_that_says_when_to_come_back(tmp_path: Path) -> None:
     with live(tmp_path, slots=1, max_queue=1) as server:
         async with AsyncOpenAI(
-            base_url=f"{server.url}/v1", api_key="unused", timeout=30, max_retries=0
+            base_url=f"{server.url}/v1", api_key="unused", timeout=120, max_retries=0
         ) as client:
             create = client.chat.completions.create
             asking = {
@@ -158,7 +158,7 @@ def test_a_client_that_leaves_without_streaming_frees_the_engine(client: OpenAI)
 
 async def test_the_asynchronous_client_works_the_same(server: Live) -> None:
     async with AsyncOpenAI(
-        base_url=f"{server.url}/v1", api_key="unused", timeout=30, max_retries=0
+        base_url=f"{server.url}/v1", api_key="unused", timeout=120, max_retries=0
     ) as client:
         answer = await client.chat.completions.create(model="echo", messages=HI)
         assert answer.choices[0].message.content == "Hello, world"
@@ -170,7 +170,7 @@ async def test_the_asynchronous_client_works_the_same(server: Live) -> None:
 
 async def test_twenty_clients_that_vanish_leave_no_busy_slot(server: Live) -> None:
     async with AsyncOpenAI(
-        base_url=f"{server.url}/v1", api_key="unused", timeout=30, max_retries=0
+        base_url=f"{server.url}/v1", api_key="unused", timeout=120, max_retries=0
     ) as client:
         create = client.chat.completions.create
         asking = [asyncio.create_task(create(model="slow", messages=ENDLESS, stream=True)) for _ in range(20)]

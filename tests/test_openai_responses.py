@@ -32,7 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 @pytest.fixture
 def client(server: Live) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{server.url}/v1", api_key="unused", timeout=30, max_retries=0) as opened:
+    with OpenAI(base_url=f"{server.url}/v1", api_key="unused", timeout=120, max_retries=0) as opened:
         yield opened
 
 
@@ -190,7 +190,7 @@ def test_the_same_key_gets_the_same_response_while_it_is_made(client: OpenAI, se
 
 async def test_the_async_client_works_as_well(server: Live) -> None:
     async with AsyncOpenAI(
-        base_url=f"{server.url}/v1", api_key="unused", timeout=30, max_retries=0
+        base_url=f"{server.url}/v1", api_key="unused", timeout=120, max_retries=0
     ) as client:
         made = await client.responses.create(model="echo", input="Hello")
         again = await client.responses.create(input="Bye", previous_response_id=made.id)

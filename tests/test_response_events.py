@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,9 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from rallychat.api.responses import objects
-from rallychat.api.responses.events import Event, Telling, frame, retold
+from rallychat.api.responses.events import Event, Telling, frame
+from rallychat.following import retold
+from rallychat.identity import acting_as
 from rallychat.messages import (
     FinishReason,
     Part,
@@ -25,6 +29,7 @@ from rallychat.messages import (
     Usage,
 )
 from rallychat.store import StoredMessage, StoredResponse
+from tests.responses_world import events_of, world
 
 EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 REQUEST: dict[str, Any] = {
@@ -193,3 +198,25 @@ def test_whatever_the_cuts_say_the_whole_text_is_retold(parts: list[Part], cuts:
         (kind, "".join(p.text for p in group)) for kind, group in itertools.groupby(parts, lambda p: type(p))
     ]
     assert regrouped == wanted
+
+
+@pytest.mark.parametrize("store", [True, False])
+async def test_a_response_that_waits_in_line_says_so_between_its_numbered_events(
+    tmp_path: Path, store: bool
+) -> None:
+    async with world(tmp_path, slots=1) as (http, service):
+        await service.load("echo")
+        engine = await service.pool.open(service.resolve("echo"))
+        body = {"input": "hello", "model": "echo", "stream": True, "store": store}
+        with acting_as("another"):
+            holding = engine.slot([1])
+            await holding.__aenter__()
+        asking = asyncio.create_task(http.post("/v1/responses", json=body))
+        while not engine.queue.waiting:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.001)
+        await holding.__aexit__(None, None, None)
+        text = (await asking).text
+    assert ": queued, position 1, about" in text
+    assert text.index("response.created") < text.index(": queued") < text.index("response.output_text.delta")
+    events = events_of(text)
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))

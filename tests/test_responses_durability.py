@@ -126,7 +126,7 @@ async def test_an_answer_whose_end_cannot_be_stored_is_told_as_failed(
         async def full(*_: object, **__: object) -> None:
             raise StoreError("There is no room left on the disk.")
 
-        monkeypatch.setattr(service.store, "finish", full)
+        monkeypatch.setattr(service.store.answers, "finish", full)
         stream = await http.post("/v1/responses", json={"input": "Hello", "stream": True})
         last = events_of(stream.text)[-1]
     assert (last["type"], last["response"]["status"]) == ("response.failed", "failed")

@@ -130,13 +130,60 @@ async def test_an_answer_that_cannot_be_stored_says_so() -> None:
     assert end == Failed("store_error", "The disk is full.")
 
 
+async def test_an_end_that_could_not_be_stored_is_stored_when_there_is_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rallychat.runs.TRY_AGAIN", 0)
+    stored, attempts = asyncio.Event(), list[End]()
+
+    async def full_at_first(end: End) -> End:
+        attempts.append(end)
+        if len(attempts) < 3:
+            raise StoreError("The disk is full.")
+        stored.set()
+        return end
+
+    async def save(_: list[Run]) -> list[str]:
+        return []
+
+    script, runs = Script(), Runs(save)
+    run = runs.start(script.run(full_at_first))
+    script.say(None)
+    assert await run.wait() == Failed("store_error", "The disk is full.")
+    await stored.wait()
+    await runs.aclose()
+    assert attempts == [Finished("stop")] * 3
+
+
+async def test_what_could_not_be_stored_is_tried_once_more_at_the_end() -> None:
+    attempts: list[End] = []
+
+    async def full_at_first(end: End) -> End:
+        attempts.append(end)
+        if len(attempts) == 1:
+            raise StoreError("The disk is full.")
+        return end
+
+    async def save(_: list[Run]) -> list[str]:
+        return []
+
+    script, runs = Script(), Runs(save)
+    run = runs.start(script.run(full_at_first))
+    script.say(None)
+    await run.wait()
+    await settle()
+    await runs.aclose()
+    assert attempts == [Finished("stop")] * 2
+
+
 async def test_what_grows_is_saved_together_until_it_ends() -> None:
     saved: list[list[str]] = []
     again = asyncio.Event()
 
-    async def save(runs: list[Run]) -> None:
+    async def save(runs: list[Run]) -> list[str]:
         saved.append([run.text for run in runs])
         again.set()
+        return []
 
     runs = Runs(save)
     scripts = [Script(), Script()]
@@ -153,8 +200,8 @@ async def test_what_grows_is_saved_together_until_it_ends() -> None:
 
 
 async def test_the_end_of_the_service_interrupts_what_runs_and_waits_for_its_storage() -> None:
-    async def save(_: list[Run]) -> None:
-        """Nothing to store."""
+    async def save(_: list[Run]) -> list[str]:
+        return []
 
     runs = Runs(save)
     script = Script()
@@ -167,8 +214,8 @@ async def test_the_end_of_the_service_interrupts_what_runs_and_waits_for_its_sto
 
 
 async def test_an_unknown_run_is_not_found() -> None:
-    async def save(_: list[Run]) -> None:
-        """Nothing to store."""
+    async def save(_: list[Run]) -> list[str]:
+        return []
 
     with pytest.raises(NotFound):
         Runs(save).get("run_nope")

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rallychat.engines.slots import shared_prefix
-from rallychat.errors import Busy, EngineUnavailable
-from rallychat.pool.slots import Priority, Slot, SlotQueue
+from rallychat.errors import Busy, EngineUnavailable, Late
+from rallychat.messages import Queued
+from rallychat.pool import Priority, Slot
+from rallychat.pool.slots import SlotQueue
 
 
-def ignore(_: int) -> None:
+def ignore(_: object) -> None:
     """Nobody listens."""
 
 
@@ -27,18 +30,26 @@ class Visitor:
     """Takes a slot and keeps it until told to leave."""
 
     def __init__(
-        self, queue: SlotQueue, ids: list[int] | None = None, priority: Priority = Priority.CHAT
+        self,
+        queue: SlotQueue,
+        ids: list[int] | None = None,
+        priority: Priority = Priority.CHAT,
+        *,
+        until: float | None = None,
     ) -> None:
         self.positions: list[int] = []
         self.slot: Slot | None = None
         self._leave = asyncio.Event()
-        self.task = asyncio.create_task(self._visit(queue, ids or [], priority))
+        self.task = asyncio.create_task(self._visit(queue, ids or [], priority, until))
 
-    async def _visit(self, queue: SlotQueue, ids: list[int], priority: Priority) -> None:
-        async with queue.slot(ids, notify=self.positions.append, priority=priority) as slot:
+    async def _visit(self, queue: SlotQueue, ids: list[int], priority: Priority, until: float | None) -> None:
+        async with queue.slot(ids, notify=self._hear, priority=priority, until=until) as slot:
             self.slot = slot
             slot.ids = ids
             await self._leave.wait()
+
+    def _hear(self, queued: Queued) -> None:
+        self.positions.append(queued.position)
 
     async def leave(self) -> None:
         self._leave.set()
@@ -215,4 +226,68 @@ async def test_many_visitors_of_whom_half_give_up_never_exceed_the_slots() -> No
         await settle()
         assert queue.busy <= 3
     await asyncio.gather(*(visitor.leave() for visitor in visitors[1::2]))
+    assert queue.idle
+
+
+# --- until when ---------------------------------------------------------------------------------------------
+
+
+async def test_who_gives_up_leaves_the_line_and_the_others_move_up() -> None:
+    queue = ready(1)
+    holder, hurried, patient = Visitor(queue), Visitor(queue, until=time.monotonic() + 0.5), Visitor(queue)
+    await settle()
+    assert (hurried.positions, patient.positions) == ([1], [2])
+    with pytest.raises(Late, match=r"did not come within .* s, which is its timeout"):
+        await hurried.task
+    assert (queue.waiting, patient.positions) == (1, [2, 1])
+    await holder.leave()
+    await patient.leave()
+    assert queue.idle
+
+
+async def test_whose_turn_has_come_in_time_keeps_the_slot_as_long_as_it_takes() -> None:
+    queue = ready(1)
+    holder, hurried = Visitor(queue), Visitor(queue, until=time.monotonic() + 30)
+    await settle()
+    await holder.leave()
+    await settle()
+    assert hurried.slot is not None
+    await hurried.leave()
+
+
+async def test_what_cannot_come_in_time_by_what_was_measured_is_refused_at_once() -> None:
+    queue = ready(1)
+    for _ in range(50):  # until an answer takes next to nothing
+        await Visitor(queue).leave()
+    holder, patient = Visitor(queue), Visitor(queue)
+    soon = Visitor(queue, until=time.monotonic() + 60)
+    late = Visitor(queue, until=time.monotonic() - 1)
+    with pytest.raises(Late, match="cannot come") as refused:
+        await late.task
+    assert refused.value.retry_after >= 1
+    assert (late.positions, soon.positions, queue.waiting) == ([], [2], 2)
+    for each in (holder, patient, soon):
+        await each.leave()
+    assert queue.idle
+
+
+async def test_nobody_is_refused_by_an_estimate_before_anything_was_measured() -> None:
+    queue = ready(1)
+    holder = Visitor(queue)
+    hurried = Visitor(queue, until=time.monotonic() + 1)  # assumed are 5 s
+    await settle()
+    assert queue.waiting == 1
+    await holder.leave()
+    await hurried.leave()
+
+
+async def test_who_is_cancelled_while_a_deadline_runs_leaves_nothing_behind() -> None:
+    queue = ready(1)
+    holder, hurried = Visitor(queue), Visitor(queue, until=time.monotonic() + 30)
+    await settle()
+    hurried.task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await hurried.task
+    assert queue.waiting == 0
+    await holder.leave()
     assert queue.idle

@@ -10,7 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rallychat.errors import Busy
-from rallychat.pool.slots import PASSED, Apart, Crowded, Priority, Slot, SlotQueue
+from rallychat.identity import acting_as
+from rallychat.pool import Apart, Crowded, Priority, Slot
+from rallychat.pool.background import PASSED
+from rallychat.pool.engine import SIP, SIPS, STEP, sip_after
+from rallychat.pool.slots import SlotQueue
 
 
 class Worker:
@@ -24,16 +28,19 @@ class Worker:
         *,
         session: str = "",
         apart: Apart = "no",
+        since: float | None = None,
     ) -> None:
         self.priority = priority
         self.slot: Slot | None = None
         self.done = False
         self.preempted = False
         self._leave = asyncio.Event()
-        self.task = asyncio.create_task(self._work(queue, ids, session, apart))
+        self.task = asyncio.create_task(self._work(queue, ids, session, apart, since))
 
-    async def _work(self, queue: SlotQueue, ids: list[int], session: str, apart: Apart) -> None:
-        asked = queue.slot(ids, priority=self.priority, session=session, apart=apart)
+    async def _work(
+        self, queue: SlotQueue, ids: list[int], session: str, apart: Apart, since: float | None
+    ) -> None:
+        asked = queue.slot(ids, priority=self.priority, session=session, apart=apart, since=since)
         async with asked as slot:
             self.slot = slot
             slot.ids = ids
@@ -49,6 +56,12 @@ class Worker:
     async def leave(self) -> None:
         self._leave.set()
         await self.task
+
+
+@pytest.fixture
+def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache that nobody uses may be a batch's at once."""
+    monkeypatch.setattr("rallychat.pool.affinity.UNUSED", 0.0)
 
 
 async def settle() -> None:
@@ -71,9 +84,7 @@ async def visit(queue: SlotQueue, session: str, ids: list[int]) -> int:
     return worker.slot.index
 
 
-@pytest.mark.parametrize(
-    "priority", [priority for priority in Priority if priority is not Priority.CHAT], ids=str
-)
+@pytest.mark.parametrize("priority", [priority for priority in Priority if not priority.foreground], ids=str)
 async def test_background_leaves_at_once_when_a_person_comes_though_a_slot_is_free(
     priority: Priority,
 ) -> None:
@@ -116,12 +127,13 @@ async def test_a_person_whose_own_slot_is_just_being_left_waits_for_it_and_harms
     await person.leave()
 
 
+@pytest.mark.usefixtures("forgetful")
 async def test_background_goes_by_priority() -> None:
     queue = ready(1)
-    holder = Worker(queue, [1])
+    holder = Worker(queue, [])  # and leaves no cache to spare
     await settle()
     order = [Priority.BATCH, Priority.TITLES, Priority.WARMING, Priority.COMPACTION]
-    waiting = [Worker(queue, [n], priority) for n, priority in enumerate(order)]
+    waiting = [Worker(queue, [n], priority, session=str(n)) for n, priority in enumerate(order)]
     await settle()
     await holder.leave()
     served: list[Priority] = []
@@ -145,6 +157,50 @@ async def test_a_batch_that_fills_all_slots_makes_way_for_warming_by_one_slot() 
         await work.leave()
 
 
+async def test_one_slot_in_eight_prepares_for_later_at_a_time_for_who_was_seen_last() -> None:
+    queue, now = ready(16), time.monotonic()
+    work = [Worker(queue, [n], Priority.WARMING, session=str(n), since=now + n) for n in range(4)]
+    await settle()
+    assert [one.slot is not None for one in work] == [True, True, True, True]
+    assert [one.preempted for one in work] == [True, True, False, False]
+    first = Worker(queue, [9], Priority.TITLES, session="9", since=now + 9)
+    await settle()
+    assert first.slot is None
+    await work[3].leave()
+    await settle()
+    assert first.slot is not None
+    for one in (first, work[2]):
+        await one.leave()
+
+
+async def test_it_is_calm_when_nobody_is_served_or_waits() -> None:
+    queue = ready(1)
+    await queue.calm()
+    first, second = Worker(queue, [1]), Worker(queue, [2])
+    await settle()
+    calm = asyncio.create_task(queue.calm())
+    await first.leave()
+    await settle()
+    assert not calm.done()
+    await second.leave()
+    await calm
+    work = Worker(queue, [3], Priority.WARMING)
+    await settle()
+    await queue.calm()
+    await work.leave()
+
+
+@given(st.lists(st.floats(0, 1, allow_nan=False)))
+def test_steps_of_the_background_are_as_long_as_a_person_may_have_to_wait(rates: list[float]) -> None:
+    size = SIP
+    for seconds in rates:
+        before, size = size, sip_after(size, seconds)
+        assert SIPS[0] <= size <= SIPS[1]
+        assert size >= before or seconds > STEP
+        assert size <= before or seconds * 2 < STEP
+
+
+@pytest.mark.usefixtures("forgetful")
 async def test_background_is_not_starved_by_other_background() -> None:
     queue = ready(1)
     first = Worker(queue, [0], Priority.WARMING)
@@ -165,6 +221,7 @@ async def test_background_is_not_starved_by_other_background() -> None:
         await work.leave()
 
 
+@pytest.mark.usefixtures("forgetful")
 async def test_background_never_counts_against_the_queue_of_people() -> None:
     queue = ready(1, limit=1)
     holder = Worker(queue, [1])
@@ -206,6 +263,22 @@ async def test_where_every_other_cache_is_dearer_the_own_slot_is_used_or_none() 
         await Worker(queue, [3] * 10, Priority.TITLES, session="a", apart="only").task
 
 
+async def test_a_conversation_that_was_opened_is_warmed_where_nobody_was_answered_since() -> None:
+    queue = ready(2)
+    old = await visit(queue, "a", [1] * 10)
+    opened = time.monotonic()
+    await visit(queue, "b", [2] * 10)
+    work = Worker(queue, [3] * 10, Priority.WARMING, session="long", since=opened)
+    await settle()
+    assert work.slot is not None
+    assert work.slot.index == old
+    await work.leave()
+    await visit(queue, "a", [1] * 12)  # it takes the place of the opened one, which was used before b's
+    assert [slot.session for slot in queue.slots] == ["a", "b"]
+    with pytest.raises(Crowded):
+        await Worker(queue, [3] * 10, Priority.WARMING, session="long", since=opened).task
+
+
 async def test_a_swap_frees_the_old_slot_for_a_stranger() -> None:
     queue = ready(3)
     old = await visit(queue, "a", [1] * 10)
@@ -235,10 +308,122 @@ async def test_an_open_conversation_is_spared_as_if_it_had_just_been_used() -> N
     assert await visit(queue, "stranger", [9] * 10) != opened
 
 
+async def test_a_batch_waits_rather_than_take_the_cache_of_a_conversation_and_has_it_once_it_is_unused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    queue = ready(2)
+    await visit(queue, "a", [1] * 10)
+    await visit(queue, "b", [2] * 10)
+    monkeypatch.setattr("rallychat.pool.affinity.UNUSED", 1.0)
+    batch = Worker(queue, [3] * 10, Priority.BATCH)
+    title = Worker(queue, [2] * 10 + [9], Priority.TITLES, session="b")
+    await settle()
+    assert batch.slot is None
+    assert title.slot is not None  # who comes later is not held up by it
+    await title.leave()
+    async with asyncio.timeout(60):
+        while batch.slot is None:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.01)
+    await batch.leave()
+    assert queue.idle
+
+
+async def test_a_batch_takes_its_own_slot_a_stale_one_or_an_empty_one_at_once() -> None:
+    queue = ready(3)
+    own = await visit(queue, "a", [1] * 10)
+    first = Worker(queue, [3] * 10, Priority.BATCH)
+    await settle()
+    assert first.slot is not None
+    assert first.slot.index != own
+    await first.leave()
+    both = [Worker(queue, [n] * 10, Priority.BATCH) for n in (4, 5, 6)]
+    await settle()
+    assert [work.slot is not None for work in both] == [True, True, False]
+    queue.slots[own].stale = True
+    await both[0].leave()
+    await settle()
+    assert both[2].slot is not None
+    for work in both[1:]:
+        await work.leave()
+
+
+async def test_a_stranger_waits_a_step_for_a_batch_s_slot_and_spares_a_conversation_s_cache() -> None:
+    queue = ready(2)
+    own = await visit(queue, "a", [1] * 10)
+    batch = Worker(queue, [3] * 10, Priority.BATCH)
+    await settle()
+    assert await visit(queue, "stranger", [9] * 10) != own
+    assert batch.preempted
+    assert queue.slots[own].ids == [1] * 10
+
+
+async def test_an_answer_nobody_watches_goes_on_beside_people_and_makes_way_for_who_finds_no_slot() -> None:
+    queue = ready(2)
+    patient = [Worker(queue, [n], Priority.PATIENT, session=f"p{n}") for n in range(2)]
+    await settle()
+    assert patient[0].slot is not None
+    person = Worker(queue, [7], session="a")
+    await settle()
+    assert person.slot is not None
+    assert [work.preempted for work in patient] == [False, True]  # the newer one
+    assert queue.others("a")
+    await person.leave()
+    for work in patient:
+        await work.leave()
+    assert queue.idle
+
+
+async def test_an_answer_nobody_watches_begins_when_no_person_waits_for_a_first_token() -> None:
+    queue = ready(3)
+    person = Worker(queue, [7], session="a")
+    await settle()
+    patient = Worker(queue, [1], Priority.PATIENT)
+    batch = Worker(queue, [2], Priority.BATCH)
+    await settle()
+    assert person.slot is not None
+    assert patient.slot is None
+    queue.begun(person.slot)
+    await settle()
+    assert (patient.slot is not None, batch.slot) == (True, None)
+    assert queue.pressed  # its own first token is waited for, too
+    await person.leave()
+    await settle()
+    assert batch.slot is not None
+    await patient.leave()
+    await batch.leave()
+
+
+async def test_what_is_said_to_nobody_s_eyes_counts_for_its_user_s_share() -> None:
+    queue = ready(1)
+    holder = Worker(queue, [1])
+    await settle()
+    with acting_as("a"):
+        patient = Worker(queue, [2], Priority.PATIENT)
+    await holder.leave()
+    await settle()
+    assert patient.slot is not None
+    with acting_as("b"):
+        waiting = Worker(queue, [3], Priority.PATIENT)
+    queue.charge(patient.slot, 300, said=300)
+    with acting_as("a"):
+        more = Worker(queue, [4], Priority.PATIENT)
+    await patient.leave()
+    await settle()
+    assert (waiting.slot is not None, more.slot) == (True, None)
+    await waiting.leave()
+    await more.leave()
+
+
 @given(st.lists(st.tuples(st.sampled_from(list(Priority)), st.integers(0, 4)), min_size=1, max_size=25))
 async def test_whoever_comes_everybody_is_served_and_people_before_all_others(
     asked: list[tuple[Priority, int]],
 ) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rallychat.pool.affinity.UNUSED", 0.0)
+        await _whoever_comes(asked)
+
+
+async def _whoever_comes(asked: list[tuple[Priority, int]]) -> None:
     queue = ready(2)
     workers: list[Worker] = []
     for priority, session in asked:
@@ -246,8 +431,10 @@ async def test_whoever_comes_everybody_is_served_and_people_before_all_others(
         await settle()
         people = [w for w in workers if w.priority is Priority.CHAT and not w.done]
         if people:
-            assert all(w.slot is None or w.done for w in workers if w.priority is not Priority.CHAT)
-    until = time.monotonic() + 5
+            assert all(w.slot is None or w.done for w in workers if not w.priority.foreground)
+            served = sum(w.slot is not None for w in people)
+            assert served == min(len(people), 2)
+    until = time.monotonic() + 60
     while not all(worker.task.done() for worker in workers):
         assert time.monotonic() < until
         for worker in workers:

@@ -16,6 +16,7 @@ from rallychat.errors import Conflict, InvalidRequest, NotFound
 from rallychat.messages import ContextReport, Message, Reasoning, Segment, Text, Timings, Usage
 from rallychat.settings import Settings
 from rallychat.store import Conversation, ConversationStore, StoredMessage, TokenSpan, ids
+from rallychat.store.branches import Branches
 from rallychat.store.ids import new_id
 from rallychat.store.tables import conversations, messages
 
@@ -35,7 +36,7 @@ async def say(
     answer: str = "ok",
 ) -> tuple[StoredMessage, StoredMessage]:
     """One finished exchange under `after`."""
-    asked, running = await store.begin(
+    asked, running = await store.answers.begin(
         conversation.id, parent_id=after, user=Message.of("user", text), model="echo"
     )
     assert asked is not None
@@ -43,13 +44,15 @@ async def say(
 
 
 async def end(store: ConversationStore, message_id: str, text: str) -> StoredMessage:
-    return await store.finish(message_id, parts=(Text(text),), reason="stop", usage=None, timings=None)
+    return await store.answers.finish(
+        message_id, parts=(Text(text),), reason="stop", usage=None, timings=None
+    )
 
 
 async def again(
     store: ConversationStore, conversation: Conversation, under: str, answer: str
 ) -> StoredMessage:
-    _, running = await store.begin(conversation.id, parent_id=under, user=None, model="echo")
+    _, running = await store.answers.begin(conversation.id, parent_id=under, user=None, model="echo")
     return await end(store, running.id, answer)
 
 
@@ -95,7 +98,7 @@ async def test_update_changes_what_is_given_and_none_is_a_value(store: Conversat
 
 async def test_begin_stores_the_question_and_a_running_answer(store: ConversationStore) -> None:
     conversation = await store.create()
-    asked, answer = await store.begin(
+    asked, answer = await store.answers.begin(
         conversation.id, parent_id=None, user=Message.of("user", "Why?"), model="echo"
     )
     assert asked is not None
@@ -114,12 +117,12 @@ async def test_begin_stores_the_question_and_a_running_answer(store: Conversatio
 
 async def test_an_answer_grows_and_ends_with_all_that_is_known_of_it(store: ConversationStore) -> None:
     conversation = await store.create()
-    asked, answer = await store.begin(
+    asked, answer = await store.answers.begin(
         conversation.id, parent_id=None, user=Message.of("user", "Why?"), model="echo"
     )
     assert asked is not None
     thinking = (Reasoning("hm"), Text("Beca"))
-    await store.save([(answer.id, thinking, TokenSpan("log", (1, 2**32 - 1)))])
+    await store.answers.save([(answer.id, thinking, TokenSpan("log", (1, 2**32 - 1)))])
     grown = await store.message(answer.id)
     assert (grown.parts, grown.span, grown.status) == (thinking, TokenSpan("log", (1, 2**32 - 1)), "running")
     report = ContextReport(
@@ -133,7 +136,7 @@ async def test_an_answer_grows_and_ends_with_all_that_is_known_of_it(store: Conv
         4,
         "edited",
     )
-    ended = await store.finish(
+    ended = await store.answers.finish(
         answer.id,
         parts=(Reasoning("hm"), Text("Because.")),
         reason="length",
@@ -154,8 +157,10 @@ async def test_an_answer_grows_and_ends_with_all_that_is_known_of_it(store: Conv
 async def test_only_the_last_message_of_a_path_carries_its_report(store: ConversationStore) -> None:
     conversation = await store.create()
     report = ContextReport("full", 1, 1, 1)
-    _, first = await store.begin(conversation.id, parent_id=None, user=Message.of("user", "1"), model="m")
-    await store.finish(first.id, parts=(), reason="stop", usage=None, timings=None, report=report)
+    _, first = await store.answers.begin(
+        conversation.id, parent_id=None, user=Message.of("user", "1"), model="m"
+    )
+    await store.answers.finish(first.id, parts=(), reason="stop", usage=None, timings=None, report=report)
     await say(store, conversation, "2", after=first.id)
     assert [m.report for m in await store.path(conversation.id)] == [None, None, None, None]
     assert (await store.path(conversation.id, tip=first.id))[-1].report == report
@@ -166,14 +171,14 @@ async def test_saving_replaces_the_span_and_leaves_ended_or_deleted_answers_alon
     store: ConversationStore,
 ) -> None:
     conversation, other = await store.create(), await store.create()
-    _, running = await store.begin(conversation.id, parent_id=None, user=None, model="m")
-    _, gone = await store.begin(other.id, parent_id=None, user=None, model="m")
-    await store.save([(running.id, (Text("a"),), TokenSpan("k", (1,)))])
+    _, running = await store.answers.begin(conversation.id, parent_id=None, user=None, model="m")
+    _, gone = await store.answers.begin(other.id, parent_id=None, user=None, model="m")
+    await store.answers.save([(running.id, (Text("a"),), TokenSpan("k", (1,)))])
     await store.delete(other.id)
-    await store.save([(gone.id, (Text("x"),), None), (running.id, (Text("ab"),), None)])
+    await store.answers.save([(gone.id, (Text("x"),), None), (running.id, (Text("ab"),), None)])
     assert ((await store.message(running.id)).text, (await store.message(running.id)).span) == ("ab", None)
     ended = await end(store, running.id, "abc")
-    await store.save([(running.id, (Text("late"),), None)])
+    await store.answers.save([(running.id, (Text("late"),), None)])
     assert await store.message(running.id) == ended
     with pytest.raises(NotFound, match=gone.id):
         await end(store, gone.id, "x")
@@ -222,7 +227,7 @@ async def test_continuing_sets_an_ended_answer_running_with_its_text(store: Conv
     conversation = await store.create()
     asked, first = await say(store, conversation, "hi", answer="one")
     other = await again(store, conversation, asked.id, "other")
-    running = await store.resume(first.id)
+    running = await store.answers.resume(first.id)
     assert (running.status, running.text, running.finish_reason) == ("running", "one", None)
     assert await store.message(first.id) == running
     assert await texts(store, conversation) == ["hi", "one"]
@@ -236,7 +241,7 @@ async def test_only_an_ended_answer_at_the_end_of_its_branch_can_be_continued(
 ) -> None:
     conversation = await store.create()
     asked, answer = await say(store, conversation, "hi")
-    _, running = await store.begin(
+    _, running = await store.answers.begin(
         conversation.id, parent_id=answer.id, user=Message.of("user", "x"), model="m"
     )
     for message_id, why in (
@@ -245,14 +250,18 @@ async def test_only_an_ended_answer_at_the_end_of_its_branch_can_be_continued(
         (running.id, "still being"),
     ):
         with pytest.raises(Conflict, match=why):
-            await store.resume(message_id)
+            await store.answers.resume(message_id)
 
 
 async def test_nothing_is_said_under_a_running_answer(store: ConversationStore) -> None:
     conversation = await store.create()
-    _, running = await store.begin(conversation.id, parent_id=None, user=Message.of("user", "x"), model="m")
+    _, running = await store.answers.begin(
+        conversation.id, parent_id=None, user=Message.of("user", "x"), model="m"
+    )
     with pytest.raises(Conflict, match="still being written"):
-        await store.begin(conversation.id, parent_id=running.id, user=Message.of("user", "y"), model="m")
+        await store.answers.begin(
+            conversation.id, parent_id=running.id, user=Message.of("user", "y"), model="m"
+        )
     assert len(await store.path(conversation.id)) == 2
 
 
@@ -262,7 +271,7 @@ async def test_another_conversations_message_is_not_found_in_this_one(store: Con
     for refused in (
         store.path(conversation.id, tip=answer.id),
         store.select(conversation.id, answer.id),
-        store.begin(conversation.id, parent_id=asked.id, user=None, model="m"),
+        store.answers.begin(conversation.id, parent_id=asked.id, user=None, model="m"),
     ):
         with pytest.raises(NotFound, match="message"):
             await refused
@@ -281,9 +290,9 @@ async def test_an_unknown_id_is_not_found_whatever_it_holds(store: ConversationS
         store.path(known.id, tip=name),
         store.siblings(name),
         store.select(known.id, name),
-        store.resume(name),
-        store.begin(name, parent_id=None, user=None, model="m"),
-        store.begin(known.id, parent_id=name, user=None, model="m"),
+        store.answers.resume(name),
+        store.answers.begin(name, parent_id=None, user=None, model="m"),
+        store.answers.begin(known.id, parent_id=name, user=None, model="m"),
         store.list(before=name),
     ):
         with pytest.raises(NotFound):
@@ -359,8 +368,8 @@ async def test_a_persons_text_that_cannot_be_stored_is_refused_and_nothing_is_ha
         store.create(system=text),
         store.create(sampling=Sampling(stop=("x", text))),
         store.update(conversation.id, title="new", model=text),
-        store.begin(conversation.id, parent_id=None, user=Message.of("user", text), model="m"),
-        store.begin(conversation.id, parent_id=None, user=Message.of("user", "fine"), model=text),
+        store.answers.begin(conversation.id, parent_id=None, user=Message.of("user", text), model="m"),
+        store.answers.begin(conversation.id, parent_id=None, user=Message.of("user", "fine"), model=text),
         store.set_preference("name", text),
         store.get_preference(text),
     ):
@@ -378,10 +387,10 @@ async def test_an_integer_that_json_cannot_hold_is_refused(store: ConversationSt
 
 async def test_a_models_text_is_mended_so_that_no_answer_is_lost(store: ConversationStore) -> None:
     conversation = await store.create()
-    _, answer = await store.begin(conversation.id, parent_id=None, user=None, model="m")
-    await store.save([(answer.id, (Text("a\0b\ud800c \ud83d\ude00"),), None)])
+    _, answer = await store.answers.begin(conversation.id, parent_id=None, user=None, model="m")
+    await store.answers.save([(answer.id, (Text("a\0b\ud800c \ud83d\ude00"),), None)])
     assert (await store.message(answer.id)).text == "a\ufffdb\ufffdc \U0001f600"
-    ended = await store.finish(
+    ended = await store.answers.finish(
         answer.id, parts=(Reasoning("\udfff"),), reason="error", error="\0\ud800", usage=None, timings=None
     )
     assert (ended.message.reasoning, ended.error) == ("\ufffd", "\ufffd\ufffd")
@@ -425,3 +434,20 @@ async def test_ids_sort_by_age_even_where_the_clock_was_set_back(
     assert await store.siblings(first.id) == [first.id, second.id]
     assert [m.text for m in await store.path(conversation.id)] == ["1", "ok", "3", "ok"]
     assert asked.id < first.id < second.id < later.id
+
+
+async def test_a_branch_is_read_whole_though_another_reader_drops_what_was_kept_of_it(
+    store: ConversationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversation = await store.create()
+    await say(store, conversation, "one")
+    await say(store, conversation, "two")
+    whole = await store.path(conversation.id)
+    read = Branches._read
+
+    async def dropped(self: Branches, *given: Any) -> Any:
+        self._known.clear()
+        return await read(self, *given)
+
+    monkeypatch.setattr(Branches, "_read", dropped)
+    assert await store.path(conversation.id) == whole

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -24,8 +22,8 @@ async def store(tmp_path: Path) -> AsyncIterator[ConversationStore]:
 
 async def exchange(store: ConversationStore, chat: str, said: str, answer: str) -> tuple[str, str]:
     tip = (await store.get(chat)).tip_id
-    asked, row = await store.begin(chat, parent_id=tip, user=Message.of("user", said), model="m")
-    await store.finish(row.id, parts=(Text(answer),), reason="stop", usage=None, timings=None)
+    asked, row = await store.answers.begin(chat, parent_id=tip, user=Message.of("user", said), model="m")
+    await store.answers.finish(row.id, parts=(Text(answer),), reason="stop", usage=None, timings=None)
     assert asked is not None
     return asked.id, row.id
 
@@ -47,25 +45,6 @@ async def test_what_was_said_is_found_by_its_words_in_its_conversation(store: Co
 async def test_no_question_is_an_operator(store: ConversationStore, asked: str) -> None:
     await exchange(store, (await store.create()).id, "hello", "hello")
     assert await store.contexts.search(asked) == []
-
-
-async def test_what_was_said_before_there_was_an_index_is_found(tmp_path: Path) -> None:
-    async with ConversationStore.open(Settings(data_dir=tmp_path)) as store:
-        await exchange(store, (await store.create()).id, "the password is sesame", "noted")
-    with closing(sqlite3.connect(tmp_path / "rallychat.db")) as old:
-        for name in ("said_inserted", "said_changed", "said_deleted"):
-            old.execute(f"DROP TRIGGER {name}")
-        old.execute("DROP TABLE said")
-        old.execute("DELETE FROM passages")
-        for table, column in (("conversations", "strategy"), ("conversations", "budget"), ("messages", "mark"),
-                              ("messages", "span_quoted")):  # fmt: skip
-            old.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
-        old.execute("DROP TABLE memories")
-        old.execute("DROP TABLE passages")
-        old.execute("UPDATE alembic_version SET version_num = '0002'")
-        old.commit()
-    async with ConversationStore.open(Settings(data_dir=tmp_path)) as store:
-        assert len(await store.contexts.search("sesame")) == 1
 
 
 async def test_memories_are_versions_and_the_newest_of_the_branch_holds(store: ConversationStore) -> None:

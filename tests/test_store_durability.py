@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,11 @@ async def main(folder):
         running = []
         for n in range(8):
             user = Message.of("user", f"question {n}")
-            running.append((await store.begin(conversation.id, parent_id=None, user=user, model="m"))[1].id)
+            running.append((await store.answers.begin(conversation.id, parent_id=None, user=user, model="m"))[1].id)
         print(conversation.id, flush=True)
         for step in range(1_000_000):
             grown = (Text("word " * step),)
-            await store.save([(id, grown, TokenSpan("log", tuple(range(step)))) for id in running])
+            await store.answers.save([(id, grown, TokenSpan("log", tuple(range(step)))) for id in running])
             print(step, flush=True)
 
 asyncio.run(main(Path(sys.argv[1])))
@@ -92,7 +92,7 @@ async def test_all_that_was_saved_is_there_after_a_kill_and_marked_interrupted(t
             words = answer.text.count("word ")
             assert words >= saved
             assert answer.span == TokenSpan("log", tuple(range(words)))
-            resumed = await store.resume(answer.id)
+            resumed = await store.answers.resume(answer.id)
             assert resumed.text == answer.text
         questions = [(await store.message(a.parent_id or "")).text for a in found]
         assert questions == [f"question {n}" for n in range(8)]
@@ -102,7 +102,7 @@ async def test_a_live_process_keeps_its_answers_until_it_dies(tmp_path: Path) ->
     with writer(tmp_path) as process:
         conversation_id = line(process)
         async with ConversationStore.open(Settings(data_dir=tmp_path)) as store:
-            mine, running = await store.begin(
+            mine, running = await store.answers.begin(
                 conversation_id, parent_id=None, user=Message.of("user", "me too"), model="m"
             )
             assert mine is not None
@@ -110,13 +110,13 @@ async def test_a_live_process_keeps_its_answers_until_it_dies(tmp_path: Path) ->
             assert [a.status for a in theirs] == ["running"] * 8
             assert await store.interrupt_orphans() == 0
             with pytest.raises(Conflict, match=r"still being written"):
-                await store.resume(theirs[0].id)
+                await store.answers.resume(theirs[0].id)
             process.send_signal(signal.SIGKILL)
             process.wait()
-            assert (await store.resume(theirs[0].id)).status == "running"
+            assert (await store.answers.resume(theirs[0].id)).status == "running"
             assert (await store.message(theirs[1].id)).finish_reason == "interrupted"
             assert (await store.message(running.id)).status == "running"
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["store.lock"]
+    assert {path.name for path in (tmp_path / "run").iterdir()} - {"place"} == {"store.lock"}
 
 
 async def test_two_stores_write_the_same_conversation(tmp_path: Path) -> None:
@@ -125,12 +125,14 @@ async def test_two_stores_write_the_same_conversation(tmp_path: Path) -> None:
         conversation = await one.create()
         pairs = await asyncio.gather(
             *(
-                store.begin(conversation.id, parent_id=None, user=Message.of("user", str(n)), model="m")
+                store.answers.begin(
+                    conversation.id, parent_id=None, user=Message.of("user", str(n)), model="m"
+                )
                 for n in range(40)
                 for store in (one, two)
             )
         )
-        await one.save([(answer.id, (Text("x"),), None) for _, answer in pairs])
+        await one.answers.save([(answer.id, (Text("x"),), None) for _, answer in pairs])
         texts = [(await two.message(answer.id)).text for _, answer in pairs]
         assert texts == ["x", ""] * 40  # each writes its own answers only
         assert len(await one.siblings(pairs[0][0].id if pairs[0][0] else "")) == 80
@@ -151,8 +153,8 @@ async def test_an_answer_left_running_by_a_closed_store_is_interrupted_at_the_ne
 ) -> None:
     async with ConversationStore.open(Settings(data_dir=tmp_path)) as store:
         conversation = await store.create()
-        _, answer = await store.begin(conversation.id, parent_id=None, user=None, model="m")
-        await store.save([(answer.id, (Text("half"),), None)])
+        _, answer = await store.answers.begin(conversation.id, parent_id=None, user=None, model="m")
+        await store.answers.save([(answer.id, (Text("half"),), None)])
     async with ConversationStore.open(Settings(data_dir=tmp_path)) as store:
         [found] = await store.path(conversation.id)
         assert (found.text, found.finish_reason, found.status) == ("half", "interrupted", "complete")
@@ -161,12 +163,12 @@ async def test_an_answer_left_running_by_a_closed_store_is_interrupted_at_the_ne
 async def test_an_answer_taken_for_interrupted_by_mistake_can_still_be_ended(tmp_path: Path) -> None:
     async with ConversationStore.open(Settings(data_dir=tmp_path)) as store:
         conversation = await store.create()
-        _, answer = await store.begin(conversation.id, parent_id=None, user=None, model="m")
+        _, answer = await store.answers.begin(conversation.id, parent_id=None, user=None, model="m")
         for file in (tmp_path / "run").glob("owner_*"):
             file.unlink()
         async with ConversationStore.open(Settings(data_dir=tmp_path)) as other:
             assert (await other.message(answer.id)).finish_reason == "interrupted"
-        await store.finish(answer.id, parts=(Text("all"),), reason="stop", usage=None, timings=None)
+        await store.answers.finish(answer.id, parts=(Text("all"),), reason="stop", usage=None, timings=None)
         assert [(m.text, m.finish_reason) for m in await store.path(conversation.id)] == [("all", "stop")]
 
 
@@ -177,14 +179,16 @@ async def test_a_cancelled_turn_is_stored_whole_or_not_and_leaves_nothing_runnin
     async with ConversationStore.open(Settings(data_dir=tmp_path)) as store:
         conversation = await store.create()
         user = Message.of("user", "hi")
-        turn = asyncio.create_task(store.begin(conversation.id, parent_id=None, user=user, model="m"))
+        turn = asyncio.create_task(store.answers.begin(conversation.id, parent_id=None, user=user, model="m"))
         for _ in range(steps):
             await asyncio.sleep(0)
-        turn.cancel()
-        with pytest.raises(asyncio.CancelledError):
+        cancelled = turn.cancel()  # not where it had ended in fewer steps
+        with pytest.raises(asyncio.CancelledError) if cancelled else nullcontext():
             await turn
         stored = [(m.role, m.status, m.finish_reason) for m in await store.path(conversation.id)]
-        assert stored in ([], [("user", "complete", None), ("assistant", "complete", "interrupted")])
+        asked = ("user", "complete", None)
+        whole = [asked, ("assistant", "complete", "interrupted")]
+        assert stored in (([], whole) if cancelled else ([asked, ("assistant", "running", None)],))
         await store.update(conversation.id, title="still writable")
 
 
@@ -207,14 +211,15 @@ async def filled(folder: Path) -> Path:
         parent = None
         for n in range(30):
             user = Message.of("user", f"question {n} " * 20)
-            _, answer = await store.begin(conversation.id, parent_id=parent, user=user, model="m")
-            await store.finish(
+            _, answer = await store.answers.begin(conversation.id, parent_id=parent, user=user, model="m")
+            await store.answers.finish(
                 answer.id, parts=(Text("answer " * 50),), reason="stop", usage=None, timings=None
             )
             parent = answer.id
     return where.database
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize(
     "content", [b"not a database, but long enough to be read as one" * 100, b"SQLite format 3\0oops"]
 )
@@ -227,6 +232,7 @@ async def test_a_file_that_is_no_database_is_named_and_left_as_it_is(
     assert (tmp_path / "rallychat.db").read_bytes() == content
 
 
+@pytest.mark.sqlite
 async def test_somebody_elses_database_is_left_as_it_is(tmp_path: Path, where: Settings) -> None:
     with sqlite3.connect(tmp_path / "rallychat.db") as other:
         other.execute("CREATE TABLE recipes (name)")
@@ -238,6 +244,7 @@ async def test_somebody_elses_database_is_left_as_it_is(tmp_path: Path, where: S
     other.close()
 
 
+@pytest.mark.sqlite
 async def test_a_database_of_a_later_version_is_left_as_it_is(tmp_path: Path, where: Settings) -> None:
     file = await filled(tmp_path)
     with sqlite3.connect(file) as other:
@@ -249,6 +256,7 @@ async def test_a_database_of_a_later_version_is_left_as_it_is(tmp_path: Path, wh
     assert file.read_bytes() == content
 
 
+@pytest.mark.sqlite
 async def test_a_locked_database_is_said_to_be_locked(tmp_path: Path, where: Settings) -> None:
     file = await filled(tmp_path)
     other = sqlite3.connect(file, isolation_level=None)
@@ -285,6 +293,7 @@ def modes(*paths: Path, mode: int) -> None:
         path.chmod(mode)
 
 
+@pytest.mark.sqlite
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
 @pytest.mark.parametrize("folder_mode", [0o755, 0o777])
 async def test_a_file_that_may_not_be_written_is_named(
@@ -309,6 +318,7 @@ async def test_a_folder_that_may_not_be_made_is_named(tmp_path: Path) -> None:
         await opens(where)
 
 
+@pytest.mark.sqlite
 async def test_a_folder_in_place_of_the_file_is_named(tmp_path: Path, where: Settings) -> None:
     (tmp_path / "rallychat.db").mkdir()
     with pytest.raises(StoreError, match=r"rallychat\.db cannot be opened"):
@@ -321,6 +331,7 @@ async def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
         await opens(Settings(data_dir=tmp_path / "data"))
 
 
+@pytest.mark.sqlite
 async def test_a_folder_of_any_name_will_do_and_only_its_owner_may_look(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -338,6 +349,7 @@ async def test_a_folder_of_any_name_will_do_and_only_its_owner_may_look(
     }
 
 
+@pytest.mark.sqlite
 @pytest.mark.skipif(not Path("/proc/locks").exists(), reason="Linux shows its locks")
 async def test_a_second_store_in_this_process_leaves_the_first_ones_locks(where: Settings) -> None:
     def locks() -> list[str]:
@@ -352,6 +364,7 @@ async def test_a_second_store_in_this_process_leaves_the_first_ones_locks(where:
         assert before == locks() == ["POSIX"]
 
 
+@pytest.mark.sqlite
 async def test_a_persons_words_reach_the_disk_at_once_and_growing_answers_later(where: Settings) -> None:
     async def pragma(kind: Any, name: str) -> object:
         async with store._database.write(kind) as db:
@@ -364,6 +377,7 @@ async def test_a_persons_words_reach_the_disk_at_once_and_growing_answers_later(
         assert await pragma("growing", "foreign_keys") == 1
 
 
+@pytest.mark.sqlite
 async def test_a_full_disk_is_one_sentence_and_what_was_stored_stays(tmp_path: Path) -> None:
     await filled(tmp_path)
     async with ConversationStore.open(Settings(data_dir=tmp_path)) as store:
@@ -374,15 +388,16 @@ async def test_a_full_disk_is_one_sentence_and_what_was_stored_stays(tmp_path: P
             await db.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
         user = Message.of("user", "x" * 100_000)
         with pytest.raises(StoreError, match=r"no room left on the disk.*free some space"):
-            await store.begin(conversation.id, parent_id=None, user=user, model="m")
+            await store.answers.begin(conversation.id, parent_id=None, user=user, model="m")
         assert await store.path(conversation.id) == path
         async with store._database.read() as db:
             await db.exec_driver_sql(f"PRAGMA max_page_count = {pages + 1000}")
-        asked, _ = await store.begin(conversation.id, parent_id=None, user=user, model="m")
+        asked, _ = await store.answers.begin(conversation.id, parent_id=None, user=user, model="m")
         assert asked is not None
         assert (await store.message(asked.id)).message == user
 
 
+@pytest.mark.sqlite
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_damaged_file_never_gives_more_than_our_own_errors(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -85,6 +86,29 @@ def test_a_journal_that_cannot_be_written_does_not_end_the_answer(
     assert "cannot be written" in caplog.text
 
 
+def test_a_disk_that_is_full_for_a_while_leaves_no_hole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal, write, room = Journal(tmp_path / "j"), os.write, 1000
+
+    def into_little_room(file: int, data: bytes) -> int:
+        nonlocal room
+        if not room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = write(file, data[:room])
+        room -= written
+        return written
+
+    monkeypatch.setattr(os, "write", into_little_room)
+    journal.begin("m1", ())
+    room = 7  # the next line is cut, the one after it does not begin
+    journal.add("m1", TextDelta("one "))
+    journal.add("m1", TextDelta("two "))
+    room = 1000
+    journal.add("m1", TextDelta("three"))
+    assert recovered(tmp_path / "j") == {"m1": (Text("one two three"),)}
+
+
 VICTIM = """
 import asyncio, os, signal, sys
 from pathlib import Path
@@ -95,7 +119,7 @@ from rallychat.store import ConversationStore
 async def main() -> None:
     async with ConversationStore.open(Settings(data_dir=Path(sys.argv[1]))) as store:
         conversation = await store.create()
-        _, answer = await store.begin(conversation.id, parent_id=None, user=Message.of("user", "hi"), model="m")
+        _, answer = await store.answers.begin(conversation.id, parent_id=None, user=Message.of("user", "hi"), model="m")
         store.journal.begin(answer.id, ())
         for word in ("never ", "saved ", "in the database"):
             store.journal.add(answer.id, TextDelta(word))

@@ -21,8 +21,10 @@ from rallychat.errors import StoreError
 from rallychat.messages import Message, Text
 from rallychat.settings import Settings
 from rallychat.store import ConversationStore, migrate, search
-from rallychat.store.database import configure
+from rallychat.store.sqlite import configure
 from rallychat.store.tables import metadata
+
+pytestmark = [pytest.mark.migrates, pytest.mark.sqlite]  # test_postgres.py holds the same of PostgreSQL
 
 # The schema as 0001 was released. Never change it: databases out there look like this.
 FIRST = """
@@ -79,8 +81,10 @@ def connected(file: Path) -> Generator[Connection]:
 
 async def exchange(store: ConversationStore) -> str:
     conversation = await store.create(title="kept")
-    _, answer = await store.begin(conversation.id, parent_id=None, user=Message.of("user", "hi"), model="m")
-    await store.finish(answer.id, parts=(Text("hello"),), reason="stop", usage=None, timings=None)
+    _, answer = await store.answers.begin(
+        conversation.id, parent_id=None, user=Message.of("user", "hi"), model="m"
+    )
+    await store.answers.finish(answer.id, parts=(Text("hello"),), reason="stop", usage=None, timings=None)
     return conversation.id
 
 
@@ -110,7 +114,10 @@ async def test_a_database_of_the_first_schema_is_read_by_todays_code(where: Sett
         assert answer.span.ids == (1, 2)
         assert answer.created_at.isoformat() == "2026-01-02T03:04:05.000006+00:00"
         assert await store.get_preference("model") == "echo"
-        await store.begin("conv_1", parent_id="msg_2", user=Message.of("user", "Where?"), model="echo")
+        assert [found for found, _ in await store.contexts.search("sleeping")] == ["msg_1"]
+        await store.answers.begin(
+            "conv_1", parent_id="msg_2", user=Message.of("user", "Where?"), model="echo"
+        )
         assert len(await store.path("conv_1")) == 4
     with connected(where.database) as connection:
         context = MigrationContext.configure(connection, opts=OPTIONS)
@@ -124,7 +131,7 @@ revision, down_revision = "next", "{head}"
 
 def upgrade():
     with op.batch_alter_table("conversations", recreate="always") as table:
-        table.add_column(sa.Column("pinned", sa.Boolean, nullable=False, server_default=sa.false()))
+        table.add_column(sa.Column("starred", sa.Boolean, nullable=False, server_default=sa.false()))
     with op.batch_alter_table("messages", recreate="always") as table:
         table.add_column(sa.Column("note", sa.Text))
     {then}
@@ -150,7 +157,7 @@ async def test_rebuilding_tables_in_a_migration_loses_no_row(
     async with ConversationStore.open(where) as store:
         assert await store.path(kept) == path
     with connected(where.database) as connection:
-        assert connection.exec_driver_sql("SELECT pinned FROM conversations").all() == [(0,)]
+        assert connection.exec_driver_sql("SELECT starred FROM conversations").all() == [(0,)]
 
 
 @pytest.mark.parametrize("then", ["raise sa.exc.OperationalError('x', None, Exception('disk'))", "1 / 0"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import tempfile
 from collections.abc import Coroutine
@@ -18,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from rallychat.messages import Message, Part, Reasoning, Text
 from rallychat.settings import Settings
 from rallychat.store import ConversationStore, TokenSpan
+from tests import postgres
 
 T = TypeVar("T")
 said = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
@@ -70,6 +72,8 @@ class StoreAgainstModel(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
+        if url := os.environ.get("RALLYCHAT_DATABASE_URL"):
+            postgres.empty(url)
         self.runner = asyncio.Runner()
         self.trees: dict[str, Tree] = {}
         self.opened = AsyncExitStack()
@@ -108,7 +112,9 @@ class StoreAgainstModel(RuleBasedStateMachine):
         parents = [node.id for node in tree.nodes.values() if not node.running]
         parent = None if root or not parents else pick.choice(parents)
         user = Message.of("user", text) if ask else None
-        asked, answer = self.run(self.store.begin(conversation_id, parent_id=parent, user=user, model="m"))
+        asked, answer = self.run(
+            self.store.answers.begin(conversation_id, parent_id=parent, user=user, model="m")
+        )
         assert (asked is not None) == ask
         if asked is not None:
             tree.nodes[asked.id] = Node(asked.id, parent, "user", (Text(text),))
@@ -121,7 +127,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
     def save(self, pick: Any, grown: list[tuple[tuple[Part, ...], TokenSpan | None]]) -> None:
         chosen = pick.sample(self.nodes(running=True), min(len(grown), len(self.nodes(running=True))))
         pairs = list(zip((node for _, node in chosen), grown, strict=False))
-        self.run(self.store.save([(node.id, *growth) for node, growth in pairs]))
+        self.run(self.store.answers.save([(node.id, *growth) for node, growth in pairs]))
         for node, growth in pairs:
             node.parts, node.span = growth
 
@@ -129,7 +135,9 @@ class StoreAgainstModel(RuleBasedStateMachine):
     @rule(pick=pick, said=parts, span=spans, reason=st.sampled_from(["stop", "length", "cancelled", "error"]))
     def finish(self, pick: Any, said: tuple[Part, ...], span: TokenSpan | None, reason: Any) -> None:
         _, node = pick.choice(self.nodes(running=True))
-        self.run(self.store.finish(node.id, parts=said, reason=reason, usage=None, timings=None, span=span))
+        self.run(
+            self.store.answers.finish(node.id, parts=said, reason=reason, usage=None, timings=None, span=span)
+        )
         node.parts, node.span, node.reason, node.running = said, span, reason, False
 
     def endings(self) -> list[tuple[str, Node]]:
@@ -140,7 +148,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
     @rule(pick=pick)
     def resume(self, pick: Any) -> None:
         conversation_id, node = pick.choice(self.endings())
-        self.run(self.store.resume(node.id))
+        self.run(self.store.answers.resume(node.id))
         node.running, node.reason = True, None
         self.trees[conversation_id].tip = node.id
 

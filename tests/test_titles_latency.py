@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rallychat.engines.protocol import WorkerSpec
 from rallychat.latency import Latencies, key_of, limit_of
 from rallychat.settings import Settings
+from rallychat.texts import title_of
 from rallychat.titles import checked_title
 
 SAID = "How do I repair the sail of an old boat in the harbour? First you wash the canvas."
@@ -42,11 +43,47 @@ def test_whatever_a_model_writes_a_title_is_short_and_of_one_line(written: str) 
     assert len(title.splitlines()) <= 1
 
 
+@pytest.mark.parametrize(
+    ("asked", "title"),
+    [
+        ("Who was Marie Curie?", "Who was Marie Curie?"),
+        ("hello", "hello"),
+        ("Hi there! Can you explain what photosynthesis is?", "Explain what photosynthesis is"),
+        ("Can you help me plan a trip to Lisbon with two kids?", "Plan a trip to Lisbon with two kids"),
+        (
+            "My cat keeps scratching the sofa. What can I do?\nThe sofa is new.",
+            "My cat keeps scratching the sofa.",
+        ),
+        (
+            "I need to write an e-mail to my landlord because the heating has been broken for two weeks.",
+            "I need to write an e-mail to my landlord because the…",
+        ),
+        ("天气和气候有什么区别？请用简单的话解释一下。", "天气和气候有什么区别？请用简单的话解释一下。"),
+        ("x" * 80, "x" * 59 + "…"),
+    ],
+)
+def test_the_first_question_is_a_title_before_any_model_is_asked(asked: str, title: str) -> None:
+    assert title_of(asked) == title
+
+
+@given(st.text(max_size=300))
+def test_whatever_is_asked_its_title_is_short_and_of_one_line(asked: str) -> None:
+    title = title_of(asked)
+    assert len(title) <= 60
+    assert len(title.splitlines()) <= 1
+    assert bool(title) is bool(asked.strip())
+
+
 def test_the_limit_is_where_the_first_token_would_come_too_late() -> None:
     points = [(512, 100.0), (1024, 110.0), (2048, 150.0)]
     assert limit_of(points, 1.2) == 1280
     assert limit_of(points, 1.05) == 768
     assert limit_of(points, 2.0) is None
+
+
+def test_a_short_context_that_happened_to_be_slow_does_not_raise_the_limit() -> None:
+    assert limit_of([(512, 400.0), (768, 200.0), (1024, 300.0)], 1.2) == 870
+    assert limit_of([(512, 230.0), (768, 200.0), (1024, 300.0)], 1.2) == 870
 
 
 def test_an_engine_that_nobody_feels_needs_no_limit() -> None:
@@ -71,4 +108,4 @@ def test_another_way_to_run_a_model_is_measured_anew() -> None:
 
 def test_a_damaged_file_of_measurements_is_as_none(tmp_path: Path) -> None:
     (tmp_path / "latency.json").write_text('{"a": 3}')
-    assert Latencies(Settings(data_dir=tmp_path)).limit("m") is None
+    assert Latencies(Settings(data_dir=tmp_path)).pace("m") is None

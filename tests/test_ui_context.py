@@ -155,7 +155,7 @@ async def test_a_conversation_is_kept_as_its_person_chooses(tmp_path: Path) -> N
         kept = await client.patch(
             f"/ui/conversations/{id_}/context", json={"strategy": "last_n", "budget": 200}
         )
-        assert kept.json() == {"strategy": "last_n", "budget": 200}
+        assert kept.json() == {"strategy": "last_n", "budget": 200, "elsewhere": None}
         assert '<option value="last_n" selected>' in (html := await shown(client, id_))
         assert 'value="200"' in html
         await (await service.turn(id_, "and now")).wait()
@@ -164,7 +164,29 @@ async def test_a_conversation_is_kept_as_its_person_chooses(tmp_path: Path) -> N
         assert report is not None
         assert (report.strategy, report.budget) == ("last_n", 200)
         back = await client.patch(f"/ui/conversations/{id_}/context", json={"strategy": None})
-        assert back.json() == {"strategy": None, "budget": 200}
+        assert back.json() == {"strategy": None, "budget": 200, "elsewhere": None}
+
+
+async def test_each_conversation_says_whether_the_others_are_quoted(tmp_path: Path) -> None:
+    async with page(tmp_path) as (client, service):
+        id_ = (await service.store.create()).id
+        other = await service.store.create(title="Pets")
+        await (await service.turn(other.id, "my cat is called Miro")).wait()
+        address = f"/ui/conversations/{id_}/context"
+
+        async def quoted() -> bool:
+            await (await service.turn(id_, "What is my cat called?")).wait()
+            newest = (await service.store.path(id_))[-1].id
+            report = (await service.store.message(newest)).report
+            assert report is not None
+            return bool(report.elsewhere)
+
+        assert not await quoted()
+        assert (await client.patch(address, json={"elsewhere": True})).json()["elsewhere"] is True
+        assert '<option value="yes" selected>' in await shown(client, id_)
+        assert await quoted()
+        assert (await client.patch(address, json={"elsewhere": None})).json()["elsewhere"] is None
+        assert not await quoted()
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,10 @@ BLOCKS = [
     "~~~\nno language\n",
     "    indented code\n\n    goes on\n\n",
     "***\n",
+    "$$\na_1\n\n- b\n= c\n$$\n\n",
+    "It is \\(x < y\\), so \\[\nx + \\frac{1}{2}\n\\] and on.\n\n",
+    "\\[ never closed\n\n",
+    "A meal for $$ to $$$, or $5.\n\n",
 ]
 
 

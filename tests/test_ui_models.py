@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rallychat.catalog import Model, precision, sizing
 from rallychat.catalog.load import SHIPPED, Catalog
 from rallychat.catalog.sizing import parameter_count
 from rallychat.choices import NOTHING
+from rallychat.context.strategies import Remembering
 from rallychat.settings import Settings
 from rallychat.sources import Progress
 from rallychat.sources.progress import FileProgress
@@ -121,6 +123,7 @@ async def test_what_is_chosen_is_kept_and_in_force_at_once(tmp_path: Path) -> No
             "way": "transformers:int8",
             "answer": {"temperature": 0.1},
             "summary": {"max_tokens": 99},
+            "summary_prompt": " Sum it all up. ",
         }
         told = (await client.post("/ui/models/choice", json=asked)).json()
         assert told["answer"]["in_force"]["temperature"] == 0.1
@@ -132,8 +135,13 @@ async def test_what_is_chosen_is_kept_and_in_force_at_once(tmp_path: Path) -> No
         assert service.summary_sampling(model).max_tokens == 99
         html = (await client.get("/ui/models/review", params={"model": "alpaca"})).text
         assert re.search(r'value="transformers:int8" checked', html)
+        assert ">Sum it all up.</textarea>" in html
+        summary = service.contexts.strategy(None, model, "summary")
+        assert isinstance(summary, Remembering)
+        assert summary.ask == "Sum it all up."
         await client.post("/ui/models/choice/reset", json={"model": "alpaca"})
         assert service.named("alpaca").options == {}
+        assert service.contexts.strategy(None, service.named("alpaca"), "summary") == replace(summary, ask="")
 
 
 async def test_a_generation_config_is_taken_over_from_yaml_or_refused_with_its_line(tmp_path: Path) -> None:

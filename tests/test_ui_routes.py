@@ -12,9 +12,9 @@ from fastapi import FastAPI
 
 from rallychat.catalog import Sampling
 from rallychat.chat import ChatService
-from rallychat.messages import Finished
+from rallychat.messages import Finished, Message
 from rallychat.settings import Settings
-from rallychat.ui import context_routes, conversation_routes, model_routes, turn_routes
+from rallychat.ui import context_routes, conversation_routes, list_routes, model_routes, turn_routes
 
 SLOW = """
 name = "Slow echo"
@@ -39,7 +39,7 @@ async def page(
         (catalog / f"{name}.toml").write_text(facts)
     async with ChatService.open(Settings(data_dir=folder, **{"model": "echo", **given})) as service:
         app = FastAPI()
-        for each in (conversation_routes, context_routes, turn_routes, model_routes):
+        for each in (list_routes, conversation_routes, context_routes, turn_routes, model_routes):
             app.include_router(each.router(service), prefix="/ui")
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:7860") as client:
@@ -267,3 +267,43 @@ async def test_an_empty_message_is_refused_and_leaves_no_conversation(tmp_path: 
         assert refused.status_code == 400
         assert refused.json()["error"]["message"] == "The message is empty."
         assert await service.store.list() == []
+
+
+async def test_what_may_work_later_is_refused_with_the_time_to_wait(tmp_path: Path) -> None:
+    async with page(tmp_path) as (client, service):
+        service.runs.stopping = True
+        refused = await client.post("/ui/turns", json={"text": "hello"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "stopping")
+        assert int(refused.headers["retry-after"]) >= 1
+
+
+async def test_what_a_folder_holds_is_listed_under_its_name_once_it_is_open(tmp_path: Path) -> None:
+    async with page(tmp_path) as (client, service):
+        for number in range(42):
+            made = await service.store.create(title=f"Filed {number}")
+            await service.store.library.file(made.id, folder="A & B")
+        await service.store.create(title="Loose")
+        closed = (await client.get("/ui/conversations")).text
+        assert ("A &amp; B" in closed, "Loose" in closed, "Filed" in closed) == (True, True, False)
+        opened = (await client.get("/ui/conversations", params={"open": ["A & B", "Gone"]})).text
+        assert (opened.count('data-action="rename"'), "Gone" in opened, ">Filed 2<" in opened) == (
+            41,
+            False,
+            True,
+        )
+        before = opened.partition('data-before="')[2].partition('"')[0]
+        more = (await client.get("/ui/folder", params={"name": "A & B", "before": before})).text
+        assert [f">Filed {number}<" in more for number in (0, 1, 2)] == [True, True, False]
+
+
+async def test_a_conversation_is_opened_as_far_back_as_the_message_that_was_found(tmp_path: Path) -> None:
+    async with page(tmp_path) as (client, service):
+        made = await service.store.create()
+        said = [Message.of(("user", "assistant")[at % 2], f"number {at}") for at in range(120)]
+        rows = await service.store.items.append(made.id, said)
+        there = (await client.get(f"/ui/conversations/{made.id}", params={"reach": rows[10].id})).json()
+        assert (rows[6].id in there["html"], rows[5].id in there["html"]) == (True, False)
+        assert there["older"] == rows[6].id
+        newest = (await client.get(f"/ui/conversations/{made.id}", params={"reach": rows[119].id})).json()
+        unknown = (await client.get(f"/ui/conversations/{made.id}", params={"reach": "msg_none"})).json()
+        assert newest["older"] == unknown["older"] == rows[70].id

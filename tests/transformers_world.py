@@ -28,7 +28,9 @@ def opened(
         "device": "cpu",
     } | options
     return Transformers(
-        WorkerSpec("transformers", "tiny", path=str(base), slots=slots, window=window, options=said)
+        WorkerSpec(
+            "transformers", "tiny", path=str(base), slots=slots, window=window, threads=1, options=said
+        )
     )
 
 

@@ -48,10 +48,11 @@ class ChatChoice(_Answer):
 class SegmentOut(_Answer):
     """A stretch of the prompt; `message` is the message's index, or its id in a conversation."""
 
-    kind: Literal["system", "user", "assistant", "memory", "retrieved", "generation"]
+    kind: Literal["system", "user", "assistant", "memory", "retrieved", "elsewhere", "generation"]
     message: str | None
     tokens: int
     score: float | None
+    by: Literal["words", "meaning", "both"] | None
 
 
 class ContextOut(_Answer):
@@ -69,6 +70,7 @@ class ContextOut(_Answer):
     kept: list[str]
     compacted: list[str]
     retrieved: list[str]
+    elsewhere: list[str]
     dropped: list[str]
     excluded: list[str]
     pinned: list[str]
@@ -183,5 +185,6 @@ class Readiness(_Answer):
     """Answer of `GET /readyz`."""
 
     status: Literal["ready", "not_ready"]
+    server: Check
     store: Check
     model: Check

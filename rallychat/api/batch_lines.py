@@ -7,26 +7,31 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Final, Literal, TypeVar
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rallychat import errors
+from rallychat import errors, responding
 from rallychat.api import chat_completions, completions
 from rallychat.api.chunks import Answer, usage_of
 from rallychat.api.delivery import gathered
 from rallychat.api.errors import CUT_OFF, Problem, Refusal, problem_of
+from rallychat.api.responses import unstored
+from rallychat.api.responses.requests import ResponseRequest
 from rallychat.api.schemas import ChatCompletionRequest, CompletionRequest
+from rallychat.api.serving import model_to_use
 from rallychat.api.validation import first_problem
 from rallychat.batches import Line, Outcome
 from rallychat.chat import ChatService
 from rallychat.pool import Priority
 
-TRIES: Final = 3
-"""How often a line is asked whose engine dies under it: it may have died of another one."""
+TRIES: Final = 1
+"""How often a line is asked again, by itself, whose engine died under it: it may have died of another one."""
 
-Asked = ChatCompletionRequest | CompletionRequest
+Asked = ChatCompletionRequest | CompletionRequest | ResponseRequest
 _M = TypeVar("_M", bound=BaseModel)
 
 
@@ -37,20 +42,60 @@ class _OpenAILine(BaseModel):
 
     custom_id: str = Field(max_length=512)
     method: Literal["POST"]
-    url: Literal["/v1/chat/completions", "/v1/completions"]
+    url: Literal["/v1/chat/completions", "/v1/completions", "/v1/responses"]
     body: dict[str, Any]
+
+
+class Ward:
+    """Lines are answered beside each other; one whose engine died under it is asked again while no other is.
+
+    So an engine that dies then has died of this line, and nobody else's line is taken for the culprit.
+    """
+
+    def __init__(self) -> None:
+        self._beside = 0
+        self._suspects = 0
+        self._alone = False
+        self._changed = asyncio.Condition()
+
+    @asynccontextmanager
+    async def entered(self, *, alone: bool) -> AsyncIterator[None]:
+        """Beside the others, or alone."""
+        self._suspects += alone
+        try:
+            async with self._changed:
+                await self._changed.wait_for(
+                    lambda: not (self._busy if alone else self._suspects or self._alone)
+                )
+                self._alone, self._beside = alone, self._beside + 1
+            try:
+                yield
+            finally:
+                self._alone, self._beside = False, self._beside - 1
+        finally:
+            self._suspects -= alone
+            async with self._changed:
+                self._changed.notify_all()
+
+    @property
+    def _busy(self) -> bool:
+        return self._beside > 0
 
 
 class BatchLines:
     """Answers lines with a service.
 
     Args:
+        ward: shared by those whose lines are answered by the same engine.
         model: answers every line, whatever model it names; None: the one it names, or the default.
         longest: bytes of a line that is longer than are read, for its error.
     """
 
-    def __init__(self, service: ChatService, *, model: str | None = None, longest: int) -> None:
+    def __init__(
+        self, service: ChatService, *, model: str | None = None, longest: int, ward: Ward | None = None
+    ) -> None:
         self._service = service
+        self._ward = ward or Ward()
         self._model = model
         self._longest = longest
 
@@ -67,6 +112,9 @@ class BatchLines:
             asked = _openai_asked(value) if shape.openai else _short_asked(value)
             if asked.stream:
                 raise _refusal("'stream' is not possible: a batch has whole answers.", "unsupported_value")
+            if asked.timeout is not None:
+                said = "'timeout' is not possible: a batch waits for its turn."
+                raise _refusal(said, "unsupported_value", param="timeout")
             return await self._answered(asked, shape)
         except Refusal as refusal:
             return shape.failed(refusal.problem)
@@ -84,18 +132,21 @@ class BatchLines:
 
     async def _answered(self, asked: Asked, shape: _Shape) -> Outcome:
         """The outcome of what was asked; asked again while people fill the queue. Raises Refusal."""
-        left = TRIES
+        deaths = 0
         while True:
             try:
-                return await self._once(asked, shape)
+                async with self._ward.entered(alone=deaths > 0):
+                    return await self._once(asked, shape)
             except Refusal as refusal:
                 problem = refusal.problem
                 if problem.code in FATAL:
                     raise errors.EngineUnavailable(problem.message) from refusal
-                left -= problem.code == errors.EngineInterrupted.code
-                if problem.code not in _AGAIN or not left:
+                deaths += problem.code == errors.EngineInterrupted.code
+                if problem.code not in _AGAIN or deaths > TRIES:
                     raise
                 await asyncio.sleep(problem.retry_after or 0)
+            except errors.Stopping:
+                raise
             except errors.RallyChatError as exc:  # refused at the door
                 raise Refusal(problem_of(exc)) from exc
 
@@ -105,9 +156,29 @@ class BatchLines:
             events, chat = chat_completions.begin(service, asked, model=model, priority=Priority.BATCH)
             answer = await gathered(events, chat.prompt)
             return shape.answered(answer, chat.whole(answer))
+        if isinstance(asked, ResponseRequest):
+            return await self._response(asked, shape)
         events, text = completions.begin(service, asked, model=model, priority=Priority.BATCH)
         answer = await gathered(events, text.prompt)
         return shape.answered(answer, text.whole(answer))
+
+    async def _response(self, asked: ResponseRequest, shape: _Shape) -> Outcome:
+        service = self._service
+        at = await responding.place(
+            service, conversation=asked.conversation_id, previous=asked.previous_response_id
+        )
+        model = model_to_use(service, self._model or asked.model or at.model)
+        events = await responding.unstored(
+            service,
+            at,
+            asked.messages(),
+            model=model,
+            sampling=asked.sampling(),
+            instructions=asked.instructions,
+            priority=Priority.BATCH,
+        )
+        answer = await gathered(events, "input")
+        return shape.answered(answer, unstored.whole(unstored.blank(asked.echo(), model.id), answer))
 
 
 def _codes(kind: type[errors.RallyChatError]) -> set[str]:
@@ -162,6 +233,11 @@ def _openai_asked(value: dict[str, Any]) -> Asked:
     line = _checked(_OpenAILine, value)
     if line.url == "/v1/completions":
         return _checked(CompletionRequest, line.body)
+    if line.url == "/v1/responses":
+        if line.body.get("store"):
+            said = "'store' is not possible: a batch's responses are in its output file."
+            raise _refusal(said, "unsupported_value", param="store")
+        return _checked(ResponseRequest, line.body | {"store": False})
     return _checked(ChatCompletionRequest, line.body)
 
 

@@ -17,10 +17,10 @@ from rallychat.api.routing import EVENT_STREAM, problems
 from rallychat.api.schemas import ChatCompletionRequest
 from rallychat.api.serving import model_to_use, service_of
 from rallychat.context.strategies import strategy_named
-from rallychat.contexts import Asked
 from rallychat.errors import InvalidRequest
 from rallychat.messages import Event
 from rallychat.pool import Priority
+from rallychat.wishes import Asked
 
 if TYPE_CHECKING:
     from rallychat.chat import ChatService
@@ -81,6 +81,11 @@ def begin(
         strategy_named(asked.strategy or "")
     context = {} if wanted is None else {"context": Asked(**wanted)}
     events = service.complete(
-        messages, model=chosen.id, sampling=asked.sampling(), priority=priority, **context
+        messages,
+        model=chosen.id,
+        sampling=asked.sampling(),
+        priority=priority,
+        patience=asked.timeout,
+        **context,
     )
     return events, ChatAnswer(chosen.id, usage=asked.usage_wanted)

@@ -62,12 +62,19 @@ def context_of(report: ContextReport) -> dict[str, Any]:
         "reused_tokens": report.reused_tokens,
         "evaluated_tokens": report.evaluated_tokens,
         "segments": [
-            {"kind": part.kind, "message": part.message_id, "tokens": part.tokens, "score": part.score}
+            {
+                "kind": part.kind,
+                "message": part.message_id,
+                "tokens": part.tokens,
+                "score": part.score,
+                "by": part.by or None,
+            }
             for part in report.segments
         ],
         "kept": report.kept,
         "compacted": report.compacted,
         "retrieved": report.retrieved,
+        "elsewhere": report.elsewhere,
         "dropped": report.dropped,
         "excluded": report.excluded,
         "pinned": report.pinned,

@@ -57,5 +57,7 @@ def begin(
     """As `chat_completions.begin`."""
     chosen = model_to_use(service, model or asked.model)
     prompt = asked.text_or_ids()
-    events = service.complete_prompt(prompt, model=chosen.id, sampling=asked.sampling(), priority=priority)
+    events = service.complete_prompt(
+        prompt, model=chosen.id, sampling=asked.sampling(), priority=priority, patience=asked.timeout
+    )
     return events, TextAnswer(chosen.id, usage=asked.usage_wanted)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from rallychat.api.idempotency import IdempotencyKey, StatefulRoute
@@ -28,7 +28,7 @@ from rallychat.api.routing import problems
 from rallychat.api.serving import service_of
 from rallychat.chat import ChatService
 from rallychat.errors import NotFound
-from rallychat.store import Conversation, StoredMessage
+from rallychat.store import Conversation, Shelf, StoredMessage
 from rallychat.texts import title_of
 
 router = APIRouter(route_class=StatefulRoute, tags=["conversations"])
@@ -52,36 +52,56 @@ async def create_conversation(
             await service.store.delete(made.id)
             raise
         made = await _titled(service, made, said_by_user=[m.text for m in said if m.role == "user"])
-    return _json(_described(made))
+    return _json(described(made))
 
 
 @router.get("/v1/conversations", response_model=None, responses={200: {"model": ConversationList}, **_READ})
-async def list_conversations(request: Request, after: After = None, limit: Limit = 20) -> Response:
+async def list_conversations(
+    request: Request,
+    after: After = None,
+    limit: Limit = 20,
+    pinned: Annotated[bool | None, Query(description="Only those that are, or are not.")] = None,
+    archived: Annotated[bool | None, Query(description="Only those that are, or are not.")] = None,
+    folder: Annotated[str | None, Query(description="Only those of this folder.")] = None,
+    deleted: Annotated[bool, Query(description="Those of the trash instead.")] = False,
+) -> Response:
     """Conversations, the last active first. (OpenAI has no such route.)"""
-    found = await service_of(request).store.list(limit=limit + 1, before=after)
-    return _json(listed([_described(one) for one in found[:limit]], more=len(found) > limit))
+    shelf = Shelf(pinned=pinned, archived=archived, folder=folder, trash=deleted)
+    found = await service_of(request).store.library.list(shelf, limit=limit + 1, before=after)
+    return _json(listed([described(one) for one in found[:limit]], more=len(found) > limit))
 
 
 @router.get(_ONE, response_model=None, responses={200: {"model": ConversationOut}, **_READ})
 async def retrieve_conversation(request: Request, conversation_id: str) -> Response:
     """One conversation."""
-    return _json(_described(await service_of(request).store.get(conversation_id)))
+    return _json(described(await service_of(request).store.get(conversation_id)))
 
 
 @router.post(_ONE, response_model=None, responses={200: {"model": ConversationOut}, **_MADE})
 async def update_conversation(request: Request, conversation_id: str, asked: ConversationUpdate) -> Response:
     """Notes other metadata on it."""
     store = service_of(request).store
-    return _json(_described(await store.update(conversation_id, metadata=asked.metadata)))
+    return _json(described(await store.update(conversation_id, metadata=asked.metadata)))
 
 
 @router.delete(_ONE, response_model=None, responses={200: {"model": ConversationDeleted}, **_READ})
-async def delete_conversation(request: Request, conversation_id: str) -> Response:
-    """Deletes it with all its messages and responses; what is being answered in it is stopped."""
+async def delete_conversation(
+    request: Request,
+    conversation_id: str,
+    forever: Annotated[bool, Query(description="At once, without a way back.")] = False,
+) -> Response:
+    """Deletes it with all its messages and responses; what is being answered in it is stopped.
+
+    It stands in the trash for `trash_days` days, unless it is to go `forever`.
+    """
     service = service_of(request)
-    if (run := service.runs.of_conversation(conversation_id)) is not None:
+    conversation = await service.store.get(conversation_id)
+    if (run := await service.answering(conversation)) is not None:
         await run.stop()
-    await service.store.delete(conversation_id)
+    if forever:
+        await service.store.library.erase(conversation_id)
+    else:
+        await service.store.library.discard(conversation_id)
     return _json({"id": conversation_id, "object": "conversation.deleted", "deleted": True})
 
 
@@ -111,7 +131,7 @@ async def list_items(
 @router.get(f"{_ONE}/items/{{item_id}}", response_model=None, responses={200: {"model": ItemOut}, **_READ})
 async def retrieve_item(request: Request, conversation_id: str, item_id: str) -> Response:
     """One item, of whatever branch."""
-    row = await _row(service_of(request), conversation_id, item_id)
+    row = await row_of(service_of(request), conversation_id, item_id)
     found = next((item for item in items_of(row) if item["id"] == item_id), None)
     if found is None:
         raise NotFound("item", item_id)
@@ -126,13 +146,18 @@ async def retrieve_item(request: Request, conversation_id: str, item_id: str) ->
 async def delete_item(request: Request, conversation_id: str, item_id: str) -> Response:
     """Takes an item out; what followed it follows what was before it."""
     service = service_of(request)
-    row = await _row(service, conversation_id, item_id)
+    row = await row_of(service, conversation_id, item_id)
     parts = parts_of(row, place_of(item_id))
     await service.store.items.remove(conversation_id, row.id, parts=parts)
-    return _json(_described(await service.store.get(conversation_id)))
+    return _json(described(await service.store.get(conversation_id)))
 
 
-async def _row(service: ChatService, conversation_id: str, item_id: str) -> StoredMessage:
+async def row_of(service: ChatService, conversation_id: str, item_id: str) -> StoredMessage:
+    """The stored message that an item is, or is part of.
+
+    Raises:
+        NotFound: this conversation has no such item.
+    """
     await service.store.get(conversation_id)
     place = place_of(item_id)
     try:
@@ -152,13 +177,20 @@ async def _titled(
     return await service.store.update(conversation.id, title=title_of(said_by_user[0]))
 
 
-def _described(conversation: Conversation) -> dict[str, Any]:
+def described(conversation: Conversation) -> dict[str, Any]:
+    """OpenAI's conversation object, and what we know besides."""
+    deleted = conversation.deleted_at
     return {
         "id": conversation.id,
         "object": "conversation",
         "created_at": int(conversation.created_at.timestamp()),
         "metadata": dict(conversation.metadata),
         "title": conversation.title,
+        "updated_at": int(conversation.updated_at.timestamp()),
+        "pinned": conversation.pinned,
+        "archived": conversation.archived,
+        "folder": conversation.folder,
+        "deleted_at": int(deleted.timestamp()) if deleted else None,
     }
 
 

@@ -1,8 +1,8 @@
 """Brings a turn's events to a client, as a stream or whole, and calls the turn off when the client is gone.
 
 A stream's headers wait for the first token (or its refusal), so that whatever goes wrong before it is a real
-status. Should the first token take longer than `KEEPALIVE` (a queue, a download, a long prompt), the stream
-starts with comments that say what it waits for; from then on an error is an event.
+status. Who waits in line for longer than `SOON`, or whose first token takes longer than `KEEPALIVE` (a download, a long
+prompt), gets a stream that starts with comments that say what it waits for; from then on an error is an event.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from rallychat.messages import Event, Failed, Finished, Loading, Queued, Reasoni
 
 KEEPALIVE = 10.0
 """Seconds of silence after which a comment is sent: well below the 60 s of common proxies."""
+
+SOON = 0.5
+"""Seconds within which a place in line is told, and a new one when it has changed."""
 
 CLIENT_GONE = 499
 """nginx's status for a client that hung up; nobody receives it, the log shows it."""
@@ -78,12 +81,14 @@ class Stream(Response):
         # nginx would otherwise hold chunks back until its buffer is full
         self.init_headers({"cache-control": "no-store", "x-accel-buffering": "no"})
         self._events = events
-        self._keepalive = keepalive
+        self._look = min(SOON, keepalive)
+        self._looks = max(1, round(keepalive / self._look))
         self.complete = False
         """The stream came to its proper end."""
         self._begun = False
-        self._quiet = True
+        self._quiet = 0  # looks since something was sent
         self._waiting_for = "waiting"
+        self._place = ""  # in line, where it was not told yet
         self._beginning = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,7 +102,7 @@ class Stream(Response):
         try:
             while not pump.done() and not gone.done():
                 done, _ = await asyncio.wait(
-                    {gone, pump}, timeout=self._keepalive, return_when=asyncio.FIRST_COMPLETED
+                    {gone, pump}, timeout=self._look, return_when=asyncio.FIRST_COMPLETED
                 )
                 if not done:
                     await self._keep_alive(send)
@@ -131,11 +136,12 @@ class Stream(Response):
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
 
     async def _keep_alive(self, send: Send) -> None:
-        if self._quiet:
+        self._quiet += 1
+        if self._place or self._quiet >= self._looks:
             await self._begin(send)
-            comment = f": {self._waiting_for}\n\n".encode()
-            await send({"type": "http.response.body", "body": comment, "more_body": True})
-        self._quiet = True
+            self._quiet, self._place = 0, ""
+            said = comment(self._waiting_for)
+            await send({"type": "http.response.body", "body": said, "more_body": True})
 
     async def _fail(self, problem: Problem, send: Send) -> None:
         """An error after the stream began. No end mark follows: the answer is not complete."""
@@ -162,12 +168,13 @@ class EventStream(Stream):
             elif type(event) is Finished or type(event) is Failed:
                 data = opening + self._chunks.closing(_complete(event, self._chunks.prompt))
             else:
-                self._waiting_for = _described(event)
+                self._waiting_for = described(event)
+                self._place = self._waiting_for if type(event) is Queued else ""
                 continue
             if not self._begun:
                 await self._begin(send)
             opening = b""
-            self._quiet = False
+            self._quiet = 0
             await send({"type": "http.response.body", "body": data, "more_body": True})
             if type(event) is Finished:
                 self.complete = True
@@ -181,7 +188,7 @@ class FrameStream(Stream):
     async def _relay(self, events: AsyncGenerator[bytes], send: Send) -> None:
         async for data in events:
             await self._begin(send)
-            self._quiet = False
+            self._quiet = 0
             await send({"type": "http.response.body", "body": data, "more_body": True})
         self.complete = True
         await self._begin(send)
@@ -206,10 +213,16 @@ def _problem(exc: Exception) -> Problem:
             return Problem(500, INTERNAL, RallyChatError.code)
 
 
-def _described(event: Event) -> str:
+def comment(text: str) -> bytes:
+    """A frame that clients skip."""
+    return f": {text}\n\n".encode()
+
+
+def described(event: Event) -> str:
+    """What somebody waits for, in the words of a comment."""
     match event:
-        case Queued(position):
-            return f"queued, position {position}"
+        case Queued(position, seconds):
+            return f"queued, position {position}" + ("" if seconds is None else f", about {seconds:.0f} s")
         case Loading(_, stage, fraction):
             return stage if fraction is None else f"{stage} {fraction:.0%}"
         case _:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,13 @@ STATUS: Mapping[type[errors.RallyChatError], int] = {
     errors.InvalidRequest: 400,
     errors.NotFound: 404,
     errors.Conflict: 409,
+    errors.StorageFull: 403,
     errors.Busy: 429,
+    errors.Full: 503,
+    errors.Late: 503,
+    errors.Stopping: 503,
+    errors.Forbidden: 403,
+    errors.LoginFailed: 401,
     errors.SettingsError: 500,
     errors.SourceError: 503,
     errors.Gated: 403,
@@ -37,12 +44,19 @@ STATUS: Mapping[type[errors.RallyChatError], int] = {
 
 RETRY_AFTER: Mapping[str, float] = {
     errors.Busy.code: 1,
+    errors.Full.code: 5,
     errors.NoNetwork.code: 30,
     errors.StoreError.code: 5,
+    errors.StoreUnavailable.code: 2,
     errors.EngineUnavailable.code: 5,
     errors.EngineInterrupted.code: 1,
 }
 """Seconds to wait where the error itself does not say; codes not listed are not worth a second try."""
+
+LATER = 60.0
+"""Seconds to wait after a 429 or 503 that nothing is known of, and that a client should not repeat by itself."""
+GIVEN_UP = frozenset({errors.Late.code})
+"""Who asked wants to hear of it, not to wait once more."""
 
 TYPES: Mapping[int, str] = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -57,6 +71,9 @@ CODES: Mapping[int, str] = {
 }
 
 INTERNAL = "Something went wrong inside RallyChat; its log says what, under this response's X-Request-Id."
+
+
+_PLACE = re.compile(r"(?:The conversation database )?(?:postgresql|/|[A-Za-z]:\\)\S*[^\s.,:]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +93,13 @@ class Problem:
 
     def headers(self) -> dict[str, str]:
         """When to come back. OpenAI's clients retry 409, 429 and 5xx by themselves unless told not to."""
-        if self.retry_after is not None:
-            return {"retry-after": str(max(1, math.ceil(self.retry_after))), "x-should-retry": "true"}
-        if self.status == 409 or self.status >= 500:
-            return {"x-should-retry": "false"}
-        return {}
+        if self.retry_after is None and self.status not in (409, 429) and self.status < 500:
+            return {}
+        again = self.retry_after is not None and self.code not in GIVEN_UP
+        told = {"x-should-retry": str(again).lower()}
+        if self.retry_after is not None or self.status in (429, 503):
+            told["retry-after"] = str(max(1, math.ceil(self.retry_after or LATER)))
+        return told
 
     def response(self, headers: Mapping[str, str] | None = None) -> Response:
         """The error as a whole response."""
@@ -113,7 +132,14 @@ def problem_of(exc: errors.RallyChatError) -> Problem:
     if type(exc) is errors.RallyChatError:
         return Problem(status, INTERNAL, exc.code)
     param = exc.param if isinstance(exc, errors.InvalidRequest) else None
-    return Problem(status, _clipped(str(exc)), exc.code, param, retry_after)
+    said = without_places(str(exc)) if isinstance(exc, errors.StoreError) else str(exc)
+    return Problem(status, _clipped(said), exc.code, param, retry_after)
+
+
+def without_places(said: str) -> str:
+    """What an error of the store says, but not where the store is: that is for the log and the command line."""
+    hidden = _PLACE.sub("the database", said)
+    return hidden[:1].upper() + hidden[1:]
 
 
 def problem_of_end(end: Failed | Finished, *, prompt: str) -> Problem | None:
@@ -132,6 +158,8 @@ def _problem_of_failed(failed: Failed, prompt: str) -> Problem:
     if failed.code not in _STATUS_OF_CODE or failed.code == errors.RallyChatError.code:
         return Problem(500, INTERNAL, errors.RallyChatError.code)
     message = f"{failed.message} ({failed.hint})" if failed.hint else failed.message
+    if failed.code in (errors.StoreError.code, errors.StoreUnavailable.code):
+        message = without_places(message)
     param = prompt if failed.code == errors.ContextOverflow.code else None
     retry_after = failed.retry_after if failed.retry_after is not None else RETRY_AFTER.get(failed.code)
     return Problem(status, _clipped(message), failed.code, param, retry_after)

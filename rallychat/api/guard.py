@@ -16,6 +16,9 @@ from rallychat.api.errors import Problem
 from rallychat.settings import Settings, is_loopback
 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+_COUNTED_THERE = "/v1/conversations/import"
+_COUNTED = ("/v1/", "/ui/", "/login", "/logout", "/invite/", "/account", "/people", "/batches")
+_UPLOADS = frozenset({"/v1/files", "/batches"})
 
 
 class Guard:
@@ -65,20 +68,24 @@ class Guard:
 
 
 class BodyLimit:
-    """Refuses request bodies of the API that are larger than `limit` bytes, announced or not."""
+    """Refuses request bodies that are larger than `limit` bytes, announced or not; `uploads` for files."""
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    def __init__(self, app: ASGIApp, limit: int, uploads: int) -> None:
         self._app = app
         self._limit = limit
+        self._uploads = uploads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on with its body counted."""
-        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+        if scope["type"] != "http" or not self._counts(scope["path"]):
             await self._app(scope, receive, send)
             return
+        upload = scope["method"] == "POST" and scope["path"] in _UPLOADS
+        limit = self._uploads if upload else self._limit
+        sentence = _too_large(limit, "max_file_bytes" if upload else "max_body_bytes")
         announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdecimal() and int(announced[:19]) > self._limit:
-            problem = Problem(413, self._message, "request_too_large")
+        if announced.isdecimal() and int(announced[:19]) > limit:
+            problem = Problem(413, sentence, "request_too_large")
             await problem.response()(scope, receive, send)
             return
         seen = 0
@@ -87,15 +94,18 @@ class BodyLimit:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
-            if seen > self._limit:
-                raise HTTPException(413, self._message)
+            if seen > limit:
+                raise HTTPException(413, sentence)
             return message
 
         await self._app(scope, counted, send)
 
-    @property
-    def _message(self) -> str:
-        return f"The request body is larger than {self._limit} bytes, the limit 'max_body_bytes' sets."
+    def _counts(self, path: str) -> bool:
+        return path.startswith(_COUNTED) and path != _COUNTED_THERE  # which has a limit of its own
+
+
+def _too_large(limit: int, setting: str) -> str:
+    return f"The request body is larger than {limit} bytes, the limit '{setting}' sets."
 
 
 def _name(authority: str) -> str:

@@ -18,6 +18,8 @@ from rallychat.metrics import CONTENT_TYPE
 if TYPE_CHECKING:
     from rallychat.chat import ChatService
 
+LOOK_AGAIN = 5.0
+"""Seconds after which a server that is not ready may be."""
 PATIENCE = 5.0
 """Seconds a check may take before it counts as failed."""
 
@@ -42,12 +44,17 @@ async def healthz() -> Response:
     },
 )
 async def readyz(request: Request) -> Response:
-    """The store can be read, and the default model is on disk and can be loaded or is loaded."""
+    """New turns are begun, the store can be read, and the default model is on disk or loaded."""
     service = service_of(request)
     store, model = await _store(service), _model(service)
-    ready = store.ok and model.ok
-    said = Readiness(status="ready" if ready else "not_ready", store=store, model=model)
-    return _json(said, 200 if ready else 503)
+    stopping = service.runs.stopping
+    server = Check(ok=not stopping, detail="The server is stopping." if stopping else "")
+    ready = server.ok and store.ok and model.ok
+    said = Readiness(status="ready" if ready else "not_ready", server=server, store=store, model=model)
+    response = _json(said, 200 if ready else 503)
+    if not ready:
+        response.headers["retry-after"] = f"{LOOK_AGAIN:.0f}"
+    return response
 
 
 @router.get(

@@ -25,6 +25,7 @@ from rallychat.api.errors import Problem, Refusal
 from rallychat.api.routing import JsonRoute
 from rallychat.api.serving import service_of
 from rallychat.errors import Conflict, KeyInUse, KeyReused
+from rallychat.identity import current
 
 if TYPE_CHECKING:
     from rallychat.store import KeyStore
@@ -44,17 +45,24 @@ _Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 class KeyedRoute(JsonRoute):
     """A route that knows idempotency keys, if its function takes one."""
 
+    reads_itself = False
+    """Its function reads the body, and sees to the key with `answered_once`."""
+
     def get_route_handler(self) -> _Handler:
         """The handler FastAPI calls."""
         handler = super().get_route_handler()
-        if not any(field.alias == "idempotency-key" for field in self.dependant.header_params):
+        known = any(field.alias == "idempotency-key" for field in self.dependant.header_params)
+        if self.reads_itself or not known:
             return handler
 
         async def handle(request: Request) -> Response:
             key = request.headers.get("idempotency-key", "")
             if not re.fullmatch(_FORM, key):
                 return await handler(request)
-            return await _answered_once(request, handler, key)
+            body = await request.body()
+            again = Request(request.scope, _read_again(body, request.receive))
+            fingerprint = fingerprint_of(request, body)
+            return await answered_once(request, key, fingerprint, lambda: handler(again))
 
         return handle
 
@@ -77,6 +85,12 @@ class StatefulRoute(KeyedRoute):
         return handle
 
 
+class UploadRoute(StatefulRoute):
+    """A route whose body is too long to be held."""
+
+    reads_itself = True
+
+
 def key_of(request: Request) -> str | None:
     """The key that this request has taken."""
     taken = request.scope.get("rallychat.key")
@@ -90,44 +104,45 @@ def response_of(request: Request) -> str | None:
 
 
 def announce(request: Request) -> None:
-    """The key now leads to a response: others who come with it need not wait."""
+    """The key now leads to a response. Others who come with it still wait until it has begun, or has been undone."""
     taken = request.scope.get("rallychat.key")
     if isinstance(taken, _Taken):
         taken.announced = True
-        taken.leave()
 
 
 @dataclass(slots=True)
 class _Taken:
     """A key that one request of this process is busy with; others wait for `gone`."""
 
+    user: str
     key: str
-    pending: MutableMapping[str, _Taken]
+    pending: MutableMapping[tuple[str, str], _Taken]
     gone: asyncio.Event
     announced: bool = False
 
     def leave(self) -> None:
         """Lets the others look."""
-        if self.pending.get(self.key) is self:
-            del self.pending[self.key]
+        if self.pending.get((self.user, self.key)) is self:
+            del self.pending[self.user, self.key]
         self.gone.set()
 
 
-async def _answered_once(request: Request, handler: _Handler, key: str) -> Response:
-    body = await request.body()
+async def answered_once(
+    request: Request, key: str, fingerprint: str, answer: Callable[[], Coroutine[Any, Any, Response]]
+) -> Response:
+    """The answer to the first request of this key, which must have had the same fingerprint."""
     scope = request.scope
-    again = Request(scope, _read_again(body, request.receive))
     keys = service_of(request).store.keys
     taken = await _turn(scope["app"].state.pending_keys, key)
     try:
-        claim = await _claimed(request, keys, key, _fingerprint(request, body))
+        claim = await _claimed(request, keys, key, fingerprint)
         if claim is not None and claim.response_id is None:
             taken.leave()
             return _kept(claim)
         if claim is not None:
             taken.leave()
             scope["rallychat.response"] = claim.response_id
-            response = await handler(again)
+            response = await answer()
             response.headers[_REPLAYED] = "true"
             return response
     except BaseException:
@@ -135,18 +150,23 @@ async def _answered_once(request: Request, handler: _Handler, key: str) -> Respo
         raise
     scope["rallychat.key"] = taken
     try:
-        response = await handler(again)
+        response = await answer()
     except BaseException as exc:
         if not taken.announced or isinstance(exc, Refusal):  # else the response is there, whoever left
             await _freed(keys, taken)
+        taken.leave()
         raise
-    return response if taken.announced else _Recorded(response, keys, taken)
+    if taken.announced:
+        taken.leave()
+        return response
+    return _Recorded(response, keys, taken)
 
 
-async def _turn(pending: MutableMapping[str, _Taken], key: str) -> _Taken:
-    while (other := pending.get(key)) is not None:
+async def _turn(pending: MutableMapping[tuple[str, str], _Taken], key: str) -> _Taken:
+    user = current().id
+    while (other := pending.get((user, key))) is not None:
         await other.gone.wait()
-    taken = pending[key] = _Taken(key, pending, asyncio.Event())
+    taken = pending[user, key] = _Taken(user, key, pending, asyncio.Event())
     return taken
 
 
@@ -185,6 +205,7 @@ class _Recorded(Response):
     """Sends a response, and keeps what it sent if it came to its proper end."""
 
     def __init__(self, response: Response, keys: KeyStore, taken: _Taken) -> None:
+        self.background = None
         self._response = response
         self._keys = keys
         self._taken = taken
@@ -220,7 +241,7 @@ class _Recorded(Response):
             self._taken.leave()
 
 
-def _fingerprint(request: Request, body: bytes) -> str:
+def fingerprint_of(request: Request, body: bytes) -> str:
     """Of the route and the JSON, however its keys are ordered."""
     with suppress(orjson.JSONDecodeError):  # will be refused
         body = orjson.dumps(orjson.loads(body), option=orjson.OPT_SORT_KEYS)

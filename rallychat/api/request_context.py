@@ -11,17 +11,20 @@ import re
 import time
 import traceback
 import uuid
-from contextvars import ContextVar
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rallychat import tracing
+from rallychat.allowance import Standing, hearing
 from rallychat.api.errors import CUT_OFF, INTERNAL, Problem
+from rallychat.identity import Person
+from rallychat.logs import hashed, request_id
 
 log = logging.getLogger(__name__)
 
-request_id: ContextVar[str] = ContextVar("request_id", default="-")
-"""Id of the request being answered; the generation it starts inherits it."""
+PERSON = "rallychat.person"
+"""Where in the ASGI scope the person stands who asks, once that is known."""
 
 _GIVEN = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 
@@ -41,7 +44,7 @@ def is_ours(path: str) -> bool:
 def log_failure(exc: BaseException) -> None:
     """Logs where it broke; not the exception's words, which may quote a person's."""
     frames = "".join(traceback.format_tb(exc.__traceback__))
-    log.error("%s: %s\n%s", request_id.get(), type(exc).__name__, frames)
+    log.error("%s\n%s", type(exc).__name__, frames)
 
 
 class RequestContext:
@@ -59,11 +62,20 @@ class RequestContext:
         name = given if _GIVEN.fullmatch(given) else f"req_{uuid.uuid4().hex}"
         token = request_id.set(name)
         try:
-            await self._answer(scope, receive, send, name)
+            with hearing() as standing, tracing.request(scope["method"], Headers(scope=scope)) as span:
+                await self._answer(scope, receive, send, name, span, standing)
         finally:
             request_id.reset(token)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, name: str) -> None:
+    async def _answer(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        name: str,
+        span: dict[str, str | int],
+        standing: Standing,
+    ) -> None:
         ours = is_ours(scope["path"])
         headers = ((b"x-request-id", name.encode()), *_EVERYWHERE, *(_NOT_PAGES if ours else ()))
         began, status = time.perf_counter(), 0
@@ -72,7 +84,8 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {**message, "headers": [*message["headers"], *headers]}
+                told = [*message["headers"], *headers, *limit_headers(standing)]
+                message = {**message, "headers": told}
             await send(message)
 
         try:
@@ -86,10 +99,44 @@ class RequestContext:
                 await _answer_with(CUT_OFF, send_named)
             raise
         finally:
+            span |= {
+                "http.route": getattr(scope.get("route"), "path", ""),
+                "http.response.status_code": status or 499,
+                "rallychat.request_id": name,
+            }
             level = logging.INFO if ours else logging.DEBUG
-            took = (time.perf_counter() - began) * 1000
-            what = f"{scope['method']} {_shown(scope['path'])}"
-            log.log(level, "%s: %s %d in %.1f ms", name, what, status or 499, took)
+            took = round((time.perf_counter() - began) * 1000, 1)
+            line = {
+                "method": scope["method"],
+                "path": _shown(scope["path"]),
+                "status": status or 499,
+                "ms": took,
+            }
+            if log.isEnabledFor(level):
+                log.log(level, "%(method)s %(path)s %(status)d in %(ms).1f ms", line, extra=line | _by(scope))
+
+
+def limit_headers(standing: Standing) -> list[tuple[bytes, bytes]]:
+    """How whoever asks stands within their limits a minute, in OpenAI's names."""
+    told = [
+        (f"x-ratelimit-{what}-{name}", value)
+        for name, left in standing.left.items()
+        for what, value in (
+            ("limit", f"{left.limit}"),
+            ("remaining", f"{left.remaining}"),
+            ("reset", _duration(left.reset)),
+        )
+    ]
+    return [(name.encode(), value.encode()) for name, value in told]
+
+
+def _duration(seconds: float) -> str:
+    """As OpenAI writes it: 1m0s, 59.2s, 12ms."""
+    ms = max(0, round(seconds * 1000))
+    if 0 < ms < 1000:
+        return f"{ms}ms"
+    minutes, rest = divmod(ms, 60_000)
+    return f"{minutes}m{rest // 1000}s" if minutes else f"{rest / 1000:g}s"
 
 
 async def _answer_with(problem: Problem, send: Send) -> None:
@@ -98,6 +145,14 @@ async def _answer_with(problem: Problem, send: Send) -> None:
     await send({"type": "http.response.body", "body": response.body})
 
 
+def _by(scope: Scope) -> dict[str, str]:
+    person = scope.get(PERSON)
+    return {"user": hashed(person.id)} if isinstance(person, Person) else {}
+
+
 def _shown(path: str) -> str:
-    """A path fit for one line of a log."""
+    """A path fit for one line of a log; a link that opens something is not told."""
+    for link in ("/invite/", "/share/"):
+        if path.startswith(link):
+            return f"{link}..."
     return path[:200].encode("unicode_escape").decode("ascii")

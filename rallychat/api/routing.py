@@ -63,12 +63,13 @@ NAMED_EVENTS = {
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """OpenAPI's description of the errors a route may answer with."""
-    return {status: {"model": ErrorBody, "description": _DESCRIPTIONS[status]} for status in statuses}
+    return {status: {"model": ErrorBody, "description": DESCRIPTIONS[status]} for status in statuses}
 
 
-_DESCRIPTIONS = {
+DESCRIPTIONS = {
     400: "The request cannot be used; `param` names the field.",
-    403: "A foreign Host or Origin, or a model whose source wants a token.",
+    401: "No API key, a wrong one, or (logging in) a wrong password.",
+    403: "A foreign Host or Origin, what only an admin may do, or a model whose source wants a token.",
     404: "No such model, response, conversation or item.",
     405: "The path exists, the method does not.",
     409: "The state of the model, conversation or response does not allow this; or the idempotency key.",

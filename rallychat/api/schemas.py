@@ -197,6 +197,12 @@ class Generation(Asked):
     stop: Stop | None = Field(None, description="The answer ends before any of these.")
     stream: bool | None = Field(None, description="Server-sent events instead of one JSON object.")
     stream_options: StreamOptions | None = None
+    timeout: float | None = Field(
+        None,
+        gt=0,
+        le=86400,
+        description="Extension. Seconds within which its turn must come, or it is refused.",
+    )
 
     n: One = None
     presence_penalty: Zero = None

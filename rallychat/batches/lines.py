@@ -57,7 +57,7 @@ async def read_lines(stream: BinaryIO, *, longest: int) -> AsyncIterator[Line]:
     Args:
         longest: bytes of a line beyond which it is not kept.
     """
-    lines = _lines(stream, longest)
+    lines = lines_of(stream, longest)
     if _is_file(stream):
         for line in lines:
             yield line
@@ -90,7 +90,8 @@ def _is_file(stream: BinaryIO) -> bool:
         return True
 
 
-def _lines(stream: BinaryIO, longest: int) -> Iterator[Line]:
+def lines_of(stream: BinaryIO, longest: int) -> Iterator[Line]:
+    """The lines of a file that are not blank; see `read_lines`."""
     number = 0
     while text := stream.readline(longest + 1):
         number += 1

@@ -7,7 +7,7 @@ between shows; what a context loses is the difference to that row.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,15 @@ FACTS = (
 STRATEGIES = ("last_n", "ledger", "hybrid")
 
 
-async def run_answers(settings: Settings, *, fillers: Sequence[int] = (0, 10, 50)) -> list[dict[str, Any]]:
+async def run_answers(
+    settings: Settings, *, fillers: Sequence[int] = (0, 10, 50), tell: Callable[[str], None] = lambda _: None
+) -> list[dict[str, Any]]:
     """One row per strategy and number of turns between fact and question.
 
     Columns: `in_prompt` and `answered`, shares of the facts; `prompt_tokens` on average.
+
+    Args:
+        tell: hears each row as it is there.
     """
     rows = []
     with tempfile.TemporaryDirectory(prefix="rallychat-bench-") as made:
@@ -47,6 +52,7 @@ async def run_answers(settings: Settings, *, fillers: Sequence[int] = (0, 10, 50
             for between in fillers:
                 for strategy in STRATEGIES:
                     rows.append(await _row(service, strategy, between))
+                    tell(", ".join(f"{name} {value}" for name, value in rows[-1].items()))
     return rows
 
 

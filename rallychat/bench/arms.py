@@ -14,15 +14,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-import httpx
 import orjson
 
+from rallychat.bench.server import ServerProcess, running
 from rallychat.engines import wire
 from rallychat.engines.protocol import WorkerSpec
 from rallychat.errors import EngineUnavailable
-
-POLL = 0.05
-"""Seconds between two looks at a server that is starting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,38 +137,8 @@ async def child(name: str, module: str, spec: WorkerSpec) -> AsyncIterator[Child
 @asynccontextmanager
 async def service(model: str, arguments: Sequence[str], *, data_dir: Path) -> AsyncIterator[Service]:
     """A RallyChat server of its own with the model loaded, until the block ends."""
-    command = [sys.executable, "-m", "rallychat", "serve", model, "--api-only", "--no-browser", "--port", "0"]
-    log = data_dir / "server.log"
-    with log.open("wb") as out:
-        process = await asyncio.create_subprocess_exec(
-            *command, "--data-dir", str(data_dir), *arguments, stdout=out, stderr=out
-        )
-        try:
-            url = await _address(process, log)
-            await _ready(url)
-            yield Service(wire.Address.of_url(url), model)
-        finally:
-            if process.returncode is None:
-                process.terminate()
-            await process.wait()
-
-
-async def _address(process: asyncio.subprocess.Process, log: Path) -> str:
-    """The address the server printed."""
-    while True:
-        said = await asyncio.to_thread(log.read_text)
-        for word in said.split():
-            if word.startswith("http://127.0.0.1:"):
-                return word.rstrip("/.")
-        if process.returncode is not None:
-            raise EngineUnavailable(f"The server did not start: {said[-500:]}")
-        await asyncio.sleep(POLL)
-
-
-async def _ready(url: str) -> None:
-    async with httpx.AsyncClient(base_url=url) as client:
-        while (await client.get("/readyz")).status_code != HTTPStatus.OK:  # noqa: ASYNC110 - another process
-            await asyncio.sleep(POLL)
+    async with running(ServerProcess(model, data_dir=data_dir, arguments=arguments)) as server:
+        yield Service(wire.Address.of_url(server.url), model)
 
 
 def has_torch() -> bool:

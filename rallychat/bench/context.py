@@ -11,20 +11,20 @@ Costs are in tokens the engine would have to read, over the tokens of new user t
 from __future__ import annotations
 
 import re
-import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rallychat.bench.replays import Probe, Replay, Said
 from rallychat.chat import ChatService
+from rallychat.context.embedding import Embedder
+from rallychat.context.index import Hit, Index
 from rallychat.context.retrieval import Quote, quotes, scores
 from rallychat.context.selection import tokens_of_text
 from rallychat.context.strategies import strategy_named
 from rallychat.context.types import Budget, Memory, Selection, Strategy, Turn
 from rallychat.engines.protocol import Piece
 from rallychat.settings import Settings
-from rallychat.store import search
 
 Count = Callable[[Sequence[str]], Sequence[int]]
 FRAME = 5
@@ -61,9 +61,14 @@ def run_context(
     strategies: Sequence[str],
     budgets: Sequence[int],
     count: Count = approximate,
+    embedder: Embedder | None = None,
 ) -> list[dict[str, Any]]:
-    """One row per strategy and budget. Deterministic."""
-    replays = [prepared(replay, count) for replay in conversations]
+    """One row per strategy and budget. Deterministic.
+
+    Args:
+        embedder: searches by meaning too; None: by words alone.
+    """
+    replays = [prepared(replay, count, embedder) for replay in conversations]
     rows = []
     for name in strategies:
         for budget in budgets:
@@ -110,13 +115,13 @@ class Prepared:
     """A replay with everything that does not depend on strategy and budget."""
 
     turns: list[Turn]
-    hits: Mapping[str, Mapping[str, float]]
-    """By the user's message, or by the question of a probe: which older messages share its words."""
+    hits: Mapping[str, Sequence[Hit]]
+    """By the user's message, or by the question of a probe: which older passages fit it."""
     probes: Sequence[tuple[int, Probe, Turn]]
     """How many messages came before it, the probe, its question."""
 
 
-def prepared(replay: Replay, count: Count) -> Prepared:
+def prepared(replay: Replay, count: Count, embedder: Embedder | None = None) -> Prepared:
     """Counts and searches once."""
     sizes = count([said.content for said in replay.messages] + [probe.question for probe in replay.probes])
     turns = [_turn(said, size) for said, size in zip(replay.messages, sizes, strict=False)]
@@ -129,7 +134,7 @@ def prepared(replay: Replay, count: Count) -> Prepared:
         )
         for n, (probe, size) in enumerate(zip(replay.probes, sizes[len(turns) :], strict=True))
     ]
-    return Prepared(turns, dict(_searched(turns, probes)), probes)
+    return Prepared(turns, dict(_searched(turns, probes, embedder)), probes)
 
 
 def _turn(said: Said, size: int) -> Turn:
@@ -137,27 +142,18 @@ def _turn(said: Said, size: int) -> Turn:
 
 
 def _searched(
-    turns: Sequence[Turn], probes: Sequence[tuple[int, Probe, Turn]]
-) -> Iterator[tuple[str, dict[str, float]]]:
-    """The hits of each question among what was said before it, by the search that the store uses."""
-    index = sqlite3.connect(":memory:")
-    index.execute("CREATE TABLE passages (id INTEGER PRIMARY KEY, message_id TEXT)")
-    index.execute(search.SCHEMA[0])
+    turns: Sequence[Turn], probes: Sequence[tuple[int, Probe, Turn]], embedder: Embedder | None
+) -> Iterator[tuple[str, list[Hit]]]:
+    """The hits of each question among what was said before it, by the search that chats use."""
+    index = Index(embedder)
     for number in range(len(turns) + 1):
         asked = [question for at, _, question in probes if at == number]
         if number < len(turns) and turns[number].role == "user":
             asked.append(turns[number])
         for question in asked:
-            words = search.query(search.words(question.text), conversation_id=None)
-            found = index.execute(search.FIND, {"query": words, "limit": 200}) if words else ()
-            yield question.id, dict(found)
+            yield question.id, index.find(question.text)
         if number < len(turns):
-            index.execute("INSERT INTO passages VALUES (?, ?)", (number + 1, turns[number].id))
-            index.execute(
-                "INSERT INTO said (rowid, conversation, text) VALUES (?, '', ?)",
-                (number + 1, turns[number].text),
-            )
-    index.close()
+            index.take([turns[number]])
 
 
 def play(replay: Prepared, strategy: Strategy, limit: int, tally: Tally) -> None:
@@ -243,7 +239,7 @@ def _built(
         return Built(turns, selection)
     older = [turn for turn in turns if turn.id in out]
     room = min(budget.retrieved, budget.limit - Built(turns, selection).size)
-    taken = quotes(older, scores(turns, replay.hits.get(turns[-1].id, {}), turns[-1].text), room=room)
+    taken = quotes(older, scores(turns[:-1], replay.hits.get(turns[-1].id, ()), turns[-1].text), room=room)
     return Built(turns, selection, taken)
 
 

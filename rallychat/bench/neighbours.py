@@ -7,25 +7,23 @@ opened, warmed and compacted whenever nobody is being answered. The people and w
 from __future__ import annotations
 
 import asyncio
-import statistics
 import tempfile
-import time
-from collections.abc import Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rallychat.bench.heard import Heard
 from rallychat.bench.talk import questions
-from rallychat.catalog import Sampling
+from rallychat.bench.turns import share
+from rallychat.bench.ways import apart, warmed_up
 from rallychat.chat import ChatService
-from rallychat.errors import EngineInterrupted
-from rallychat.messages import Failed, Message, TextDelta
+from rallychat.messages import Message
 from rallychat.settings import Settings
 
 ANSWER = 64
-THINK = 1.0
+THINK = 3.0
 """Seconds each person thinks: time for background work, which is in the way if it does not go."""
 HISTORY = 60
 """Exchanges of each conversation that is compacted."""
@@ -33,14 +31,18 @@ HISTORY = 60
 
 @dataclass(slots=True)
 class _Seen:
-    first: list[float] = field(default_factory=list)
-    gaps: list[float] = field(default_factory=list)
+    heard: Heard = field(default_factory=Heard)
     background: int = 0
     memories: int = 0
 
 
 async def run_neighbours(
-    settings: Settings, *, people: int = 4, turns: int = 5, rounds: int = 4
+    settings: Settings,
+    *,
+    people: int = 4,
+    turns: int = 5,
+    rounds: int = 4,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """One row per arm.
 
@@ -49,11 +51,9 @@ async def run_neighbours(
     """
     seen = {"alone": _Seen(), "beside compaction": _Seen()}
     with tempfile.TemporaryDirectory(prefix="rallychat-bench-") as made:
-        folder = Path(made)
-        (folder / "models").symlink_to(settings.models_dir.resolve())
-        own = settings.model_copy(update={"data_dir": folder, "titles": False})
-        async with ChatService.open(own) as service:
-            await service.load(service.resolve(None).id)
+        async with ChatService.open(apart(settings, Path(made))) as service:
+            await service.pool.open(service.resolve(None))
+            await warmed_up(service)
             texts = questions(None)
             for number in range(rounds):
                 said = [list(islice(texts, turns)) for _ in range(people)]
@@ -61,6 +61,10 @@ async def run_neighbours(
                 for name, found in arms if number % 2 else reversed(arms):
                     others = people if name != "alone" else 0
                     await _round(service, said, found, others=others)
+                    first = share(found.heard.first, 0.95)
+                    tell(
+                        f"round {number + 1} of {rounds}, {name}: p95 of the first token {first:.0f} ms so far"
+                    )
     alone = seen["alone"]
     return [_row(name, found, alone) for name, found in seen.items()]
 
@@ -73,7 +77,7 @@ async def _round(service: ChatService, said: Sequence[Sequence[str]], found: _Se
     for chat in long:
         await service.open_conversation(chat)
     await asyncio.gather(
-        *(_person(service, chat, texts, found) for chat, texts in zip(chats, said, strict=True))
+        *(_person(service, chat, texts, found.heard) for chat, texts in zip(chats, said, strict=True))
     )
     found.background += engine.background_tokens - before
     for chat in long:
@@ -96,37 +100,16 @@ async def _long(service: ChatService, number: int) -> str:
     return chat
 
 
-async def _person(service: ChatService, chat: str, texts: Sequence[str], found: _Seen) -> None:
-    sampling = Sampling(temperature=0.0, max_tokens=ANSWER)
+async def _person(service: ChatService, chat: str, texts: Sequence[str], heard: Heard) -> None:
     for text in texts:
         await asyncio.sleep(THINK)
-        at = time.monotonic()
-        arrived = 0
-        run = await service.turn(chat, text, sampling=sampling)
-        async with aclosing(run.attach(apart=True)) as events:
-            async for event in events:
-                if isinstance(event, Failed):
-                    raise EngineInterrupted(event.message, hint=event.hint)
-                if isinstance(event, TextDelta):
-                    now = time.monotonic()
-                    (found.gaps if arrived else found.first).append((now - at) * 1000)
-                    at, arrived = now, arrived + 1
+        await heard.turn(service, chat, text, max_tokens=ANSWER)
 
 
 def _row(name: str, found: _Seen, alone: _Seen) -> dict[str, Any]:
-    first, gap = _p95(found.first), _p95(found.gaps)
     return {
         "arm": name,
-        "median_first_ms": round(statistics.median(found.first)),
-        "p95_first_ms": round(first),
-        "first_of_alone": round(first / _p95(alone.first), 3),
-        "p95_gap_ms": round(gap, 1),
-        "gap_of_alone": round(gap / _p95(alone.gaps), 3),
+        **found.heard.row(alone.heard),
         "background_tokens": found.background,
         "memories": found.memories,
     }
-
-
-def _p95(values: Sequence[float]) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))]

@@ -120,8 +120,10 @@ async def _chat(service: ChatService, count: int) -> tuple[str, list[dict[str, s
     for number in range(count // 2 - 1):
         question, answer = f"Question {number}: {PARAGRAPH}", f"Answer {number}: {PARAGRAPH}"
         user = Message.of("user", question)
-        _, row = await store.begin(conversation.id, parent_id=tip, user=user, model="bench")
-        await store.finish(row.id, parts=(Text(answer),), reason="stop", usage=Usage(), timings=Timings())
+        _, row = await store.answers.begin(conversation.id, parent_id=tip, user=user, model="bench")
+        await store.answers.finish(
+            row.id, parts=(Text(answer),), reason="stop", usage=Usage(), timings=Timings()
+        )
         tip = row.id
         history += [_said("user", question), _said("assistant", answer)]
     return conversation.id, [*history, _said("user", "Go on.")]

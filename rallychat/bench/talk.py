@@ -1,7 +1,8 @@
-"""What the benchmarks of long conversations say: from a file, or varied text of our own."""
+"""What the benchmarks of long conversations say: from a file, or real questions that come with us."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from itertools import islice
@@ -12,20 +13,12 @@ from rallychat.errors import InvalidRequest
 
 LONGEST = 240
 """Characters of a message: about 50 tokens."""
-_PEOPLE = ("Ada", "Boris", "Chiyo", "Dilek", "Emil", "Farah", "Goran", "Hana", "Imre")
-_PLACES = ("Lisbon", "Oslo", "Kyoto", "Quito", "Dakar", "Perth", "Galway")
-_THINGS = ("a kite", "an old radio", "a map of the coast", "a jar of honey", "two tickets", "a red bicycle")
-_ASKS = (
-    "{p} came back from {q} with {t} and wants to give it to me; what should I say, and what could I give back?",
-    "How would you explain to {p}, who is nine and lives in {q}, why the moon changes its shape over the month?",
-    "I have to write to {p} in {q} about {t} that never arrived. Which three points should the letter make?",
-    "Is it better to travel to {q} in spring or in autumn, if {p} carries {t} and neither of us likes crowds?",
-    "{p} says that {t} brings luck in {q}. Where could such a belief come from, and what is a polite answer?",
-)
+OURS = Path(__file__).with_name("questions.txt")
+"""A message a line; lines that begin with # say where they are from."""
 
 
 def questions(path: Path | None) -> Iterator[str]:
-    """Messages of a person, without end.
+    """Messages of a person, without end; none twice.
 
     Args:
         path: JSON lines with `history` or `messages` (mtbench101 and chat formats); ours if None.
@@ -33,27 +26,16 @@ def questions(path: Path | None) -> Iterator[str]:
     Raises:
         InvalidRequest: there is nothing to say in the file.
     """
+    lines = (path or OURS).read_text(encoding="utf-8").splitlines()
     if path is None:
-        number = 0
-        while True:
-            yield _own(number)
-            number += 1
-    said = [text for line in path.read_text(encoding="utf-8").splitlines() if line for text in _said(line)]
+        said = [line for line in lines if line and not line.startswith("#")]
+    else:
+        said = list(dict.fromkeys(text[:LONGEST] for line in lines if line for text in _said(line)))
     if not said:
         raise InvalidRequest(f"{path} holds no messages of users.", param="texts")
-    number = 0
-    while True:  # numbered, so that no prompt is that of an earlier round
-        yield f"{number}. {said[number % len(said)][:LONGEST]}"
-        number += 1
-
-
-def _own(number: int) -> str:
-    parts = {
-        "p": _PEOPLE[number % len(_PEOPLE)],
-        "q": _PLACES[number % len(_PLACES)],
-        "t": _THINGS[number % len(_THINGS)],
-    }
-    return f"Question {number + 1}: " + _ASKS[number % len(_ASKS)].format(**parts)
+    yield from said
+    for number in itertools.count(2):  # told apart, so that no prompt is that of an earlier round
+        yield from (f"({number}) {text}" for text in said)
 
 
 def _said(line: str) -> list[str]:

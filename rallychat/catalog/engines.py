@@ -29,7 +29,8 @@ def engine_for(model: Model, settings: Settings) -> EngineName:
 
 def gpu_is_usable() -> bool:
     """There is a GPU, and a torch that can use it."""
-    return not missing_libraries() and this_machine().device != "cpu" and torch_has(this_machine().device)
+    device = this_machine().device
+    return device != "cpu" and not missing_libraries() and torch_has(device)
 
 
 def code_allowed(model: Model, settings: Settings) -> bool:

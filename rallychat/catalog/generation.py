@@ -160,7 +160,9 @@ def written(sampling: Sampling) -> str:
             del fields["temperature"]  # transformers wants none above 0 there
     if not fields:
         return f"{ROOT}: {{}}\n"
-    return yaml.safe_dump({ROOT: fields}, allow_unicode=True, sort_keys=False, indent=4)
+    # YAML takes some characters for the end of a line, so what cannot be seen is written as its number.
+    seen = all(text.isprintable() for text in given.get("stop") or ())
+    return yaml.safe_dump({ROOT: fields}, allow_unicode=seen, sort_keys=False, indent=4)
 
 
 @cache

@@ -10,9 +10,10 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -51,17 +52,16 @@ class Catalog:
         Raises:
             SettingsError: a file is wrong; the message names the file and the key.
         """
-        roots = (SHIPPED, settings.catalog_dir)
-        families = _read(Family, [root / "families" for root in roots])
-        models = _read(Model, [root / "models" for root in roots])
-        for model, origin in models.values():
-            for family in (model.family, *(each.family for each in model.adapters if each.family)):
+        families = _read(Family, settings.catalog_dir / "families", over=_shipped_families())
+        models = _read(Model, settings.catalog_dir / "models", over=_shipped_models())
+        for model in models.values():
+            for family in _families_of(model.facts):
                 if family not in families:
                     raise SettingsError(
-                        f"{origin}: key 'family' names '{family}', which is not a family.",
+                        f"{model.origin}: key 'family' names '{family}', which is not a family.",
                         hint=_near(family, families),
                     )
-        described = [model for model, _ in models.values()]
+        described = [model.facts for model in models.values()]
         places = {place(model.weights, settings.models_dir) for model in described if model.weights}
         own = {folder(part, settings.models_dir) for model in described for part in model.own_parts}
         fetched = [
@@ -75,7 +75,7 @@ class Catalog:
         in_order = sorted(chosen, key=_menu_order)
         return cls(
             MappingProxyType({model.id: model for model in in_order}),
-            MappingProxyType({family.id: family for family, _ in families.values()}),
+            MappingProxyType({name: family.facts for name, family in families.items()}),
             settings.models_dir,
             settings,
         )
@@ -160,6 +160,10 @@ class Catalog:
         return [name for model in self.models.values() for name in (model.id, model.name, *model.hub_ids)]
 
 
+def _families_of(model: Model) -> list[str]:
+    return [model.family, *(each.family for each in model.adapters if each.family)]
+
+
 def _apart(model: Model) -> list[Model]:
     """The model; of a checkpoint with several adapters, also each of them, served by the engine of the base."""
     if model.checkpoint is None or len(model.adapters) < 2:
@@ -191,14 +195,34 @@ def _near(name: str, names: Iterable[str]) -> str:
     return "did you mean " + " or ".join(f"'{match}'" for match in near) + "?" if near else ""
 
 
-def _read(kind: type[Facts], folders: Iterable[Path]) -> dict[str, tuple[Facts, Path]]:
-    """Every fact file of `folders`, later folders over earlier ones, with the file each came from."""
-    tables: dict[str, tuple[dict[str, Any], Path]] = {}
-    for each in folders:
-        for path in sorted(each.glob("*.toml")):
-            below, _ = tables.get(path.stem, ({}, path))
-            tables[path.stem] = (_laid_over(below, _table(path)), path)
-    return {name: (_checked(kind, table, path), path) for name, (table, path) in tables.items()}
+@dataclass(frozen=True)
+class _Read(Generic[Facts]):
+    """What a file says, as it stands there and checked."""
+
+    table: Mapping[str, Any]
+    facts: Facts
+    origin: Path
+
+
+@cache
+def _shipped_families() -> Mapping[str, _Read[Family]]:
+    """They do not change while we run."""
+    return MappingProxyType(_read(Family, SHIPPED / "families", over={}))
+
+
+@cache
+def _shipped_models() -> Mapping[str, _Read[Model]]:
+    return MappingProxyType(_read(Model, SHIPPED / "models", over={}))
+
+
+def _read(kind: type[Facts], folder: Path, *, over: Mapping[str, _Read[Facts]]) -> dict[str, _Read[Facts]]:
+    """Every fact file of a folder, laid over what is known already."""
+    read = dict(over)
+    for path in sorted(folder.glob("*.toml")):
+        below = read[path.stem].table if path.stem in read else {}
+        table = _laid_over(below, _table(path))
+        read[path.stem] = _Read(table, _checked(kind, table, path), path)
+    return read
 
 
 def _table(path: Path) -> dict[str, Any]:
@@ -214,7 +238,7 @@ def _table(path: Path) -> dict[str, Any]:
     return table
 
 
-def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     merged = {**below, **above}
     for name in _MERGED_TABLES:
         if isinstance(below.get(name), dict) and isinstance(above.get(name), dict):
@@ -222,7 +246,7 @@ def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _checked(kind: type[Facts], table: dict[str, Any], path: Path) -> Facts:
+def _checked(kind: type[Facts], table: Mapping[str, Any], path: Path) -> Facts:
     try:
         return kind.model_validate(table)
     except ValidationError as exc:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,9 @@ from rich.table import Table
 
 from rallychat.errors import InvalidRequest
 from rallychat.settings import Settings
+
+WIDE = 160
+"""Columns of a table that goes into a file."""
 
 
 async def bench_serve(settings: Settings, *, users: str, max_tokens: int, rounds: int, as_json: bool) -> None:
@@ -29,6 +34,18 @@ async def bench_batch(settings: Settings, *, lines: int, max_tokens: int, rounds
 
     rows = await run_batch(settings, lines=lines, rounds=rounds, max_tokens=max_tokens)
     show(rows, as_json=as_json, title=f"{settings.model}, {max_tokens} tokens an answer, {rounds} rounds")
+
+
+async def bench_beside(
+    settings: Settings, *, people: int, minutes: float, max_tokens: int, rounds: int, as_json: bool
+) -> None:
+    """What people who chat notice of a batch."""
+    from rallychat.bench.beside import run_beside
+
+    rows = await run_beside(
+        settings, people=people, rounds=rounds, minutes=minutes, max_tokens=max_tokens, tell=progress
+    )
+    show(rows, as_json=as_json, title=f"{settings.model}, {people} people, {rounds} rounds")
 
 
 async def bench_page(settings: Settings, *, messages: str, rounds: int, as_json: bool) -> None:
@@ -49,6 +66,59 @@ async def bench_crash(settings: Settings, *, streams: int, as_json: bool) -> Non
         as_json=as_json,
         title=f"{settings.model}, killed amid answers",
     )
+
+
+async def bench_chaos(
+    settings: Settings, *, minutes: float, people: int, seed: int | None, postgres: bool, as_json: bool
+) -> None:
+    """What is lost while everything that can fail fails."""
+    from rallychat.bench.chaos import run_chaos
+
+    seed = random.SystemRandom().randrange(10**6) if seed is None else seed
+    progress(f"seed {seed}")
+    rows = await run_chaos(
+        settings, minutes=minutes, people=people, seed=seed, postgres=postgres, tell=progress
+    )
+    if as_json:
+        show(rows, as_json=True, title="")
+        return
+    told = [{"what": name.replace("_", " "), "count": value} for row in rows for name, value in row.items()]
+    show(told, as_json=False, title=f"{settings.model}, {people} people, seed {seed}")
+
+
+async def bench_soak(
+    settings: Settings, *, minutes: float, users: int, image: Path | None, as_json: bool
+) -> None:
+    """What grows while many people chat for long."""
+    from rallychat.bench.soak import run_soak
+
+    rows = await run_soak(settings, minutes=minutes, users=users, image=image, tell=progress)
+    show(rows, as_json=as_json, title=f"{settings.model}, {users} people, {minutes:g} minutes")
+
+
+async def bench_load(
+    settings: Settings,
+    *,
+    minutes: float,
+    users: int,
+    turns: int,
+    speed: float,
+    seed: int,
+    trace: Path | None,
+    texts: Path | None,
+    image: Path | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """People with arrival and think times, against the raw engine used directly."""
+    from rallychat.bench.load import run_load
+
+    rows = await run_load(
+        settings, minutes=minutes, users=users, turns=turns, speed=speed, seed=seed, trace=trace, texts=texts,
+        image=image, out=out, tell=progress,
+    )  # fmt: skip
+    where = "times of the trace" if trace else f"times made up in the trace's shape, seed {seed}"
+    show(rows, as_json=as_json, title=f"{settings.model}, {users} people, {where}, {speed:g} times as fast")
 
 
 async def bench_hf(
@@ -87,11 +157,14 @@ async def bench_context(
     budgets: str,
     make: int,
     seed: int,
+    meaning: bool,
+    by_rule: bool,
     as_json: bool,
 ) -> None:
     """What each strategy keeps of recorded conversations, and what it costs; or makes such conversations."""
     from rallychat.bench import replays
     from rallychat.bench.context import approximate, counted_by_model, run_context
+    from rallychat.context.embedding import embedder
 
     if make:
         folder = files[0] if files else Path()
@@ -105,8 +178,14 @@ async def bench_context(
         raise InvalidRequest("There are no conversations to replay.", hint="name files, or --make some")
     counts = numbers(budgets, name="budgets")
     read = [replays.read(path) for path in found]
-    count = await counted_by_model(settings, read)
-    rows = run_context(read, strategies=strategies.split(","), budgets=counts, count=count or approximate)
+    count = None if by_rule else await counted_by_model(settings, read)
+    rows = run_context(
+        read,
+        strategies=strategies.split(","),
+        budgets=counts,
+        count=count or approximate,
+        embedder=embedder() if meaning else None,
+    )
     by = f"tokens of {settings.model}" if count else "approximate tokens"
     show(rows, as_json=as_json, title=f"{len(found)} conversations, {by}; recall in %, costs over new tokens")
 
@@ -118,18 +197,30 @@ async def bench_turns(
     think: str,
     ways: Sequence[str],
     texts: Path | None,
+    minutes: float | None,
     image: Path | None,
+    out: Path | None,
     as_json: bool,
 ) -> None:
     """Time to first token over a long conversation, in five ways to keep its context."""
-    from rallychat.bench.turns import run_turns
+    from rallychat.bench.turns import WAITED, WORKED, run_turns
 
     try:
         seconds = [float(part) for part in think.split(",")]
     except ValueError as exc:
         raise InvalidRequest(f"--think wants seconds like 0,2; it got '{think}'.", param="think") from exc
-    rows = await run_turns(settings, turns=turns, think=seconds, texts=texts, ways=ways, image=image)
-    show(rows, as_json=as_json, title=f"{settings.model}, {turns} turns")
+    found = await run_turns(
+        settings, turns=turns, think=seconds, texts=texts, ways=ways, minutes=minutes, image=image, out=out,
+        tell=progress,
+    )  # fmt: skip
+    ended = "" if found.turns == turns else f", ended after {found.turns}"
+    title = f"{settings.model}, {turns} turns{ended}"
+    if as_json:
+        show(found.rows, as_json=True, title=title)
+        return
+    for part, columns in (("time to first token", WAITED), ("work", WORKED)):
+        rows = [{name: row[name] for name in ("way", "think_s", *columns)} for row in found.rows]
+        show(rows, as_json=False, title=f"{title}: {part}")
 
 
 async def bench_neighbours(
@@ -138,16 +229,42 @@ async def bench_neighbours(
     """What people notice of other conversations that are compacted meanwhile."""
     from rallychat.bench.neighbours import run_neighbours
 
-    rows = await run_neighbours(settings, people=people, turns=turns, rounds=rounds)
+    rows = await run_neighbours(settings, people=people, turns=turns, rounds=rounds, tell=progress)
     show(rows, as_json=as_json, title=f"{settings.model}, {people} people, {turns} turns, {rounds} rounds")
+
+
+async def bench_fair(
+    settings: Settings,
+    *,
+    people: int,
+    flood: int,
+    minutes: float,
+    rounds: int,
+    max_tokens: int,
+    as_json: bool,
+) -> None:
+    """What people notice of one who floods the service."""
+    from rallychat.bench.fair import run_fair
+
+    rows = await run_fair(
+        settings, people=people, flood=flood, minutes=minutes, rounds=rounds, max_tokens=max_tokens,
+        tell=progress,
+    )  # fmt: skip
+    title = f"{settings.model}, {settings.slots} slots, {people} people, a flood of {flood}, {rounds} rounds"
+    show(rows, as_json=as_json, title=title)
 
 
 async def bench_answers(settings: Settings, *, fillers: str, as_json: bool) -> None:
     """What the model still knows of facts that were told long before."""
     from rallychat.bench.answers import run_answers
 
-    rows = await run_answers(settings, fillers=[0, *numbers(fillers, name="fillers")])
+    rows = await run_answers(settings, fillers=[0, *numbers(fillers, name="fillers")], tell=progress)
     show(rows, as_json=as_json, title=f"{settings.model}: facts told early, asked late")
+
+
+def progress(line: str) -> None:
+    """How far a measurement is, beside its rows."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def numbers(text: str, *, name: str) -> list[int]:
@@ -173,9 +290,11 @@ def show(rows: Sequence[Mapping[str, Any]], *, as_json: bool, title: str) -> Non
     table = Table(box=None, pad_edge=False)
     for name in rows[0] if rows else ():
         numeric = all(isinstance(row[name], int | float | None) for row in rows)
-        table.add_column(name.replace("_", " "), justify="right" if numeric else "left")
+        table.add_column(name.replace("_", " "), justify="right" if numeric else "left", no_wrap=True)
     for row in rows:
         table.add_row(*("-" if value is None else str(value) for value in row.values()))
     console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, WIDE)
     console.print(title, style="dim")
     console.print(table)

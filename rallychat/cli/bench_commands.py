@@ -41,14 +41,26 @@ def bench_batch(
     slots: Annotated[
         int | None, typer.Option(min=1, max=256, help="Answers generated at the same time (by the machine).")
     ] = None,
+    beside: Annotated[
+        int, typer.Option(min=0, max=256, help="Measure instead what so many people who chat notice of it.")
+    ] = 0,
+    minutes: Annotated[float, typer.Option(min=0.01, help="How long, with --beside.")] = 6,
     threads: Threads = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
     """Tokens per second of a batch from file to file, against the raw engine with all slots busy."""
     from rallychat.cli.bench import bench_batch as measure
+    from rallychat.cli.bench import bench_beside
 
     settings = settings_from(model=model, slots=slots, data_dir=data_dir, threads=threads)
+    if beside:
+        run(
+            bench_beside(
+                settings, people=beside, minutes=minutes, max_tokens=max_tokens, rounds=rounds, as_json=as_json
+            )
+        )  # fmt: skip
+        return
     run(measure(settings, lines=lines, max_tokens=max_tokens, rounds=rounds, as_json=as_json))
 
 
@@ -77,6 +89,81 @@ def bench_crash(
     from rallychat.cli.bench import bench_crash as measure
 
     run(measure(settings_from(model=model, data_dir=data_dir), streams=streams, as_json=as_json))
+
+
+@bench_app.command("chaos")
+def bench_chaos(
+    model: ModelName = None,
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long things fail.")] = 10,
+    people: Annotated[int, typer.Option(min=1, max=256, help="People who chat meanwhile.")] = 8,
+    seed: Annotated[int | None, typer.Option(help="Which faults come when; printed if not given.")] = None,
+    echo: Annotated[bool, typer.Option("--echo", help="The scripted engine in place of a model.")] = False,
+    postgres: Annotated[
+        bool, typer.Option("--postgres", help="On a PostgreSQL of its own, which is stopped, too.")
+    ] = False,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Kill, freeze, cut and fill everything while people chat; count what is lost. Ctrl-C ends it early."""
+    from rallychat.bench.chaos import ECHO
+    from rallychat.cli.bench import bench_chaos as measure
+
+    settings = settings_from(model=ECHO if echo else model, data_dir=data_dir)
+    run(measure(settings, minutes=minutes, people=people, seed=seed, postgres=postgres, as_json=as_json))
+
+
+@bench_app.command("soak")
+def bench_soak(
+    model: ModelName = None,
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long they chat.")] = 30,
+    users: Annotated[int, typer.Option(min=1, max=1000, help="People who chat.")] = 32,
+    image: Annotated[Path | None, typer.Option(help="PNG file of the memory over time.")] = None,
+    echo: Annotated[bool, typer.Option("--echo", help="The scripted engine in place of a model.")] = False,
+    slots: Annotated[int | None, typer.Option(min=1, max=256, help="Answers at the same time (4).")] = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Many people chat for long: does memory grow, are tasks, sockets or slots left over? Ctrl-C ends it early."""
+    from rallychat.bench.chaos import ECHO
+    from rallychat.cli.bench import bench_soak as measure
+
+    settings = settings_from(model=ECHO if echo else model, data_dir=data_dir, slots=slots)
+    run(measure(settings, minutes=minutes, users=users, image=image, as_json=as_json))
+
+
+@bench_app.command("load")
+def bench_load(
+    model: ModelName = None,
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long, all ways together.")] = 15,
+    users: Annotated[int, typer.Option(min=1, max=256, help="People of a round.")] = 8,
+    turns: Annotated[int, typer.Option(min=1, help="Messages of each of them.")] = 6,
+    speed: Annotated[
+        float, typer.Option(min=0.1, help="How much faster than in the trace people think.")
+    ] = 30,
+    seed: Annotated[int, typer.Option(help="Who says what, and thinks how long.")] = 1,
+    trace: Annotated[
+        Path | None, typer.Option(help="Mooncake's trace; times in its shape are made up if not given.")
+    ] = None,
+    texts: Annotated[
+        Path | None, typer.Option(help="JSON lines of conversations whose users' messages are said.")
+    ] = None,
+    image: Annotated[Path | None, typer.Option(help="PNG file of the time to first token.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON lines: each turn is added here.")] = None,
+    slots: Annotated[int | None, typer.Option(min=1, max=256, help="Answers at the same time (4).")] = None,
+    threads: Threads = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """People who come, ask, read and think, against the raw engine and llama-server's way. Ctrl-C ends it early."""
+    from rallychat.cli.bench import bench_load as measure
+
+    settings = settings_from(model=model, data_dir=data_dir, threads=threads, slots=slots)
+    run(
+        measure(
+            settings, minutes=minutes, users=users, turns=turns, speed=speed, seed=seed, trace=trace, texts=texts,
+            image=image, out=out, as_json=as_json,
+        )
+    )  # fmt: skip
 
 
 @bench_app.command("hf")
@@ -117,6 +204,12 @@ def bench_context(
     budgets: Annotated[str, typer.Option(help="Budgets in tokens.")] = "1024,2048,4096,8192",
     make: Annotated[int, typer.Option(min=0, help="Make this many conversations in the folder instead.")] = 0,
     seed: Annotated[int, typer.Option(help="The first conversation that is made.")] = 1,
+    meaning: Annotated[
+        bool, typer.Option("--meaning", help="Search by meaning, too (needs the extra embed).")
+    ] = False,
+    approximate: Annotated[
+        bool, typer.Option("--approximate", help="Count tokens by the rule, whatever weights are here.")
+    ] = False,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -132,6 +225,8 @@ def bench_context(
             budgets=budgets,
             make=make,
             seed=seed,
+            meaning=meaning,
+            by_rule=approximate,
             as_json=as_json,
         )
     )
@@ -148,19 +243,26 @@ def bench_turns(
     texts: Annotated[
         Path | None, typer.Option(help="JSON lines of conversations whose users' messages are said.")
     ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.1, help="End after so many minutes, all ways at the same turn.")
+    ] = None,
     image: Annotated[Path | None, typer.Option(help="PNG file of the time to first token by turn.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON lines: each turn of each way is added here.")] = None,
     window: Annotated[int, typer.Option(min=512, help="Context window in tokens.")] = 2048,
     threads: Threads = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Does turn 200 begin as fast as turn 2? Five ways to keep a context, in turn."""
+    """Does turn 200 begin as fast as turn 2? Five ways to keep a context, in turn. Ctrl-C ends it early."""
     from rallychat.cli.bench import bench_turns as measure
 
     settings = settings_from(model=model, data_dir=data_dir, threads=threads, window=window)
     run(
-        measure(settings, turns=turns, think=think, ways=way or (), texts=texts, image=image, as_json=as_json)
-    )
+        measure(
+            settings, turns=turns, think=think, ways=way or (), texts=texts, minutes=minutes, image=image,
+            out=out, as_json=as_json,
+        )
+    )  # fmt: skip
 
 
 @bench_app.command("neighbours")
@@ -178,6 +280,31 @@ def bench_neighbours(
 
     settings = settings_from(model=model, data_dir=data_dir, threads=threads, slots=2 * people + 1)
     run(measure(settings, people=people, turns=turns, rounds=rounds, as_json=as_json))
+
+
+@bench_app.command("fair")
+def bench_fair(
+    model: ModelName = None,
+    people: Annotated[int, typer.Option(min=1, help="People who chat beside the flood.")] = 7,
+    flood: Annotated[int, typer.Option(min=1, help="Requests of the one who floods.")] = 50,
+    minutes: Annotated[float, typer.Option(min=0.01, help="How long, all parts together.")] = 6,
+    rounds: Annotated[int, typer.Option(min=1, help="Times each row is measured, in turn.")] = 3,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 64,
+    slots: Annotated[int, typer.Option(min=1, max=256, help="Answers generated at the same time.")] = 8,
+    threads: Threads = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """What people notice of one who floods, with fair turns and in order of arrival. Ctrl-C ends it early."""
+    from rallychat.cli.bench import bench_fair as measure
+
+    settings = settings_from(model=model, data_dir=data_dir, threads=threads, slots=slots)
+    run(
+        measure(
+            settings, people=people, flood=flood, minutes=minutes, rounds=rounds,
+            max_tokens=max_tokens, as_json=as_json,
+        )
+    )  # fmt: skip
 
 
 @bench_app.command("answers")

@@ -34,6 +34,7 @@ from rallychat.messages import (
 from rallychat.runs import Run
 from rallychat.settings import Settings
 from rallychat.store import Conversation
+from rallychat.texts import place_in_line
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -111,6 +112,7 @@ class Talk:
         self.system = system
         self.model: str | None = None
         self.listed: list[Conversation] = []
+        self.discarded: str | None = None
         self._session = session
 
     async def run(self) -> None:
@@ -191,8 +193,8 @@ async def show_events(events: AsyncIterator[Event], stream: MarkdownStream) -> F
                 stream.add(text)
             case ReasoningDelta(text):
                 stream.think(text)
-            case Queued(position):
-                stream.status(f"Waiting, number {position} in the queue ...")
+            case Queued(position, seconds):
+                stream.status(f"Waiting: {place_in_line(position, seconds)} ...")
             case Loading(model, stage, fraction):
                 verb = "Downloading" if stage == "download" else "Loading"
                 stream.status(f"{verb} {model} ..." + (f" {fraction:.0%}" if fraction is not None else ""))

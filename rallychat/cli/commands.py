@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +13,7 @@ from rallychat import __version__
 from rallychat.cli.bench_commands import bench_app
 from rallychat.cli.options import (
     AnyModel,
+    DatabaseUrl,
     DataDir,
     FamilyName,
     Forgiving,
@@ -19,18 +21,19 @@ from rallychat.cli.options import (
     Json,
     ModelName,
     Offline,
-    Slots,
     SummaryGenConfig,
     Threads,
     Window,
     complain,
     settings_from,
 )
+from rallychat.cli.people_commands import keys_app, users_app
 from rallychat.cli.running import debugging, run
+from rallychat.cli.serve_command import serve, serve_with
 from rallychat.errors import RallyChatError
 
 if TYPE_CHECKING:
-    from rallychat.settings import Settings
+    pass
 
 app = typer.Typer(
     name="rallychat",
@@ -40,9 +43,15 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+Whose = Annotated[
+    str | None,
+    typer.Option("--user", help="Whose, by the name they log in with.", show_default=False),
+]
 models_app = typer.Typer(help="The models that can be chosen, and their weights.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(bench_app, name="bench")
+app.add_typer(users_app, name="users")
+app.add_typer(keys_app, name="keys")
 
 
 def main() -> None:
@@ -84,112 +93,10 @@ def start(
         os.environ["RALLYCHAT_DEBUG"] = "1"
         os.environ.setdefault("RALLYCHAT_LOG_LEVEL", "debug")
     if context.invoked_subcommand is None:
-        _serve(settings_from())
+        serve_with(settings_from())
 
 
-def _serve(settings: Settings) -> None:
-    from rallychat.cli.serve import serve as start_serving
-
-    run(start_serving(settings))
-
-
-@app.command(cls=Forgiving)
-def serve(
-    model: ModelName = None,
-    base_url: Annotated[
-        str | None, typer.Option(help="Hub repository or folder of the checkpoint to start with.")
-    ] = None,
-    ft_ckpt_url: Annotated[
-        str | None, typer.Option(help="Hub repository or folder of the LoRA adapter to start with.")
-    ] = None,
-    gen_config_path: GenConfig = None,
-    gen_config_summarization_path: SummaryGenConfig = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on (127.0.0.1).")] = None,
-    port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port to listen on (7860); 0 takes a free one.")
-    ] = None,
-    data_dir: DataDir = None,
-    api_only: Annotated[bool, typer.Option("--api-only", help="Serve the API without the web page.")] = False,
-    no_browser: Annotated[
-        bool, typer.Option("--no-browser", help="Do not open the page in the browser.")
-    ] = False,
-    family: FamilyName = None,
-    engine: Annotated[
-        str | None,
-        typer.Option(help="What runs a model that has both: auto, llamacpp or transformers (auto)."),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="Number format of a checkpoint: auto, float32, bfloat16, float16 (auto)."),
-    ] = None,
-    quantize: Annotated[
-        str | None, typer.Option(help="Compress a checkpoint: auto, none, int8 or int4 (auto).")
-    ] = None,
-    remote_code: Annotated[
-        list[str] | None, typer.Option(help="A model whose own Python code may run; can be repeated.")
-    ] = None,
-    multi_gpu: Annotated[
-        bool, typer.Option("--multi-gpu", help="Spread the model over all GPUs, in fp16 and never in int8.")
-    ] = False,
-    force_download_ckpt: Annotated[
-        bool,
-        typer.Option(
-            "--force-download-ckpt",
-            "--force-download_ckpt",
-            help="Download the weights again, whether they are here or not.",
-        ),
-    ] = False,
-    slots: Slots = None,
-    window: Window = None,
-    threads: Threads = None,
-    chat_only_mode: Annotated[
-        bool,
-        typer.Option("--chat-only-mode", help="Show the chat alone on the page, without menus and panels."),
-    ] = False,
-    share: Annotated[
-        bool,
-        typer.Option("--share", help="Reachable from the internet through Gradio's tunnel; wants --no-auth."),
-    ] = False,
-    no_auth: Annotated[
-        bool, typer.Option("--no-auth", help="Allow everyone who reaches the address, without login.")
-    ] = False,
-    log_level: Annotated[
-        str | None, typer.Option(help="What is logged: debug, info, warning or error (warning).")
-    ] = None,
-    offline: Offline = False,
-) -> None:
-    """Serve the page and the API until Ctrl-C."""
-    if model and (base_url or ft_ckpt_url):
-        raise typer.BadParameter(f"'{model}' and --base-url or --ft-ckpt-url both say what to start with.")
-    _serve(
-        settings_from(
-            model=model,
-            base_url=base_url,
-            ft_ckpt_url=ft_ckpt_url,
-            gen_config_path=gen_config_path,
-            gen_config_summarization_path=gen_config_summarization_path,
-            multi_gpu=multi_gpu or None,
-            force_download_ckpt=force_download_ckpt or None,
-            chat_only_mode=chat_only_mode or None,
-            share=share or None,
-            host=host,
-            port=port,
-            data_dir=data_dir,
-            api_only=api_only or None,
-            open_browser=False if no_browser else None,
-            family=family,
-            engine=engine,
-            dtype=dtype,
-            quantize=quantize,
-            remote_code=remote_code or None,
-            slots=slots,
-            window=window,
-            threads=threads,
-            no_auth=no_auth or None,
-            log_level=log_level,
-            offline=offline or None,
-        )
-    )
+app.command("serve", cls=Forgiving)(serve)
 
 
 @app.command()
@@ -327,6 +234,62 @@ def render(
     from rallychat.cli.render import render as print_prompt
 
     run(print_prompt(settings_from(data_dir=data_dir), model, file, family=family, tokens=tokens))
+
+
+@app.command()
+def export(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="The file to write; - is standard output.")
+    ] = "-",
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="The branches in view as Markdown, to be read.")
+    ] = False,
+    user: Whose = None,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Write all conversations but those of the trash: as JSON, with every branch, that `import` takes in again."""
+    from rallychat.cli.export import export as write
+
+    settings = settings_from(data_dir=data_dir, database_url=database_url)
+    run(write(settings, file, markdown=markdown, user=user))
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An export, JSON or ZIP, as it came.")],
+    user: Whose = None,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Take in conversations of an export of RallyChat, ChatGPT or Open WebUI. Twice does no harm."""
+    from rallychat.cli.export import import_ as take_in
+
+    run(take_in(settings_from(data_dir=data_dir, database_url=database_url), file.expanduser(), user=user))
+
+
+@app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(metavar="FILE.zip", help="The file to write.")],
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Write everything but weights into one file, as it is at one moment; a server may go on meanwhile."""
+    from rallychat.cli.backup import backup as write
+
+    run(write(settings_from(data_dir=data_dir, database_url=database_url), file))
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE.zip", help="A file that `backup` wrote.")],
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Bring everything of a backup back, into an empty data folder and database: all of it or nothing."""
+    from rallychat.cli.backup import restore as bring_back
+
+    run(bring_back(settings_from(data_dir=data_dir, database_url=database_url), file))
 
 
 @app.command()

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from packaging.requirements import Requirement
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -95,14 +96,13 @@ def packages() -> Finding:
             "Packages", "note", "RallyChat runs from a folder, not installed", "./rally installs it"
         )
     missing: list[str] = []
-    for requirement in required:
-        name = re.split(r"[\s\[<>=!~;(]", requirement, maxsplit=1)[0]
-        if "win32" in requirement and sys.platform == "win32":
-            continue
+    for requirement in map(Requirement, required):
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue  # for another system, or of an extra
         try:
-            importlib.metadata.version(name)
+            importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
-            missing.append(name)
+            missing.append(requirement.name)
     if missing:
         return Finding(
             "Packages", "broken", f"missing: {', '.join(missing)}", "run ./rally again, or pip install them"
@@ -217,16 +217,15 @@ async def database(settings: Settings) -> list[Finding]:
     """The conversations can be read."""
     from rallychat.store import ConversationStore
 
-    if not settings.database.exists():
+    if settings.database_url is None and not settings.database.exists():
         return [Finding("Conversations", "ok", "none yet")]
+    advice = "" if settings.database_url else "move the file away to begin anew"
     try:
         async with ConversationStore.open(settings) as store:
             await store.list(limit=1)
+            return [Finding("Conversations", "ok", f"{store.place} ({size(await store.size())})")]
     except RallyChatError as exc:
-        return [
-            Finding("Conversations", "broken", exc.message, exc.hint or "move the file away to begin anew")
-        ]
-    return [Finding("Conversations", "ok", f"{settings.database} ({size(settings.database.stat().st_size)})")]
+        return [Finding("Conversations", "broken", exc.message, exc.hint or advice)]
 
 
 async def reach(settings: Settings) -> list[Finding]:

@@ -1,46 +1,113 @@
-"""A conversation as a file that people and programs can read."""
+"""Conversations out to files and in from them: `rallychat export`, `rallychat import`, and `/export` in a chat."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import typer
 
 from rallychat.errors import InvalidRequest
-from rallychat.store import Conversation, StoredMessage
+from rallychat.identity import LOCAL_USER, acting_as
+from rallychat.settings import Settings
+
+if TYPE_CHECKING:
+    from rallychat.store import Conversation, ConversationStore, StoredMessage
+
+PARTLY = 3
+"""Exit code where conversations of the file were left out."""
 
 
-def write_export(name: str, conversation: Conversation, rows: Sequence[StoredMessage]) -> Path:
-    """Write one branch to a file: JSON if it ends in .json, else Markdown. What is there is not overwritten.
+async def export(settings: Settings, file: str, *, markdown: bool, user: str | None) -> int:
+    """Write somebody's conversations into a file ("-": standard output). What is there is not overwritten.
+
+    Raises:
+        InvalidRequest: the file is there already, or cannot be written. NotFound: nobody is called so.
+    """
+    from rallychat.transfer import everything
+
+    async with _store(settings, user) as store:
+        with _written(file) as out:
+            async for piece in everything(store, markdown=markdown):
+                out.write(piece)
+            out.flush()
+    return 0
+
+
+async def import_(settings: Settings, file: Path, *, user: str | None) -> int:
+    """Take in what a file holds, and say what became of it.
+
+    Raises:
+        InvalidRequest: it cannot be read, or is no export. NotFound: nobody is called so.
+    """
+    from rallychat.transfer import import_file
+
+    async with _store(settings, user) as store:
+        try:
+            report = await import_file(store, file)
+        except OSError as exc:
+            raise InvalidRequest(f"{file} cannot be read: {exc.strerror}.") from exc
+    left = report.empty + report.failed
+    typer.echo(
+        f"{report.imported} imported ({report.messages} messages), {report.already_here} were here already, "
+        f"{left} left out."
+    )
+    for problem in report.problems:
+        typer.echo(problem)
+    return PARTLY if left else 0
+
+
+def write_one(
+    name: str, conversation: Conversation, tree: Sequence[StoredMessage], branch: Sequence[StoredMessage]
+) -> Path:
+    """Write a conversation to a file: JSON with all branches if it ends in .json, else the branch as Markdown.
 
     Raises:
         InvalidRequest: the file is there already, or cannot be written.
     """
+    from rallychat.transfer import as_json, as_markdown, document
+
     path = Path(name).expanduser()
-    text = as_json(conversation, rows) if path.suffix == ".json" else as_markdown(conversation, rows)
+    is_json = path.suffix == ".json"
+    said = document([as_json(conversation, tree)]) if is_json else as_markdown(conversation, branch).encode()
+    with _written(str(path)) as file:
+        file.write(said)
+    return path
+
+
+@contextmanager
+def _written(name: str) -> Iterator[IO[bytes]]:
+    """A file that was not there; gone again if it could not be written whole."""
+    if name == "-":
+        yield sys.stdout.buffer
+        return
+    path = Path(name).expanduser()
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
+        file = path.open("xb")
     except FileExistsError as exc:
         raise InvalidRequest(f"{path} is there already.", hint="choose another name") from exc
     except OSError as exc:
         raise InvalidRequest(f"{path} cannot be written: {exc.strerror}.") from exc
-    return path
+    try:
+        with file:
+            yield file
+    except BaseException as exc:
+        path.unlink(missing_ok=True)
+        if isinstance(exc, OSError):
+            raise InvalidRequest(f"{path} cannot be written: {exc.strerror}.") from exc
+        raise
 
 
-def as_json(conversation: Conversation, rows: Sequence[StoredMessage]) -> str:
-    """What `rallychat render` and OpenAI's API read: system prompt and messages."""
-    messages = [{"role": row.role, "content": row.text} for row in rows]
-    head = {"system": conversation.system} if conversation.system else {}
-    return json.dumps({**head, "messages": messages}, ensure_ascii=False, indent=2) + "\n"
+@asynccontextmanager
+async def _store(settings: Settings, user: str | None) -> AsyncIterator[ConversationStore]:
+    """The conversations, as those of a person; None: what was written without login."""
+    from rallychat.accounts.accounts import checked_name
+    from rallychat.store import ConversationStore
 
-
-def as_markdown(conversation: Conversation, rows: Sequence[StoredMessage]) -> str:
-    """Title, then each message under the name of who said it."""
-    parts = [f"# {conversation.title or 'Conversation'}"]
-    if conversation.system:
-        parts.append(f"*System:* {conversation.system}")
-    for row in rows:
-        who = "You" if row.role == "user" else (row.model or "Model")
-        parts.append(f"## {who}\n\n{row.text.strip()}")
-    return "\n\n".join(parts) + "\n"
+    async with ConversationStore.open(settings) as store:
+        whose = LOCAL_USER if user is None else (await store.people.named(checked_name(user))).id
+        with acting_as(whose):
+            yield store

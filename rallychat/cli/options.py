@@ -29,6 +29,13 @@ DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", help="Folder of weights, conversations and logs.", show_default=False),
 ]
+DatabaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        help="PostgreSQL database, as postgresql://USER@HOST/NAME (SQLite in the data folder).",
+        show_default=False,
+    ),
+]
 Slots = Annotated[int | None, typer.Option(min=1, max=256, help="Answers generated at the same time (4).")]
 Window = Annotated[
     int | None, typer.Option(min=256, help="Context window in tokens (the model's, at most 8192).")

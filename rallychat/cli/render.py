@@ -13,6 +13,8 @@ from rallychat.chat import ChatService
 from rallychat.errors import InvalidRequest
 from rallychat.messages import Message
 from rallychat.settings import Settings
+from rallychat.transfer.exporting import FORMAT
+from rallychat.transfer.ours import read as read_ours
 
 
 class Said(BaseModel):
@@ -25,7 +27,7 @@ class Said(BaseModel):
 
 
 class Conversation(BaseModel):
-    """The file: what `/export FILE.json` writes."""
+    """The file, as OpenAI's API has conversations."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -60,7 +62,7 @@ async def render(
 
 
 def read(file: str) -> Conversation:
-    """The conversation in `file`, checked.
+    """The conversation in `file`, checked: messages, or what `/export FILE.json` writes.
 
     Raises:
         InvalidRequest: it cannot be read, or a field is wrong; the message names it.
@@ -70,7 +72,7 @@ def read(file: str) -> Conversation:
     except OSError as exc:
         raise InvalidRequest(f"{file} cannot be read: {exc.strerror}.") from exc
     try:
-        return Conversation.model_validate_json(raw)
+        return exported(raw) or Conversation.model_validate_json(raw)
     except ValidationError as exc:
         first = exc.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -79,3 +81,29 @@ def read(file: str) -> Conversation:
             param=where or None,
             hint='it should be {"system": optional, "messages": [{"role": "user", "content": "..."}, ...]}',
         ) from exc
+
+
+def exported(raw: bytes) -> Conversation | None:
+    """The branch in view of the one conversation of our own export; None: it is something else.
+
+    Raises:
+        InvalidRequest: there are several, or it is not as we write it.
+    """
+    try:
+        whole = json.loads(raw)
+    except ValueError:
+        return None
+    if not isinstance(whole, dict) or whole.get("format") != FORMAT:
+        return None
+    held = whole.get("conversations")
+    if not isinstance(held, list) or len(held) != 1 or not isinstance(held[0], dict):
+        raise InvalidRequest(
+            "The export holds more than one conversation, or none.", hint="/export writes one"
+        )
+    brought = read_ours(held[0]).conversation
+    branch, at = [], brought.tip
+    while at is not None:
+        node = brought.messages[at]
+        branch.append(Said(role=node.role, content=Message(node.role, node.parts).text))
+        at = node.parent
+    return Conversation(system=brought.system or None, messages=branch[::-1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 import socket
@@ -11,15 +10,18 @@ import sys
 import webbrowser
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from rich.console import Console
 
+from rallychat import logs
 from rallychat.cli.imports import write_no_stubs
 from rallychat.cli.options import complain
 from rallychat.errors import RallyChatError, SettingsError
 from rallychat.settings import Settings
+from rallychat.tracing import tracing
 
 if TYPE_CHECKING:
     import uvicorn
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     from rallychat.catalog import Model
     from rallychat.chat import ChatService
+    from rallychat.runs import Runs
 
 FAREWELL_SECONDS = 3
 """How long open connections may take to end after Ctrl-C; answers are stored whether they do or not."""
@@ -39,18 +42,18 @@ async def serve(settings: Settings, *, console: Console | None = None) -> int:
         SettingsError: the address is refused or taken.
     """
     console = console or Console(stderr=True)
-    refuse_strangers(settings)
     refuse_contradictions(settings)
-    configure_logging(settings)
+    logs.configure(settings.log_level, settings.log_format)
     listener = listen(settings)
     if listener is None:
         return show_running(settings, console)
     url = url_of(settings, listener)
     from rallychat.chat import ChatService
 
-    with listener:
+    with listener, tracing():
         async with ChatService.open(settings) as service:
             settings = service.settings
+            refuse_strangers(settings, known=await service.accounts.known())
             for note in service.notes:
                 console.print(note, style="yellow", markup=False)
             ready = asyncio.create_task(make_ready(service, console))
@@ -58,7 +61,10 @@ async def serve(settings: Settings, *, console: Console | None = None) -> int:
             try:
                 app = await asyncio.to_thread(build, service, settings)
                 server = build_server(
-                    app, started=lambda: greet(url, settings, console), stopping=service.runs.aclose
+                    app,
+                    started=lambda: greet(url, settings, console),
+                    stopping=lambda: farewell(service.runs, settings.shutdown_grace, console),
+                    hurry=service.runs.hurry,
                 )
                 async with shared(settings, listener, console):
                     await server.serve(sockets=[listener])
@@ -111,22 +117,31 @@ def tell_estimate(model: Model, settings: Settings, console: Console) -> None:
 # --- the address --------------------------------------------------------------------------------------------
 
 
-def refuse_strangers(settings: Settings) -> None:
-    """Refuse to listen beyond this machine without login, unless that was asked for.
+def refuse_strangers(settings: Settings, *, known: bool) -> None:
+    """Refuse to be reached by others where nobody could say who they are, unless that was asked for.
+
+    Args:
+        known: there are accounts, or keys.
 
     Raises:
-        SettingsError: with the two ways out.
+        SettingsError: with the ways out.
     """
-    if settings.no_auth or not settings.beyond_loopback:
+    if settings.no_auth or known or not (settings.others_can_reach or settings.auth == "required"):
         return
+    ways = "make an account with `rallychat users add NAME --admin` or a key with `rallychat keys create NAME`, or say "
     if settings.share:
         raise SettingsError(
-            "--share would let everyone who learns the public address use RallyChat without login.",
-            hint="say --no-auth too if that is what you want",
+            "--share would let everyone who learns the public address in, and nobody has an account.",
+            hint=f"{ways}--no-auth if that is what you want",
+        )
+    if settings.beyond_loopback:
+        raise SettingsError(
+            f"Listening on {settings.host} would let everyone who reaches it in, and nobody has an account.",
+            hint=f"{ways}--no-auth if the network itself keeps strangers out",
         )
     raise SettingsError(
-        f"Listening on {settings.host} would let everyone who reaches it use RallyChat without login.",
-        hint="stay on 127.0.0.1, or say --no-auth if the network itself keeps strangers out",
+        "Logins are required (by 'allowed_hosts' or 'auth'), and nobody has an account.",
+        hint=f"{ways}--no-auth if whatever stands in front asks for them",
     )
 
 
@@ -253,14 +268,29 @@ def open_page(url: str) -> None:
 # --- the server ---------------------------------------------------------------------------------------------
 
 
+async def farewell(runs: Runs, grace: float, console: Console) -> None:
+    """Begin nothing new; let what runs end in time."""
+    if runs.growing and grace:
+        what = "1 answer" if runs.growing == 1 else f"{runs.growing} answers"
+        console.print(f"Stopping: {what} may take {grace:g} s to end (Ctrl-C again: at once).", style="dim")
+    await runs.drain(grace)
+
+
 def build_server(
-    app: FastAPI, *, started: Callable[[], None], stopping: Callable[[], Awaitable[None]]
+    app: FastAPI,
+    *,
+    started: Callable[[], None],
+    stopping: Callable[[], Awaitable[None]],
+    hurry: Callable[[], None],
 ) -> uvicorn.Server:
     """A uvicorn server that leaves the end of the process to us.
 
-    Calls `started` once it answers, and `stopping` before it waits for its connections to end.
+    Calls `started` once it answers, `stopping` before it waits for its connections to end, and `hurry` when it is
+    told to stop a second time. A third time ends the process as it stands.
     """
     import uvicorn
+
+    loop = asyncio.get_running_loop()
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -271,6 +301,14 @@ def build_server(
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             await stopping()  # ends the streams, which would keep their connections open
             await super().shutdown(sockets=sockets)
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            if self.should_exit:
+                self.force_exit = True
+                loop.call_soon_threadsafe(hurry)
+                for number in STOPPING:
+                    signal.signal(number, signal.SIG_DFL)
+            self.should_exit = True
 
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
@@ -287,6 +325,7 @@ def build_server(
             app,
             log_config=None,
             access_log=False,
+            proxy_headers=False,  # the app knows which proxies are believed
             timeout_graceful_shutdown=FAREWELL_SECONDS,
             server_header=False,
         )
@@ -294,9 +333,3 @@ def build_server(
 
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
-
-
-def configure_logging(settings: Settings) -> None:
-    """Our own log on stderr at the level asked for; the libraries' only from warnings on."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("rallychat").setLevel(settings.log_level.upper())

@@ -16,7 +16,7 @@ from rich.table import Table
 from rallychat.catalog import Sampling
 from rallychat.catalog.types import SamplingFacts
 from rallychat.cli import slash_context
-from rallychat.cli.export import write_export
+from rallychat.cli.export import write_one
 from rallychat.errors import InvalidRequest, NotFound
 from rallychat.store import Conversation, StoredMessage
 
@@ -117,13 +117,20 @@ async def title(talk: Talk, text: str) -> None:
 
 
 async def delete(talk: Talk, _: str) -> None:
-    """Delete the conversation, after asking."""
+    """Move the conversation to the trash."""
     current = await _stored(talk)
-    sure = await talk.ask(label=f"Delete '{current.title}' for good? [y/N] ")
-    if (sure or "").strip().casefold() in ("y", "yes"):
-        await talk.service.store.delete(current.id)
-        talk.conversation = None
-        talk.console.print("Deleted.", style="dim")
+    await talk.service.store.library.discard(current.id)
+    talk.conversation, talk.discarded = None, current.id
+    talk.console.print("Moved to the trash. /restore takes it back.", style="dim")
+
+
+async def restore(talk: Talk, _: str) -> None:
+    """Take back what was deleted last."""
+    if talk.discarded is None:
+        raise InvalidRequest("Nothing was deleted here.", hint="the page lists what is in the trash")
+    talk.conversation = await talk.service.store.library.restore(talk.discarded)
+    talk.discarded = None
+    await show_path(talk)
 
 
 # --- how it answers -----------------------------------------------------------------------------------------
@@ -235,7 +242,8 @@ async def context(talk: Talk, text: str) -> None:
     talk.console.print(
         f"[dim]{report.prompt_tokens} of {report.window} tokens; {reused} reused from the cache; "
         f"{len(report.kept)} messages word by word, {len(report.compacted)} in the memory, {len(report.retrieved)} "
-        f"quoted, {len(report.dropped)} left out, {len(report.excluded)} excluded. "
+        f"quoted, {len(report.elsewhere)} of other conversations, "
+        f"{len(report.dropped)} left out, {len(report.excluded)} excluded. "
         f"/context full prints the exact text.[/]"
     )
     if report.divergence:
@@ -243,9 +251,10 @@ async def context(talk: Talk, text: str) -> None:
 
 
 async def export(talk: Talk, name: str) -> None:
-    """Write the current branch to a file: Markdown, or JSON for .json."""
-    current = await _stored(talk)
-    path = write_export(name or f"{current.id}.md", current, await _rows(talk))
+    """Write the conversation to a file: the branch in view as Markdown, or all of it for .json."""
+    current, branch = await _stored(talk), await _rows(talk)
+    tree = await talk.service.store.library.tree(current.id)
+    path = write_one(name or f"{current.id}.md", current, tree, branch)
     talk.console.print(f"Written to {escape(str(path))}", style="dim")
 
 
@@ -272,7 +281,8 @@ COMMANDS = {
     "list": Command("/list", "the newest conversations", list_),
     "open": Command("/open NUMBER|ID", "go on with a conversation", open_),
     "title": Command("/title TEXT", "rename the conversation", title),
-    "delete": Command("/delete", "delete the conversation", delete),
+    "delete": Command("/delete", "move the conversation to the trash", delete),
+    "restore": Command("/restore", "take back what was deleted last", restore),
     "system": Command("/system [TEXT]", "show or set the system prompt", system),
     "model": Command("/model [NAME]", "show the models, or choose one", model),
     "set": Command("/set [NAME VALUE]", "show or set a parameter: /set temperature 0.5", set_),
@@ -281,6 +291,11 @@ COMMANDS = {
     "edit": Command("/edit", "change your last message", edit),
     "context": Command("/context [full]", "what the model saw for the last answer", context),
     "strategy": Command("/strategy [NAME]", "how the conversation is kept short", slash_context.strategy),
+    "elsewhere": Command(
+        "/elsewhere [on|off|default]",
+        "whether your other conversations are quoted",
+        slash_context.elsewhere,
+    ),
     "memory": Command(
         "/memory [edit|undo]",
         "what is remembered of older turns; change it, or undo it",

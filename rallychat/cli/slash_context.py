@@ -28,6 +28,22 @@ async def strategy(talk: Talk, name: str) -> None:
     talk.console.print(f"{now or 'As the model says'}. There are {', '.join(names())}.", style="dim")
 
 
+async def elsewhere(talk: Talk, wanted: str) -> None:
+    """Show or choose whether other conversations are quoted; `default` leaves it to the server."""
+    choices = {"on": True, "off": False, "default": None}
+    if wanted:
+        if wanted not in choices:
+            raise InvalidRequest(f"/elsewhere does not know '{wanted}'.", hint="it is on, off or default")
+        current = await talk.stored()
+        talk.conversation = await talk.service.contexts.set_elsewhere(current.id, choices[wanted])
+    now = talk.conversation.elsewhere if talk.conversation else None
+    usual = talk.service.settings.elsewhere
+    said = "quoted" if (usual if now is None else now) else "not quoted"
+    talk.console.print(
+        f"Other conversations are {said}{' (the default)' if now is None else ''}.", style="dim"
+    )
+
+
 async def memory(talk: Talk, what: str) -> None:
     """Show, change or undo what is remembered of the older turns."""
     current = await talk.stored()

@@ -30,13 +30,16 @@ _TELLING = re.compile(r"\b(?:[A-Z][\w'-]+|\d[\d.,:]*)\b")
 """Names and numbers: what a summary must not lose all of."""
 
 
+_Line = tuple[Turn, str]
+
+
 def first_sentence(text: str) -> str:
     """The beginning of an answer, as a ledger quotes it."""
     said = _SENTENCE.split(text.strip(), maxsplit=1)[0].strip()
     return said if len(said) <= _ASIDE else f"{said[:_ASIDE].rstrip()}…"
 
 
-def lines_of(group: Exchange) -> list[tuple[Turn, str]]:
+def lines_of(group: Exchange) -> list[_Line]:
     """An exchange in a ledger: the user's words verbatim, the answer's first sentence; dated where it is known."""
     said = [turn for turn in group if not turn.excluded and turn.text.strip()]
     stamp = next((f"[{turn.date:%Y-%m-%d}] " for turn in said if turn.date), "")
@@ -54,7 +57,9 @@ def lines_of(group: Exchange) -> list[tuple[Turn, str]]:
 def ledger(
     groups: Sequence[Exchange], before: Memory | None, *, room: int, why: str, adds: bool = False
 ) -> Memory:
-    """The memory that rules write of `groups` (at least one); the oldest lines leave where `room` is short.
+    """The memory that rules write of `groups` (at least one).
+
+    Where `room` is short answers leave before what the user said, and the oldest lines before newer ones.
 
     What a person wrote into the memory `before` stays, in front of the new lines.
 
@@ -70,24 +75,41 @@ def ledger(
     per_character = rate(turns)
     while not edited and per_character * len(head) > room * _OLD and "\n" in head:
         head = head.partition("\n")[2]
-    left = room - per_character * len(head)
-    kept: list[tuple[Turn, str]] = []
-    for group in reversed(groups):
-        if excluded(group) or pinned(group):
-            continue
-        lines = [(turn, line) for turn, line in lines_of(group) if turn.id not in known]
-        takes = per_character * sum([len(line) + 1 for _, line in lines])
-        if takes > room:
-            continue
-        left -= takes
-        if left < 0:
-            break
-        kept[:0] = lines
+    said = [
+        [(turn, line) for turn, line in lines_of(group) if turn.id not in known]
+        for group in groups
+        if not excluded(group) and not pinned(group)
+    ]
+    kept = _fitting(said, int(room / per_character) - len(head), most=int(room / per_character))
     text = "\n".join([*([head] if head else []), *(line for _, line in kept)])
     covers = tuple(turn.id for turn in turns if turn.id in known) + tuple(turn.id for turn, _ in kept)
     return Memory(
         stands.kind if stands else "ledger", text, until, covers, "user" if edited else "rules", why
     )
+
+
+def _fitting(said: Sequence[Sequence[_Line]], left: int, *, most: int) -> list[_Line]:
+    """What the user said, the newest first, as far as `left` characters reach; then answers to it, likewise.
+
+    An exchange whose question is longer than `most` is passed over: it takes no other out.
+    """
+    standing = []
+    for lines in reversed(said):
+        takes = sum([len(line) + 1 for turn, line in lines if turn.role == "user"])
+        if takes > most:
+            continue
+        if takes > left:
+            break
+        left -= takes
+        standing.append(lines)
+    kept = {turn.id for lines in standing for turn, _ in lines if turn.role == "user"}
+    for lines in standing:
+        takes = sum([len(line) + 1 for turn, line in lines if turn.role != "user"])
+        if takes > left:
+            break
+        left -= takes
+        kept |= {turn.id for turn, _ in lines}
+    return [(turn, line) for lines in said for turn, line in lines if turn.id in kept]
 
 
 def cut(groups: Sequence[Exchange], why: str) -> Memory:

@@ -44,22 +44,24 @@ def valid(memory: Memory | None, turns: Sequence[Turn]) -> bool:
 
 
 def split(turns: Sequence[Turn], memory: Memory | None) -> tuple[list[Exchange], list[Exchange]]:
-    """The exchanges that `memory` stands for, and those after it."""
+    """Of the exchanges that `memory` stands for those that stay all the same, being pinned; and those after it."""
     ids = [turn.id for turn in turns]
     if memory is None or memory.until not in ids:
         return [], exchanges(turns)
     at = ids.index(memory.until) + 1
     while at < len(turns) and turns[at].role != "user":
         at += 1  # exchanges stay or leave as one
-    return exchanges(turns[:at]), exchanges(turns[at:])
+    older = turns[:at]
+    stay = [g for g in exchanges(older) if pinned(g)] if True in [t.pinned for t in older] else []
+    return stay, exchanges(turns[at:])
 
 
 def selected(
     turns: Sequence[Turn], memory: Memory | None, why: str = "", *, fresh: bool = False
 ) -> Selection:
     """`memory`, pinned exchanges of before, and all that follows; what was excluded left out."""
-    older, newer = split(turns, memory)
-    standing = [group for group in older if pinned(group)] + [g for g in newer if not excluded(g)]
+    stay, newer = split(turns, memory)
+    standing = stay + [group for group in newer if not excluded(group)]
     return chosen(turns, standing or newer[-1:], memory, why, fresh=fresh)
 
 
@@ -104,8 +106,8 @@ def older_than(turns: Sequence[Turn], room: int) -> list[Exchange]:
 
 def size(turns: Sequence[Turn], memory: Memory | None, *, memory_tokens: int) -> int:
     """Tokens of the prompt's messages as `selected` would take them."""
-    older, newer = split(turns, memory)
-    standing = [group for group in older if pinned(group)] + [g for g in newer if not excluded(g)]
+    stay, newer = split(turns, memory)
+    standing = stay + [group for group in newer if not excluded(group)]
     return tokens(standing) + (memory_tokens if memory else 0)
 
 

@@ -23,6 +23,10 @@ WORTH = 0.25
 """Share of the high mark that must leave for a compaction to be worth it."""
 RETRIEVED_SHARE = 0.25
 """Share of the budget that quotes of older turns may fill."""
+SLOW = 1.0
+"""Milliseconds a token from which on reading quotes is felt: then only sure ones stand in the prompt."""
+QUOTED = 1000.0
+"""Milliseconds that reading quotes may take there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,21 @@ class Turn:
     date: datetime | None = None
     pinned: bool = False
     excluded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast a model reads on this machine.
+
+    Args:
+        reading: milliseconds a token.
+        limit: the prompt length up to which it answers as fast as at the beginning; None: any.
+        why: that in a sentence.
+    """
+
+    reading: float
+    limit: int | None = None
+    why: str = ""
 
 
 def answer_reserve(window: int, max_tokens: int | None) -> int:
@@ -55,6 +74,7 @@ class Budget:
         asked: a person's own limit for the prompt.
         latency: the prompt length up to which this machine answers as fast as at the beginning, if measured.
         latency_why: that measurement in a sentence.
+        reading: milliseconds a token takes to be read here, if measured.
     """
 
     window: int
@@ -64,6 +84,7 @@ class Budget:
     asked: int | None = None
     latency: int | None = None
     latency_why: str = ""
+    reading: float | None = None
 
     @property
     def limit(self) -> int:
@@ -105,7 +126,13 @@ class Budget:
     @property
     def retrieved(self) -> int:
         """Tokens the quotes of older turns may have."""
-        return int((self.limit if self.latency is None else self.mark) * RETRIEVED_SHARE)
+        room = int((self.limit if self.latency is None else self.mark) * RETRIEVED_SHARE)
+        return min(room, int(QUOTED / self.reading)) if self.reading and self.slow else room
+
+    @property
+    def slow(self) -> bool:
+        """Reading quotes is felt here."""
+        return self.reading is not None and self.reading > SLOW
 
     @property
     def why(self) -> str:

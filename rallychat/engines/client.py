@@ -32,6 +32,7 @@ from rallychat.errors import (
     InvalidRequest,
     RallyChatError,
 )
+from rallychat.logs import request_id
 
 _OURS: Final = frozenset({"slot"})
 """Fields of a request that only our own worker knows."""
@@ -199,7 +200,7 @@ class EngineClient:
             method,
             path,
             body=content,
-            headers=self._headers | dict(headers),
+            headers=self._headers | _ask_as() | dict(headers),
             patience=self._stall_timeout,
         )
         try:
@@ -213,6 +214,11 @@ class EngineClient:
             raise EngineInterrupted(f"The engine hangs: it was {exc}.", hung=True) from exc
         except wire.WireError as exc:
             raise EngineInterrupted(f"The connection to the engine was lost: {exc}.") from exc
+
+
+def _ask_as() -> dict[str, str]:
+    name = request_id.get()
+    return {} if name == "-" else {"X-Request-ID": name}
 
 
 class _Reader:

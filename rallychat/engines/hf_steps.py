@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -23,14 +23,27 @@ from rallychat.errors import EngineInterrupted
 Happening = Prefill | int | Done | EngineInterrupted
 """Progress, a token, the end, or a failure."""
 
+_NOBODY: Final = -2
+"""The number of no adapter."""
+
 
 class Running:
     """One answer, shared by the engine's thread and the loop. Appending and popping are atomic."""
 
-    def __init__(self, request: CompletionRequest, slot: int, *, adapter: int, ends: frozenset[int]) -> None:
+    def __init__(
+        self,
+        request: CompletionRequest,
+        slot: int,
+        *,
+        adapter: int,
+        ends: frozenset[int],
+        foreign: bool = False,
+    ) -> None:
         self.request = request
         self.slot = slot
         self.adapter = adapter
+        self.foreign = foreign
+        """What the slot holds is not this answer's to reuse."""
         self.ends = ends
         self.wish = Wish.of(request, ends)
         self.happened: deque[Happening] = deque()
@@ -104,6 +117,10 @@ class Steps:
 
     def _begin(self, answer: Running) -> None:
         prompt = answer.request.prompt
+        if answer.foreign:
+            self._runner.begin(
+                answer.slot, prompt, _NOBODY
+            )  # what is held under it, no adapter has in common
         answer.cached = self._runner.begin(answer.slot, prompt, answer.adapter)
         answer.pending = prompt[answer.cached :]
 

@@ -310,7 +310,7 @@ def _body(request: CompletionRequest, slot: Slot) -> dict[str, Any]:
         "prompt": request.prompt,
         "max_tokens": request.max_tokens,
         "id_slot": slot.index,
-        "cache_prompt": True,
+        "cache_prompt": not slot.foreign,
         "stream": True,
         "stream_options": {"include_usage": True},
         "return_progress": True,  # without it nothing calls back, and nothing can cancel, before the first token

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import re
 import secrets
@@ -19,10 +20,13 @@ from typing import Final
 import orjson
 from pydantic import ValidationError
 
+from rallychat import logs
 from rallychat.engines.client import EngineClient
 from rallychat.engines.protocol import EngineInfo, WorkerSpec
 from rallychat.engines.worker import Ready, Start
 from rallychat.errors import EngineUnavailable, SettingsError
+
+log = logging.getLogger(__name__)
 
 _GRACE: Final = 3.0
 """Seconds between SIGTERM and SIGKILL."""
@@ -90,6 +94,7 @@ class WorkerProcess:
             folder=folder,
             socket=folder / _SOCKET if _UNIX else None,
             key=None if _UNIX else secrets.token_urlsafe(32),
+            log_level=logging.getLevelName(log.getEffectiveLevel()).lower(),
         )
         pipe = asyncio.subprocess.PIPE
         self._process = await asyncio.create_subprocess_exec(
@@ -165,7 +170,7 @@ class WorkerProcess:
         rest = b""
         while piece := await process.stderr.read(65536):
             *lines, rest = (rest + piece).split(b"\n")
-            self._said.extend(line.decode(errors="replace") for line in lines)
+            self._said.extend(line.decode(errors="replace") for line in lines if not logs.relay(line))
             rest = rest[-4096:]
         if rest:
             self._said.append(rest.decode(errors="replace"))

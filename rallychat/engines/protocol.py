@@ -48,6 +48,7 @@ class CompletionRequest(BaseModel):
     stream_options: dict[str, bool] = Field(default_factory=lambda: {"include_usage": True})
     return_token_ids: bool = True
     cache_salt: str | None = None
+    """Whose it is: a cached prefix is reused only under the salt that it was computed with."""
     slot: int | None = None
     """Ours: the slot whose cache holds this prompt's prefix."""
 

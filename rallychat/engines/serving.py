@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping, Sequence
 from contextlib import aclosing
 from typing import Any, Final, TypeVar, assert_never
@@ -23,6 +25,9 @@ from rallychat.errors import (
     NotFound,
     RallyChatError,
 )
+from rallychat.logs import request_id
+
+log = logging.getLogger(__name__)
 
 _Message = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[_Message]]
@@ -71,6 +76,8 @@ class Serving:
     async def __call__(self, scope: MutableMapping[str, Any], receive: _Receive, send: _Send) -> None:
         """Answer one request; a failure becomes a response or, once streaming, an event."""
         assert scope["type"] == "http"
+        named = dict(scope["headers"]).get(b"x-request-id", b"-").decode("latin-1")
+        request_id.set(named)  # each request is served in a task of its own
         try:
             self._authorise(scope)
             body = await _read(receive)
@@ -123,6 +130,7 @@ class Serving:
 
     async def _complete(self, request: CompletionRequest, receive: _Receive, send: _Send) -> None:
         request = self._admissible(request)
+        began = time.monotonic()
         streaming = asyncio.ensure_future(self._stream(request, send))
         leaving = asyncio.ensure_future(_gone(receive))
         try:
@@ -131,11 +139,14 @@ class Serving:
             leaving.cancel()
             streaming.cancel()
             await asyncio.wait({streaming})
+            ms = round((time.monotonic() - began) * 1000, 1)
+            how = "left" if streaming.cancelled() else "done"
+            log.info("%d tokens asked: %s in %.1f ms", len(request.prompt), how, ms, extra={"ms": ms})
         if not streaming.cancelled():
             streaming.result()
 
     async def _stream(self, request: CompletionRequest, send: _Send) -> None:
-        slot = await self._slots.reserve(request.prompt, request.slot)
+        slot = await self._slots.reserve(request.prompt, request.slot, salt=request.cache_salt)
         await _Answer(self._backend, self._slots, request, slot).stream(send)
 
     def _admissible(self, request: CompletionRequest) -> CompletionRequest:

@@ -15,11 +15,16 @@ PATIENCE = 30.0
 
 @dataclass(slots=True)
 class Slot:
-    """One slot of an engine, and the tokens its cache was last seen to hold."""
+    """One slot of an engine, and the tokens its cache was last seen to hold.
+
+    `salt` says whose they are. `foreign`: they are of another salt than this answer's, so none may be reused.
+    """
 
     index: int
     held: list[int] = field(default_factory=list)
     busy: bool = False
+    salt: str | None = None
+    foreign: bool = False
 
 
 def shared_prefix(one: list[int], other: list[int]) -> int:
@@ -53,7 +58,7 @@ class Slots:
         """Slots that are not answering."""
         return sum(not slot.busy for slot in self._slots)
 
-    async def reserve(self, prompt: list[int], wanted: int | None) -> Slot:
+    async def reserve(self, prompt: list[int], wanted: int | None, *, salt: str | None = None) -> Slot:
         """As `take`, but patient: a client that has just left frees its slot within one engine step.
 
         Raises:
@@ -65,10 +70,13 @@ class Slots:
                 while all(slot.busy for slot in self._candidates(wanted)):
                     self._freed.clear()
                     await self._freed.wait()
-        return self.take(prompt, wanted)
+        return self.take(prompt, wanted, salt=salt)
 
-    def take(self, prompt: list[int], wanted: int | None) -> Slot:
+    def take(self, prompt: list[int], wanted: int | None, *, salt: str | None = None) -> Slot:
         """The wanted slot, or the free one whose cache shares the longest prefix with the prompt.
+
+        What a slot holds under another salt counts as nothing: how soon an answer begins tells nobody what
+        others have said.
 
         Raises:
             InvalidRequest: there is no such slot.
@@ -78,9 +86,16 @@ class Slots:
         if not free:
             what = "All slots are" if wanted is None else f"Slot {wanted} is"
             raise Busy(f"{what} answering.", retry_after=1.0)
+
         # Among equals the one that holds least: another conversation's cache is worth keeping.
-        best = max(free, key=lambda slot: (shared_prefix(slot.held, prompt), -len(slot.held)))
+        def worth(slot: Slot) -> tuple[int, int]:
+            return shared_prefix(slot.held, prompt) if slot.salt == salt else 0, -len(slot.held)
+
+        best = max(free, key=worth)
         best.busy = True
+        best.foreign = best.salt != salt
+        if best.foreign:
+            best.held, best.salt = [], salt
         return best
 
     def _candidates(self, wanted: int | None) -> list[Slot]:

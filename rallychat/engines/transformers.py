@@ -62,7 +62,8 @@ class Transformers:
         from rallychat.engines.hf_steps import Running
 
         adapter = self._adapters.number(request.model)
-        answer = Running(request, slot.index, adapter=adapter, ends=self._ends.union(request.stop_token_ids))
+        ends = self._ends.union(request.stop_token_ids)
+        answer = Running(request, slot.index, adapter=adapter, ends=ends, foreign=slot.foreign)
         reader = _Reader(self._tokenizer.stream())
         self._steps.submit(answer)
         try:

@@ -22,6 +22,7 @@ import orjson
 import uvicorn
 from pydantic import BaseModel, ConfigDict
 
+from rallychat import logs
 from rallychat.engines.backend import Backend
 from rallychat.engines.protocol import WorkerSpec
 from rallychat.engines.serving import Serving
@@ -45,6 +46,7 @@ class Start(BaseModel):
     """Unix socket to listen on; None: a free port of the loopback interface."""
     key: str | None = None
     """What requests must carry as `Authorization: Bearer`, where a socket file cannot keep others out."""
+    log_level: str = "warning"
 
 
 class Ready(BaseModel):
@@ -84,6 +86,7 @@ def main() -> None:
     line = sys.stdin.buffer.readline()
     _die_with_parent()
     start = Start.model_validate_json(line)
+    logs.configure(start.log_level, "json")
     with contextlib.suppress(ImportError):
         import uvloop
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -21,8 +22,11 @@ from rallychat.engines.protocol import (
     WorkerSpec,
 )
 from rallychat.engines.slots import reusable
-from rallychat.errors import EngineInterrupted, EngineUnavailable, RallyChatError
-from rallychat.pool.slots import Apart, Notify, Preempted, Priority, Slot, SlotQueue
+from rallychat.errors import EngineError, EngineInterrupted, EngineUnavailable, RallyChatError
+from rallychat.identity import LOCAL_USER, current
+from rallychat.pool.affinity import Apart, Preempted, Priority, Slot
+from rallychat.pool.line import Notify
+from rallychat.pool.slots import SlotQueue
 from rallychat.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -34,11 +38,13 @@ GIVE_UP = 5
 HEALTHY = 60.0
 """Seconds of life after which earlier deaths are forgotten."""
 
-SIP = 32
-"""Tokens that background work evaluates at a time."""
+SIP, SIPS = 32, (8, 256)
+"""Tokens that background work evaluates at a time: at first, and the fewest and most."""
+STEP = 0.06
+"""Seconds that one such step may take, for that long a person may have to wait for it."""
 
-SEEN = 2.0
-"""Seconds within which the end of a process is noticed."""
+PATIENCE = 5.0
+"""Seconds after which a worker that does not say whether it is well counts as busy, not as dead."""
 
 State = Literal["loading", "loaded", "unavailable", "stopped"]
 
@@ -63,6 +69,7 @@ class Engine:
         self.users = 0
         self.background_tokens = 0
         """Prompt tokens evaluated so far for what nobody waited for."""
+        self._sip = SIP
         self.queue = SlotQueue(spec.slots, limit=settings.max_queue)
         self._settings = settings
         self._came_back = came_back
@@ -124,9 +131,21 @@ class Engine:
         priority: Priority = Priority.CHAT,
         session: str = "",
         apart: Apart = "no",
+        since: float | None = None,
+        beside: bool = False,
+        until: float | None = None,
     ) -> AsyncIterator[Slot]:
         """A slot for a prompt of `ids`; see `SlotQueue.slot`."""
-        asked = self.queue.slot(ids, notify=notify, priority=priority, session=session, apart=apart)
+        asked = self.queue.slot(
+            ids,
+            notify=notify,
+            priority=priority,
+            session=session,
+            apart=apart,
+            since=since,
+            beside=beside,
+            until=until,
+        )
         async with asked as slot:
             yield slot
 
@@ -136,42 +155,64 @@ class Engine:
         """The engine's events for `request` on `slot`; closing it cancels.
 
         Raises:
-            Preempted: this is background work, and somebody who goes first wants the engine.
+            Preempted: somebody who goes first wants the engine, or this slot.
         """
         held = request.prompt[: reusable(slot.ids, request.prompt, rollback=self.info.rollback)]
-        begun = len(held)
+        begun, told_at = len(held), time.monotonic()
         slot.ids = request.prompt
         where = slot.index if self.info.slot_affinity else None
         try:
-            stream = self.client.generate(request.model_copy(update={"slot": where}), session=session)
+            asked = request.model_copy(update={"slot": where, "cache_salt": salt()})
+            stream = self.client.generate(asked, session=session)
             person = slot.holder is Priority.CHAT
             async with aclosing(stream if person else _until(slot.wanted, stream)) as events:
                 async for event in events:
                     match event:
                         case Prefill():
+                            fresh = event.processed - max(event.cached, len(held))
                             held = request.prompt[: event.processed]
+                            self._read(slot, fresh, time.monotonic() - told_at)
                         case Tokens():
+                            self.queue.begun(slot)
+                            self._said(slot, max(1, len(event.ids)), time.monotonic() - told_at)
                             held = held if len(held) >= len(request.prompt) else list(request.prompt)
                             held.extend(event.ids)
                         case Done():
                             held = held if len(held) >= len(request.prompt) else list(request.prompt)
+                    told_at = time.monotonic()
                     yield event
+                    if person and slot.wanted.is_set() and not isinstance(event, Done):
+                        raise Preempted
         finally:
-            if slot.holder is not Priority.CHAT:
+            if slot.holder is None or not slot.holder.foreground:
                 self.background_tokens += max(0, min(len(held), len(request.prompt)) - begun)
             slot.ids = held
 
-    async def warm(self, ids: list[int], slot: Slot, *, adapter: str = "") -> int:
+    def _read(self, slot: Slot, tokens: int, seconds: float) -> None:
+        if tokens > 0:
+            self.queue.costs.read(tokens, seconds)
+            self.queue.charge(slot, tokens * self.queue.costs.of_prompt)
+
+    def _said(self, slot: Slot, tokens: int, seconds: float) -> None:
+        self.queue.costs.say(tokens, seconds)
+        self.queue.charge(slot, tokens, said=tokens)
+
+    async def warm(self, ids: list[int], slot: Slot, *, adapter: str = "", most: int | None = None) -> int:
         """Evaluates a prompt into a slot and generates nothing; returns how many tokens had to be evaluated.
 
         Small steps: who wants the engine meanwhile waits for one of them at most.
+
+        Args:
+            most: tokens that are evaluated this time; None: all of them.
 
         Raises:
             Preempted: somebody who goes first wants the engine; what was evaluated until then stays.
         """
         evaluated, at = 0, reusable(slot.ids, ids, rollback=self.info.rollback)
-        while at < len(ids):
-            at = min(at + SIP, len(ids))
+        end = len(ids) if most is None else min(len(ids), at + most)
+        while at < end:
+            begun, began = at, time.monotonic()
+            at = min(at + self._sip, end)
             request = CompletionRequest(
                 model=adapter or self.spec.model, prompt=ids[:at], max_tokens=0, temperature=0
             )
@@ -179,6 +220,8 @@ class Engine:
                 async for event in events:
                     if isinstance(event, Done):
                         evaluated += event.prompt_tokens - event.cached_tokens
+            if at - begun == self._sip:
+                self._sip = sip_after(self._sip, time.monotonic() - began)
         return evaluated
 
     async def recover(self, *, hung: bool) -> None:
@@ -188,13 +231,15 @@ class Engine:
             EngineUnavailable: there will be none.
         """
         process = self._process
-        if hung and process is not None:
-            log.error("engine %s is silent for too long and is killed", self.spec.model)
-            await process.stop()
-        # A stream breaks a moment before its process is seen to have ended.
-        with suppress(TimeoutError):
-            async with asyncio.timeout(SEEN), self._changed:
-                await self._changed.wait_for(lambda: self._process is not process or self.state != "loaded")
+        if process is not None and self.state == "loaded":
+            if hung:
+                log.error("engine %s is silent for too long and is killed", self.spec.model)
+            if hung or not await _answers(process):
+                await process.stop()
+                async with self._changed:  # a stream breaks before its process is seen to have ended
+                    await self._changed.wait_for(
+                        lambda: self._process is not process or self.state != "loaded"
+                    )
         await self.ready()
 
     async def stop(self) -> None:
@@ -246,13 +291,38 @@ class Engine:
     async def _become(self, state: State, error: RallyChatError | None = None) -> None:
         self.state, self.error = state, error
         if state == "loaded":
-            self.queue.resume(rollback=self.info.rollback)
+            self.queue.resume(rollback=self.info.rollback, pausing=self.info.token_ids)
         else:
             self.queue.pause()
         if error is not None:
             self.queue.refuse(error)
         async with self._changed:
             self._changed.notify_all()
+
+
+async def _answers(process: WorkerProcess) -> bool:
+    """The worker lives: what failed was one answer."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(PATIENCE):
+            try:
+                await process.client.health()
+            except EngineError:
+                return False
+    return True
+
+
+def sip_after(size: int, took: float) -> int:
+    """How many tokens the next step has, after one of `size` that took so many seconds."""
+    least, most = SIPS
+    if took > STEP:
+        return max(least, size // 2)
+    return min(most, size * 2) if took < STEP / 3 else size
+
+
+def salt() -> str | None:
+    """Keeps the prefix caches of people apart; there is nobody to keep the one local person's from."""
+    user = current().id
+    return None if user == LOCAL_USER else hashlib.blake2b(user.encode(), digest_size=16).hexdigest()
 
 
 async def _until(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -64,6 +63,8 @@ class Pool:
         self._engines: dict[str, Engine] = {}
         self._engine_ids: dict[str, str] = {}
         self._room = asyncio.Lock()
+        self.crowded = asyncio.Event()
+        """Set while somebody waits for another model's engine to come out of use."""
 
     def find(self, model_id: str) -> Engine | None:
         """The engine of a model that is loaded or loading."""
@@ -87,11 +88,13 @@ class Pool:
             EngineUnavailable: the engine could not be started.
         """
         self._engine_ids[model.id] = model.engine_id
-        engine = self.find(model.id) or await self._start(model, tell)
-        if engine.state != "loaded":
+        engine = self.find(model.id)
+        if engine is None:
+            engine = await self._start(model, tell)
+        elif engine.state != "loaded":
             tell(Loading(model.id, "load"))
+        async with engine.using():  # what is loaded for somebody is not unloaded for another
             await engine.ready()
-        engine.used_at = time.monotonic()
         return engine
 
     async def _start(self, model: Model, tell: Tell) -> Engine:
@@ -101,6 +104,9 @@ class Pool:
             async for progress in self._downloads.watch(model):
                 tell(Loading(model.id, "download", _fraction(progress)))
         path = await self._downloads.ensure(model)
+        tell(
+            Loading(model.id, "load")
+        )  # before there is room for it, which may take as long as others use theirs
         async with self._room:
             engine = self.find(model.id)
             if engine is None:
@@ -122,8 +128,12 @@ class Pool:
             idle = [engine for engine in loaded if engine.idle]
             if idle:
                 await self._unload(min(idle, key=lambda engine: engine.used_at))
-            else:
+                continue
+            self.crowded.set()
+            try:
                 await asyncio.sleep(0.05)
+            finally:
+                self.crowded.clear()
 
     async def unload(self, model_id: str) -> None:
         """Ends the model's engine; answers in progress are interrupted, also those of models that share it."""

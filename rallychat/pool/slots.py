@@ -1,11 +1,14 @@
 """Who gets which slot, and when. Pure scheduling inside one event loop; knows nothing of engines.
 
-A slot is one sequence in the engine's cache. Requests wait in order of priority, then arrival. The first in
-line picks the idle slot that holds most of its prompt, and failing that one whose loss hurts little (empty, stale,
-or long unused).
+A slot is one sequence in the engine's cache. People come first, their turns by user (`fairness`); the rest waits in
+order of priority, then arrival. The first in line picks its slot (`affinity`).
 
-People come first: while one is served or waits, nothing else is granted a slot, and whatever else runs is told to
-leave (`Slot.wanted`), which it does within one engine step.
+While a person is served or waits, nothing else is granted a slot, and whatever else runs is told to leave
+(`Slot.wanted`), which it does within one engine step: a short one, for few are prepared for at a time. So is told an
+answer of somebody who has more than a fair share.
+Two exceptions: answers that nobody watches go on while people leave them a slot; and work that asks to go on `beside`
+answers may have a slot while they are written, one at a time. Neither begins while anybody waits for a slot or for a
+first token.
 """
 
 from __future__ import annotations
@@ -13,98 +16,23 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from enum import IntEnum
-from typing import Literal
 
-from rallychat.engines.slots import reusable
-from rallychat.errors import Busy, RallyChatError
+from rallychat.errors import Busy, Full, RallyChatError
+from rallychat.messages import Queued
+from rallychat.pool.affinity import Apart, Asked, Crowded, Priority, Slot, best, until_expendable
+from rallychat.pool.background import following, to_leave
+from rallychat.pool.fairness import Costs, Shares, order, to_pause
+from rallychat.pool.line import Notify, Pace, Waiting, claim_of, late
 
-Notify = Callable[[int], None]
-"""Called with the position in line, 1 is next, whenever it changes."""
-
-
-Apart = Literal["no", "rather", "only"]
-"""Whether a request stays out of the slot that holds its conversation's prompt: where another can be had, or always."""
-
-PASSED = 16
-"""Times that others of the background may go first before one that waits is next."""
-
-
-class Priority(IntEnum):
-    """Lower goes first. All but `CHAT` is background: it runs only while nobody waits or is answered."""
-
-    CHAT = 0
-    WARMING = 10
-    COMPACTION = 20
-    TITLES = 30
-    BATCH = 40
-
-
-class Preempted(Exception):
-    """Background work had to leave because somebody who goes first wants the engine. To be tried again."""
-
-
-class Crowded(Exception):
-    """No slot can be had without harm to a conversation that is worth more."""
-
-
-@dataclass(eq=False, slots=True)
-class Slot:
-    """One sequence of the engine.
-
-    Attributes:
-        ids: what its cache holds, as far as is known.
-        session: the conversation it belongs to, or empty.
-        stale: that conversation has its prompt elsewhere now.
-        holder: priority of who has it; None: it is idle.
-        wanted: set when who has it is to leave.
-    """
-
-    index: int
-    ids: list[int] = field(default_factory=list)
-    session: str = ""
-    stale: bool = False
-    used_at: float = 0.0
-    holder: Priority | None = None
-    wanted: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def busy(self) -> bool:
-        """Somebody has it."""
-        return self.holder is not None
-
-    @property
-    def leaving(self) -> bool:
-        """Who has it was told to leave."""
-        return self.busy and self.wanted.is_set()
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What a request asks of the slots."""
-
-    ids: list[int]
-    priority: Priority = Priority.CHAT
-    session: str = ""
-    apart: Apart = "no"
-
-
-@dataclass(order=True, slots=True)
-class _Waiting:
-    priority: int
-    arrival: int
-    asked: Asked = field(compare=False)
-    granted: asyncio.Future[Slot] = field(compare=False)
-    notify: Notify = field(compare=False)
-    position: int = field(default=0, compare=False)
-    passed: int = field(default=0, compare=False)
-
-    @property
-    def person(self) -> bool:
-        return self.priority == Priority.CHAT
+LOOK = 64
+"""Tokens served between two looks at whether somebody has by now had more than who waits."""
+MOVED = 5.0
+"""Seconds by which an estimate must have changed to be told again where the place has not."""
+LATELY = 60.0
+"""Seconds after a person was here in which the next is reckoned with."""
 
 
 class SlotQueue:
@@ -118,11 +46,24 @@ class SlotQueue:
     def __init__(self, slots: int, *, limit: int) -> None:
         self._slots = [Slot(index) for index in range(slots)]
         self._limit = limit
-        self._line: list[_Waiting] = []
+        self._line: list[Waiting] = []
         self._arrivals = itertools.count()
         self._open = False
+        self._calm = asyncio.Event()
         self._rollback = True
-        self._seconds_per_answer = 5.0
+        self._pausing = True
+        self._pace = Pace(slots)
+        self._unseen = 0.0
+        self._people_at = -LATELY
+        self._again: asyncio.TimerHandle | None = None  # a look at whether a batch may have a slot by now
+        self._shares = Shares()
+        self.costs = Costs()
+        self.by_user = True
+        """False: people are served in order of arrival, which is what measurements compare with."""
+        self.on_said: Callable[[str, int], None] | None = None
+        """Hears of the tokens said to each user, for measurements."""
+        self.pauses = 0
+        """Answers of people that made way for others."""
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -145,19 +86,62 @@ class SlotQueue:
         return any(s.holder is Priority.CHAT for s in self._slots) or any(w.person for w in self._line)
 
     @property
+    def pressed(self) -> bool:
+        """A person waits: for a slot, or for a first token."""
+        return any(slot.reading for slot in self._slots) or any(w.person for w in self._line)
+
+    @property
+    def lately(self) -> bool:
+        """A person is here or was a moment ago: the next may come at any time."""
+        return self.people or time.monotonic() - self._people_at < LATELY
+
+    async def calm(self) -> None:
+        """Waits until no person is served or waits: what is prepared for later is planned then, too."""
+        while self.people:
+            self._calm.clear()
+            await self._calm.wait()
+
+    def others(self, session: str) -> bool:
+        """People of other conversations are being answered."""
+        return any(s.holder is not None and s.holder.foreground and s.session != session for s in self._slots)
+
+    def begun(self, slot: Slot) -> None:
+        """The first token of an answer that somebody asked for is there."""
+        if slot.reading:
+            slot.reading = False
+            self._grant()
+
+    @property
     def idle(self) -> bool:
         """Nobody is served and nobody waits."""
         return not self.busy and not self._line
 
-    def resume(self, *, rollback: bool = True) -> None:
+    def waiting_of(self, priority: Priority) -> int:
+        """Requests in line, of one kind."""
+        return sum(waiting.priority == priority for waiting in self._line)
+
+    def charge(self, slot: Slot, tokens: float, *, said: int = 0) -> None:
+        """Tokens were served to who has the slot."""
+        slot.said += said
+        if slot.holder is None or not slot.holder.foreground:
+            return
+        self._shares.charge(slot.user, tokens)
+        if said and self.on_said is not None:
+            self.on_said(slot.user, said)
+        self._unseen += tokens
+        if self._line and self._unseen >= LOOK:
+            self._grant()
+
+    def resume(self, *, rollback: bool = True, pausing: bool = True) -> None:
         """The engine is ready and its caches are empty: slots may be granted.
 
         Args:
             rollback: it can drop the tail of a cache; if not, a cache is reused whole or not at all.
+            pausing: an answer can go on in another request, because its tokens are known.
         """
-        self._rollback = rollback
+        self._rollback, self._pausing = rollback, pausing
         for slot in self._slots:
-            slot.ids, slot.session, slot.stale = [], "", False
+            slot.ids, slot.session, slot.stale, slot.spare = [], "", False, False
         self._open = True
         self._grant()
 
@@ -199,53 +183,85 @@ class SlotQueue:
         priority: Priority = Priority.CHAT,
         session: str = "",
         apart: Apart = "no",
+        since: float | None = None,
+        beside: bool = False,
+        until: float | None = None,
     ) -> AsyncIterator[Slot]:
         """A slot for a prompt of `ids`, as long as the context is open.
 
-        The user of the slot sets `slot.ids` to what the cache then holds. Background work must leave when
-        `slot.wanted` is set.
+        The user of the slot sets `slot.ids` to what the cache then holds, and leaves when `slot.wanted` is set.
 
         Args:
             ids: the prompt.
             notify: hears the position in line.
             priority: who goes first.
-            session: the conversation; background work takes no slot that was used later than this one's.
+            session: the conversation; background work takes no slot that was used later than this one's, or
+                later than `since` where it has none.
             apart: whether to stay out of the conversation's own slot.
+            since: when it was first asked, by the monotonic clock; now, if not given.
+            beside: background work that may go on while people are answered; in short steps, for all feel each.
+            until: when it waits no longer, by the monotonic clock.
 
         Raises:
-            Busy: too many are waiting.
-            Crowded: background work would harm others.
+            Busy: too many are waiting. Full: and they are other people's.
+            Late: its turn did not come by then, or by all that is known cannot.
+            Crowded: background work would harm others; a batch waits instead.
         """
-        slot = await self._acquire(Asked(ids, priority, session, apart), notify)
-        started = time.monotonic()
+        now = time.monotonic()
+        since = now if since is None else since
+        asked = Asked(ids, priority, session, apart, beside, since=since, until=until)
+        person = priority is Priority.CHAT
+        if person:
+            self._shares.join(asked.user)
         try:
-            yield slot
+            slot = await self._acquire(asked, notify)
+            started = time.monotonic()
+            try:
+                yield slot
+            finally:
+                if person and not slot.wanted.is_set():
+                    self._pace.answered(time.monotonic() - started, slot.said)
+                self._release(slot)
         finally:
-            self._release(slot)
-            if priority is Priority.CHAT:
-                self._seconds_per_answer += 0.2 * (time.monotonic() - started - self._seconds_per_answer)
+            if person:
+                self._shares.leave(asked.user)
             self._grant()
 
     def _release(self, slot: Slot) -> None:
-        if slot.holder in (Priority.CHAT, Priority.WARMING):
+        if slot.holder in (Priority.CHAT, Priority.PATIENT):
             slot.used_at = time.monotonic()
-        slot.holder = None
+        elif slot.holder is Priority.WARMING and slot.asked is not None:
+            slot.used_at = max(slot.used_at, slot.asked.since)
+        if slot.holder is Priority.CHAT:
+            self._people_at = time.monotonic()
+        slot.holder = slot.asked = None
+        slot.beside = slot.reading = False
         slot.wanted.clear()
 
     async def _acquire(self, asked: Asked, notify: Notify) -> Slot:
-        person = asked.priority is Priority.CHAT
-        ahead = sum(waiting.person is person for waiting in self._line)
-        if ahead >= self._limit and not (person and self._open and any(not s.busy for s in self._slots)):
-            wait = self._seconds_per_answer * (ahead + 1) / len(self._slots)
-            raise Busy(
-                f"{ahead} requests are already waiting for this model.",
-                retry_after=max(1.0, round(wait, 1)),
-                hint="try again later, or raise max_queue",
-            )
+        self._admit(asked)
         future: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
-        waiting = _Waiting(int(asked.priority), next(self._arrivals), asked, future, notify)
+        waiting = Waiting(int(asked.priority), next(self._arrivals), asked, future, notify)
+        if asked.until is not None:
+            waiting.notify = _unheard  # until it is known that it may wait
         self._line.append(waiting)
         self._grant()
+        left = None if asked.until is None else asked.until - time.monotonic()
+        if left is not None and not future.done():
+            if self._open and self._pace.over(left, waiting.position):
+                self._line.remove(waiting)
+                self._grant()
+                raise late(waiting, "cannot", retry_after=self._pace.estimate(waiting.position))
+            waiting.notify = notify
+            notify(Queued(waiting.position, waiting.seconds))
+        try:
+            async with asyncio.timeout(left):
+                return await self._granted(waiting)
+        except TimeoutError:
+            raise late(waiting, "did not", retry_after=self._pace.estimate(waiting.position)) from None
+
+    async def _granted(self, waiting: Waiting) -> Slot:
+        future = waiting.granted
         try:
             return await future
         except asyncio.CancelledError:
@@ -253,49 +269,138 @@ class SlotQueue:
                 self._release(future.result())  # granted in the same step as the cancel
             if waiting in self._line:
                 self._line.remove(waiting)
-            self._grant()
             raise
 
-    def _grant(self) -> None:
-        self._line = [waiting for waiting in self._line if not waiting.granted.done()]
-        self._make_way()
-        for waiting in sorted(self._line) if self._open else ():
-            if not waiting.person:
-                break
-            self._give(waiting)
-        while self._open and not self.people and (following := self._next_of_background()):
-            if not self._give(following):
-                break
-        for position, waiting in enumerate(sorted(self._line), start=1):
-            if waiting.position != position:
-                waiting.position = position
-                waiting.notify(position)
+    def _admit(self, asked: Asked) -> None:
+        """Refuses who finds the line full, unless another has more in it: then that one's newest is refused."""
+        person = asked.priority is Priority.CHAT
+        line = [waiting for waiting in self._line if waiting.person is person]
+        if len(line) < self._limit or (person and self._open and any(not slot.busy for slot in self._slots)):
+            return
+        lines = Counter(waiting.asked.user for waiting in line)
+        longest, most = max(lines.items(), key=lambda item: item[1], default=("", 0))
+        if person and self.by_user and lines[asked.user] + 1 < most:
+            newest = max((w for w in line if w.asked.user == longest), key=lambda w: w.arrival)
+            self._line.remove(newest)
+            newest.granted.set_exception(self._refusal(Busy, most))
+            return
+        others = person and len(line) > lines[asked.user]
+        raise self._refusal(Full if others and not lines[asked.user] else Busy, len(line))
 
-    def _make_way(self) -> None:
+    def _refusal(self, kind: type[Busy], ahead: int) -> Busy:
+        return kind(
+            f"{ahead} requests are already waiting for this model.",
+            retry_after=self._pace.estimate(ahead + 1),
+            hint="try again later, or raise max_queue",
+        )
+
+    def _grant(self) -> None:
+        self._unseen = 0.0
+        if not self.people:
+            self._calm.set()
+        self._line = [waiting for waiting in self._line if not waiting.granted.done()]
+        people = self._in_turn([waiting for waiting in self._line if waiting.person])
+        self._make_way(people)
+        for waiting in people if self._open else ():
+            self._give(waiting)
+        self._serve_background()
+        if self._open and self.people and not self.pressed and not any(s.beside for s in self._slots):
+            beside = next((waiting for waiting in sorted(self._line) if waiting.asked.beside), None)
+            if beside is not None:
+                self._give(beside)
+        rest = sorted(waiting for waiting in self._line if not waiting.person)
+        for position, waiting in enumerate([*(w for w in people if w in self._line), *rest], start=1):
+            seconds = self._pace.estimate(position)
+            if waiting.position != position or abs(waiting.seconds - seconds) >= MOVED:
+                waiting.position, waiting.seconds = position, seconds
+                waiting.notify(Queued(position, seconds))
+
+    def _in_turn(self, line: Sequence[Waiting]) -> list[Waiting]:
+        """Answers of one priority, in the order of their users' turns."""
+        if len(line) < 2 or not self.by_user:
+            return list(line)
+        kind = line[0].asked.priority
+        turns = order(
+            [waiting.claim() for waiting in line],
+            Counter(slot.user for slot in self._slots if slot.holder is kind and not slot.leaving),
+            self._shares.standings(),
+            slots=len(self._slots),
+            cost=self._pace.tokens,
+        )
+        return [line[index] for index in turns]
+
+    def _make_way(self, people: list[Waiting]) -> None:
         """Tells those to leave who are in the way of somebody who goes first."""
         if self.people:
             for slot in self._slots:
-                if slot.holder not in (None, Priority.CHAT):
+                if not (slot.holder is None or slot.holder.foreground) and (self.pressed or not slot.beside):
                     slot.wanted.set()
-        elif self._line and all(slot.busy and not slot.leaving for slot in self._slots):
-            last = max(self._slots, key=lambda slot: (slot.holder or 0, slot.index))
-            if (last.holder or 0) > min(self._line).priority:
-                last.wanted.set()
+            self._patient_make_way(len(people))
+            if people and self._pausing and self._open and self.by_user:
+                self._pause_for(people)
+        elif (last := to_leave(self._line, self._slots)) is not None:
+            last.wanted.set()
 
-    def _next_of_background(self) -> _Waiting | None:
-        line = sorted(waiting for waiting in self._line if not waiting.person)
-        patient = [waiting for waiting in line if waiting.passed >= PASSED]
-        return min(patient, key=lambda waiting: waiting.arrival) if patient else line[0] if line else None
+    def _patient_make_way(self, people: int) -> None:
+        """Answers that nobody watches leave, the newest first, where people find no slot."""
+        patient = [slot for slot in self._slots if slot.holder is Priority.PATIENT and not slot.leaving]
+        short = people - sum(not slot.busy or slot.leaving for slot in self._slots)
+        patient.sort(key=lambda slot: slot.asked.since if slot.asked else 0.0)
+        for slot in patient[max(0, len(patient) - max(0, short)) :]:
+            slot.wanted.set()
 
-    def _give(self, waiting: _Waiting) -> bool:
+    def _pause_for(self, people: list[Waiting]) -> None:
+        """Answers of people who have more than their share make way, one for each who has less and finds no slot."""
+        serving = [slot for slot in self._slots if slot.holder is Priority.CHAT]
+        room = len(self._slots) - sum(not slot.leaving for slot in serving)
+        staying = [slot for slot in serving if not slot.leaving]
+        held, standings = Counter(slot.user for slot in staying), self._shares.standings()
+        for waiting in people:
+            user = waiting.asked.user
+            if room:
+                room -= 1
+            else:
+                claims = [claim_of(slot.asked, slot.said) for slot in staying if slot.asked]
+                found = to_pause(waiting.claim(), claims, held, standings)
+                if found is None:
+                    continue
+                slot = staying.pop(found)
+                slot.wanted.set()
+                self.pauses += 1
+                held[slot.user] -= 1
+            held[user] += 1
+
+    def _serve_background(self) -> None:
+        """What may go on now gets a slot; what finds none without harm lets others go first."""
+        passed_over: list[Waiting] = []
+        while self._open and not all(slot.busy for slot in self._slots):
+            first = self._next_of_background(passed_over)
+            if first is None:
+                return
+            if not self._give(first):
+                passed_over.append(first)
+
+    def _next_of_background(self, passed_over: list[Waiting]) -> Waiting | None:
+        line = [w for w in self._line if not w.person and w not in passed_over]
+        if self.people:
+            line = [] if self.pressed else [w for w in line if w.asked.priority is Priority.PATIENT]
+        found = following(line, self._slots)
+        if found is None or found.asked.priority is not Priority.PATIENT:
+            return found
+        return self._in_turn([w for w in line if w.asked.priority is Priority.PATIENT])[0]
+
+    def _give(self, waiting: Waiting) -> bool:
         """Grants a slot, or an error; False while there is none to grant."""
         person = waiting.person
         free = [slot for slot in self._slots if not slot.busy or (person and slot.leaving)]
         if not free:
             return False
-        slot = _best(self._slots, free, waiting.asked, rollback=self._rollback)
+        slot = best(self._slots, free, waiting.asked, rollback=self._rollback)
         if slot is not None and slot.busy:
             return False  # its own slot comes free within one engine step: better than another's cache
+        if slot is None and waiting.asked.priority is Priority.BATCH:
+            self._grant_again(min(map(until_expendable, free)))
+            return False
         self._line.remove(waiting)
         if slot is None:
             waiting.granted.set_exception(Crowded())
@@ -303,54 +408,29 @@ class SlotQueue:
         for other in self._line:
             other.passed += other.priority > Priority.CHAT and not person
         asked = waiting.asked
+        if slot.user != asked.user:
+            slot.user, slot.ids = asked.user, []
+        if slot.session != asked.session:
+            slot.used_at = 0.0
         if asked.apart == "no":
             slot.session = asked.session
             self.settle(asked.session, slot)
         elif slot is not self.home(asked.session):  # until it is settled, anybody may have it
             slot.session, slot.stale = asked.session, True
-        slot.holder = asked.priority
+        slot.holder, slot.asked, slot.said = asked.priority, asked, 0
+        slot.beside, slot.reading = asked.beside, asked.priority.foreground
+        slot.spare = asked.priority is Priority.BATCH
+        if person:
+            self._shares.charge(asked.user, 1)  # turns alternate also where nothing was said yet
         slot.wanted.clear()
         waiting.granted.set_result(slot)
         return True
 
-
-def _best(slots: Sequence[Slot], free: Sequence[Slot], asked: Asked, *, rollback: bool) -> Slot | None:
-    """The free slot whose cache serves a request best; another conversation's cache is spared if possible.
-
-    A stranger gets an empty slot, or one of the older three quarters, next to slots in use: llama.cpp computes
-    neighbouring slots in one batch, scattered ones in several (measured: 30 % slower with every other slot).
-    """
-    mine = [slot for slot in slots if asked.session and slot.session == asked.session and not slot.stale]
-    shared = {slot.index: reusable(slot.ids, asked.ids, rollback=rollback) for slot in free}
-    others = [slot for slot in free if slot not in mine or asked.apart == "no"]
-    kin = [s for s in others if s.ids and (s in mine or shared[s.index] * 2 >= len(s.ids))]
-    if asked.priority is not Priority.CHAT:
-        kin = [slot for slot in kin if slot.stale or slot.session == asked.session]
-    if kin:
-        return max(kin, key=lambda slot: (shared[slot.index], slot.used_at))
-    if asked.priority is not Priority.CHAT:
-        until = max((slot.used_at for slot in mine), default=time.monotonic())
-        others = [slot for slot in others if not slot.ids or slot.stale or slot.used_at < until]
-    elif any(not slot.busy for slot in others):
-        others = [slot for slot in others if not slot.busy]  # a stranger waits for nobody to leave
-    if not others:
-        own = [slot for slot in mine if slot in free]
-        return own[0] if own and asked.apart != "only" else None
-    spared = max(len(others) // 4, int(len(others) > 1))  # those used last
-    oldest = sorted(others, key=lambda slot: slot.used_at)[: len(others) - spared]
-    empty = [slot for slot in others if not slot.ids]
-    expendable = {slot.index: slot for slot in (empty or [slot for slot in others if slot.stale] or oldest)}
-    return expendable[_neighbour(sorted(expendable), [slot.index for slot in slots if slot.busy])]
+    def _grant_again(self, seconds: float) -> None:
+        if self._again is not None:
+            self._again.cancel()
+        self._again = asyncio.get_running_loop().call_later(max(0.0, seconds) + 0.01, self._grant)
 
 
-def _neighbour(free: Sequence[int], busy: Sequence[int]) -> int:
-    """The free index nearest to a busy one; where nothing is busy, the first of the longest row of free ones."""
-    if busy:
-        return min(free, key=lambda index: (min(abs(index - other) for other in busy), index))
-    rows = [[free[0]]]
-    for index in free[1:]:
-        if index == rows[-1][-1] + 1:
-            rows[-1].append(index)
-        else:
-            rows.append([index])
-    return max(rows, key=len)[0]
+def _unheard(_: Queued) -> None:
+    """A place in line that nobody is told of."""

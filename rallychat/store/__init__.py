@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+from rallychat.store.batches import BatchStore, StoredBatch
+from rallychat.store.files import FileStore, StoredFile
 from rallychat.store.idempotency import KeyStore
+from rallychat.store.library import Shelf
 from rallychat.store.store import ConversationStore
-from rallychat.store.types import Conversation, Memory, StoredMessage, StoredResponse, TokenSpan
+from rallychat.store.types import (
+    Conversation,
+    Hit,
+    Imported,
+    ImportedMessage,
+    Memory,
+    Persona,
+    Share,
+    StoredMessage,
+    StoredResponse,
+    TokenSpan,
+)
 
 __all__ = [
+    "BatchStore",
     "Conversation",
     "ConversationStore",
+    "FileStore",
+    "Hit",
+    "Imported",
+    "ImportedMessage",
     "KeyStore",
     "Memory",
+    "Persona",
+    "Share",
+    "Shelf",
+    "StoredBatch",
+    "StoredFile",
     "StoredMessage",
     "StoredResponse",
     "TokenSpan",

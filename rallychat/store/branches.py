@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Text, cast, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rallychat.store import codec, queries
@@ -27,7 +27,7 @@ _STAMP = (
     messages.c.mark,
     messages.c.span_key,
     func.length(messages.c.span_ids).label("ids"),
-    func.length(messages.c.parts).label("said"),
+    func.length(cast(messages.c.parts, Text)).label("said"),
 )
 
 
@@ -41,10 +41,13 @@ class Branches:
         """The branch that ends at `tip`, oldest first; empty if there is no such message here."""
         stamps = (await db.execute(queries.path_query(conversation_id, tip, _STAMP))).all()
         fresh = [row.id for row in stamps if row.id == tip or not self._is_known(row.id, tuple(row))]
-        read = await self._read(db, fresh, tip)
+        held = {
+            row.id: self._known[row.id][1] for row in stamps if row.id in self._known
+        }  # others may drop it
+        read = held | await self._read(db, fresh, tip)
         found: list[StoredMessage] = []
         for row in stamps:
-            message = read.get(row.id) or self._known[row.id][1]
+            message = read[row.id]
             self._known.pop(row.id, None)
             if row.id != tip and message.status == "complete":
                 self._known[row.id] = (tuple(row), message)

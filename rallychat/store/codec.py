@@ -107,6 +107,7 @@ def settled(
     metadata: Mapping[str, str] | Unset | None,
     strategy: str | Unset | None = UNSET,
     budget: int | Unset | None = UNSET,
+    elsewhere: bool | Unset | None = UNSET,
 ) -> dict[str, Any]:
     """The columns of a conversation that are given, checked."""
     columns: dict[str, Any] = {}
@@ -119,6 +120,8 @@ def settled(
         columns["metadata"] = metadata_json(metadata or {})
     if budget is not UNSET:
         columns["budget"] = budget
+    if elsewhere is not UNSET:
+        columns["elsewhere"] = elsewhere
     return columns
 
 
@@ -148,7 +151,7 @@ def report_json(report: ContextReport | None) -> dict[str, Any] | None:
 
 def _segment(segment: Segment) -> list[Any]:
     score = [] if segment.score is None else [segment.score]
-    return [segment.kind, segment.message_id, segment.tokens, *score]
+    return [segment.kind, segment.message_id, segment.tokens, *score, *([segment.by] if segment.by else [])]
 
 
 def figures_json(figures: Usage | Timings | None) -> dict[str, Any] | None:
@@ -164,7 +167,7 @@ def conversation_from(row: Mapping[str, Any]) -> Conversation:
             title=row["title"],
             system=row["system"],
             model=row["model"],
-            sampling=_sampling(row["sampling"]),
+            sampling=sampling_from(row["sampling"]),
             tip_id=row["tip_id"],
             created_at=row["created_at"],
             updated_at=row["updated_at"],
@@ -172,6 +175,12 @@ def conversation_from(row: Mapping[str, Any]) -> Conversation:
             listed=row["listed"],
             strategy=row.get("strategy"),
             budget=row.get("budget"),
+            elsewhere=row.get("elsewhere"),
+            pinned=bool(row.get("pinned")),
+            archived=bool(row.get("archived")),
+            folder=row.get("folder"),
+            deleted_at=row.get("deleted_at"),
+            answering=row.get("answering"),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
         raise StoreError(f"Conversation '{row['id']}' in the database is damaged: {exc!r}.") from exc
@@ -201,7 +210,8 @@ def message_from(row: Mapping[Any, Any]) -> StoredMessage:
         raise StoreError(f"Message '{row['id']}' in the database is damaged: {exc!r}.") from exc
 
 
-def _sampling(written: dict[str, Any]) -> Sampling:
+def sampling_from(written: dict[str, Any]) -> Sampling:
+    """What was given."""
     stop = written.get("stop")
     known = _known(Sampling, {**written, "stop": None if stop is None else tuple(stop)})
     return known or Sampling()

@@ -7,15 +7,17 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import func, insert, select, text, update
+from sqlalchemy import func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rallychat.errors import NotFound
 from rallychat.store import codec, queries, search
 from rallychat.store.database import Database
-from rallychat.store.tables import memories, messages
-from rallychat.store.types import Mark, Memory
+from rallychat.store.tables import conversations, memories, messages
+from rallychat.store.types import Mark, Memory, StoredMessage
 from rallychat.store.whole import whole
+
+_SAID = tuple(column for column in messages.c if column is not messages.c.report)
 
 
 class ContextStore:
@@ -23,7 +25,6 @@ class ContextStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._searchable = search.available()
 
     @whole
     async def mark(self, message_id: str, mark: Mark | None) -> None:
@@ -36,6 +37,7 @@ class ContextStore:
     async def memories(self, conversation_id: str) -> list[Memory]:
         """Every version, oldest first, those that were undone among them."""
         async with self._database.read() as db:
+            await queries.conversation_row(db, conversation_id)
             return await _memories(db, conversation_id)
 
     @whole
@@ -75,14 +77,43 @@ class ContextStore:
         """Messages that share words with `asked`, as (id, score), the best first; in every branch.
 
         Args:
-            conversation_id: where; None searches every conversation.
+            conversation_id: where; None searches every conversation of this person.
         """
-        query = search.query(search.words(asked), conversation_id=conversation_id)
-        if not query or not self._searchable:
+        words = search.words(asked)
+        if not words:
             return []
         async with self._database.read() as db:
-            found = await db.execute(text(search.FIND), {"query": query, "limit": limit})
-            return [(row.message_id, row.score) for row in found]
+            return await self._database.search(db, words, conversation_id=conversation_id, limit=limit)
+
+    @whole
+    async def elsewhere(self, asked: str, *, but: str, limit: int) -> list[tuple[StoredMessage, str]]:
+        """What this person's other conversations say of it, with their titles, the best first.
+
+        Nothing of conversations that are deleted or archived, of branches that were left, and nothing excluded.
+        """
+        words = search.words(asked)
+        if not words:
+            return []
+        async with self._database.read() as db:
+            hits = await self._database.search(db, words, conversation_id=None, limit=4 * limit)
+            place = {message_id: at for at, (message_id, _) in enumerate(hits)}
+            rows = await db.execute(
+                select(*_SAID, conversations.c.title, conversations.c.tip_id)
+                .join(conversations, conversations.c.id == messages.c.conversation_id)
+                .where(
+                    messages.c.id.in_(list(place)),
+                    conversations.c.id != but,
+                    queries.mine(),
+                    conversations.c.deleted_at.is_(None),
+                    conversations.c.archived.is_(False),
+                    or_(messages.c.mark.is_(None), messages.c.mark != "exclude"),
+                )
+            )
+            found = sorted(rows.mappings(), key=lambda row: place[row["id"]])[:limit]
+            in_view = set()
+            for chat, tip in {row["conversation_id"]: row["tip_id"] for row in found}.items():
+                in_view |= set(await db.scalars(queries.path_query(chat, tip, [messages.c.id])))
+        return [(codec.message_from(row), row["title"]) for row in found if row["id"] in in_view]
 
 
 async def _memories(db: AsyncConnection, conversation_id: str) -> list[Memory]:

@@ -9,14 +9,15 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, and_, delete, func, insert, select, update
 
+from rallychat.identity import current
 from rallychat.store.database import Database
 from rallychat.store.owners import Owner
-from rallychat.store.tables import LOCAL_USER, idempotency_keys
+from rallychat.store.tables import idempotency_keys
 from rallychat.store.whole import whole
 
 LIFETIME = timedelta(hours=24)
 MOST = 10_000
-"""Keys that are kept; beyond it the oldest answered ones go before their time."""
+"""Keys of a person that are kept; beyond it the oldest answered ones go before their time."""
 LONGEST = 2**20
 """Bytes of one kept answer, compressed."""
 
@@ -53,12 +54,14 @@ class KeyStore:
             found = await db.execute(select(idempotency_keys).where(_is(key)))
             if (row := found.mappings().one_or_none()) is not None:
                 return _claim(dict(row))
-            if (await db.scalars(select(func.count()).select_from(idempotency_keys))).one() >= MOST:
+            mine = idempotency_keys.c.user_id == current().id
+            counted = select(func.count()).select_from(idempotency_keys).where(mine)
+            if (await db.scalars(counted)).one() >= MOST:
                 answered = idempotency_keys.c.owner.is_(None)
                 age = idempotency_keys.c.created_at
-                oldest = select(idempotency_keys.c.key).where(answered).order_by(age).limit(MOST // 100)
-                await db.execute(delete(idempotency_keys).where(idempotency_keys.c.key.in_(oldest)))
-            row_ = {"user_id": LOCAL_USER, "key": key, "fingerprint": fingerprint, "created_at": now}
+                oldest = select(idempotency_keys.c.key).where(mine, answered).order_by(age).limit(MOST // 100)
+                await db.execute(delete(idempotency_keys).where(mine, idempotency_keys.c.key.in_(oldest)))
+            row_ = {"user_id": current().id, "key": key, "fingerprint": fingerprint, "created_at": now}
             await db.execute(insert(idempotency_keys).values(**row_, owner=self._owner.id))
         return None
 
@@ -86,7 +89,7 @@ class KeyStore:
 
 
 def _is(key: str) -> ColumnElement[bool]:
-    return and_(idempotency_keys.c.user_id == LOCAL_USER, idempotency_keys.c.key == key)
+    return and_(idempotency_keys.c.user_id == current().id, idempotency_keys.c.key == key)
 
 
 def _claim(row: dict[str, Any]) -> Claim:

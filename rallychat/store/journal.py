@@ -35,6 +35,8 @@ class Journal:
         self._path = path
         self._file: int | None = None
         self._growing: set[str] = set()
+        self._unwritten = b""
+        """What the disk had no room for; it goes before what comes next, so that nothing is missing in between."""
 
     def begin(self, message_id: str, parts: tuple[Part, ...]) -> None:
         """An answer grows from now on; `parts` is what it has already (it is being continued)."""
@@ -63,16 +65,20 @@ class Journal:
             os.close(self._file)
             self._file = None
         if not self._growing:
+            self._unwritten = b""
             with suppress(OSError):
                 self._path.unlink(missing_ok=True)
 
     def _write(self, line: Mapping[str, object]) -> None:
+        first = not self._unwritten
+        self._unwritten += orjson.dumps(line) + b"\n"
         try:
             if self._file is None:
                 self._file = os.open(self._path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
-            os.write(self._file, orjson.dumps(line) + b"\n")
+            self._unwritten = self._unwritten[os.write(self._file, self._unwritten) :]
         except OSError as exc:  # the answer goes on, and is still saved a few times a second
-            log.warning("the journal %s cannot be written: %s", self._path, exc.strerror)
+            if first:
+                log.warning("the journal %s cannot be written: %s", self._path, exc.strerror)
 
 
 Told = tuple[type[Text | Reasoning], str]

@@ -2,11 +2,12 @@
 
 The operating system frees a dead process's lock, however it died. Whoever looks at locks does so under one
 `store.lock`, so that nobody takes a process that is just starting for a dead one. Locks reach across the
-processes of one machine, not across machines.
+processes of one machine and folder, its *place*; `processes.py` knows what to do about the others.
 """
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Collection, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -43,6 +44,8 @@ class Owner:
     def __init__(self, folder: Path) -> None:
         self.id = new_id("owner")
         self.folder = folder
+        self.place = ""
+        """Where the locks are that tell whether it lives."""
         self._lock = _lock(self._file(self.id))
 
     def journal(self, owner: str) -> Path:
@@ -52,6 +55,13 @@ class Owner:
     def take(self) -> None:
         """Takes this process's lock. Call under `starting`."""
         self._lock.acquire(timeout=0)
+
+    def find_place(self) -> None:
+        """Learns `place`. Call under `starting`."""
+        mark = self.folder / "place"
+        if not mark.exists():
+            mark.write_text(new_id("place"), encoding="utf-8")
+        self.place = f"{mark.read_text(encoding='utf-8')[:80]} {socket.gethostname()[:150]}"
 
     def release(self) -> None:
         """Frees the lock; answers still running count as interrupted from now on."""

@@ -6,14 +6,27 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, case, delete, func, null, or_, select, union, update
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    and_,
+    case,
+    delete,
+    exists,
+    func,
+    null,
+    or_,
+    select,
+    union,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rallychat.errors import Conflict, NotFound
+from rallychat.identity import current
 from rallychat.store.codec import is_id, parts_mended
 from rallychat.store.journal import Told, whole
 from rallychat.store.tables import (
-    LOCAL_USER,
     conversations,
     idempotency_keys,
     messages,
@@ -24,10 +37,25 @@ from rallychat.store.tables import (
 _WITHOUT_REPORT = [column for column in messages.c if column is not messages.c.report]
 
 
+def mine() -> ColumnElement[bool]:
+    """Conversations of the person of this request: every statement that a name from outside leads to has it."""
+    return conversations.c.user_id == current().id
+
+
+def of_mine() -> ColumnElement[bool]:
+    """The same of messages, those of the trash left out."""
+    return exists().where(
+        conversations.c.id == messages.c.conversation_id, mine(), conversations.c.deleted_at.is_(None)
+    )
+
+
 async def conversation_row(db: AsyncConnection, conversation_id: str) -> dict[str, Any]:
-    """The row, or NotFound."""
+    """The row, or NotFound, also where it is somebody else's or in the trash."""
     if is_id(conversation_id):
-        found = await db.execute(select(conversations).where(conversations.c.id == conversation_id))
+        this = conversations.c.id == conversation_id
+        found = await db.execute(
+            select(conversations).where(this, mine(), conversations.c.deleted_at.is_(None))
+        )
         if (row := found.mappings().one_or_none()) is not None:
             return dict(row)
     raise NotFound("conversation", conversation_id)
@@ -36,9 +64,9 @@ async def conversation_row(db: AsyncConnection, conversation_id: str) -> dict[st
 async def message_row(
     db: AsyncConnection, message_id: str, *, conversation_id: str | None = None
 ) -> dict[str, Any]:
-    """The row, or NotFound; also where it is not of `conversation_id`, if that is given."""
+    """The row, or NotFound; also where it is somebody else's, or not of `conversation_id` if that is given."""
     if is_id(message_id):
-        found = await db.execute(select(messages).where(messages.c.id == message_id))
+        found = await db.execute(select(messages).where(messages.c.id == message_id, of_mine()))
         row = found.mappings().one_or_none()
         if row is not None and conversation_id in (None, row["conversation_id"]):
             return dict(row)
@@ -49,6 +77,25 @@ def refuse_running(row: dict[str, Any]) -> None:
     """Conflict if the message is still being written."""
     if row["status"] == "running":
         raise Conflict(f"Message '{row['id']}' is still being written.", hint="stop it or wait for its end")
+
+
+async def refuse_answering(db: AsyncConnection, conversation: dict[str, Any]) -> None:
+    """Conflict if an answer is being made on the branch in view, in whichever process."""
+    if (answer := conversation["answering"]) is not None:
+        status = await db.scalars(select(messages.c.status).where(messages.c.id == answer))
+        if status.one_or_none() == "running":
+            raise Conflict("This conversation is still answering.", hint="stop it or wait for its end")
+
+
+async def set_answering(db: AsyncConnection, conversation_id: str, answer: str) -> None:
+    """From now on `answer` is being made on the branch in view."""
+    this = conversations.c.id == conversation_id
+    await db.execute(update(conversations).where(this).values(answering=answer))
+
+
+async def answered(db: AsyncConnection, which: ColumnElement[bool]) -> None:
+    """Those conversations are free again."""
+    await db.execute(update(conversations).where(which).values(answering=None))
 
 
 async def set_tip(db: AsyncConnection, conversation_id: str, tip: str, *, at: datetime | None = None) -> None:
@@ -97,13 +144,15 @@ def newest_query(conversation_id: str) -> Select[Any]:
     return select(func.max(messages.c.id)).where(messages.c.conversation_id == conversation_id)
 
 
-def recent_query(*, after: dict[str, Any] | None) -> Select[Any]:
+def recent_query(*, after: dict[str, Any] | None, trash: bool = False) -> Select[Any]:
     """Conversations, the last active first; those after the row `after`, if given."""
     id_, time = conversations.c.id, conversations.c.updated_at
-    wanted = select(conversations).where(conversations.c.user_id == LOCAL_USER, conversations.c.listed)
+    deleted = conversations.c.deleted_at
+    wanted = select(conversations).where(mine(), conversations.c.listed)
+    wanted = wanted.where(deleted.is_not(None) if trash else deleted.is_(None))
     if after is not None:
-        same_time = and_(time == after["updated_at"], id_ < after["id"])
-        wanted = wanted.where(or_(time < after["updated_at"], same_time))
+        at = after["updated_at"]  # said twice: of an OR no index makes a range
+        wanted = wanted.where(time <= at, or_(time < at, and_(time == at, id_ < after["id"])))
     return wanted.order_by(time.desc(), id_.desc())
 
 
@@ -137,11 +186,18 @@ async def drop_claims(db: AsyncConnection, owners: Sequence[str]) -> None:
 
 async def interrupt(db: AsyncConnection, which: ColumnElement[bool], *, error: str) -> int:
     """Ends those running answers, keeping all that was saved of them; returns how many."""
-    ended = {"status": "complete", "finish_reason": "interrupted", "error": error, "owner": None}
-    done = await db.execute(update(messages).where(which, messages.c.status == "running").values(**ended))
-    return done.rowcount
+    running = and_(which, messages.c.status == "running")
+    await answered(db, conversations.c.answering.in_(select(messages.c.id).where(running)))
+    ended = {
+        "status": "complete",
+        "finish_reason": "interrupted",
+        "error": error,
+        "owner": None,
+        "stop_at": None,
+    }
+    return (await db.execute(update(messages).where(running).values(**ended))).rowcount
 
 
 def is_preference(name: str) -> ColumnElement[bool]:
     """The row of one preference."""
-    return and_(preferences.c.user_id == LOCAL_USER, preferences.c.name == name)
+    return and_(preferences.c.user_id == current().id, preferences.c.name == name)

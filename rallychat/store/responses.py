@@ -10,15 +10,16 @@ from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rallychat.errors import NotFound
+from rallychat.identity import current
 from rallychat.messages import Message
 from rallychat.store import codec, queries
 from rallychat.store.database import Database
 from rallychat.store.ids import new_id
 from rallychat.store.items import insert_chain, is_followed, new_row, take_out
 from rallychat.store.owners import Owner
-from rallychat.store.tables import LOCAL_USER, conversations, idempotency_keys, messages, responses
+from rallychat.store.tables import conversations, idempotency_keys, messages, responses
 from rallychat.store.types import StoredMessage, StoredResponse, response_id
-from rallychat.store.whole import to_the_end, whole
+from rallychat.store.whole import again, to_the_end, whole
 from rallychat.unset import UNSET, Unset
 
 _GIVEN_UP = "This answer was given up before it began."
@@ -52,9 +53,8 @@ class ResponseStore:
         Raises:
             NotFound: no such conversation or parent. Conflict: what it would follow is still being written.
         """
-        begun = self._begin(
-            conversation_id, said, codec.checked(model, param="model"), request, parent_id, key
-        )
+        model = codec.checked(model, param="model")
+        begun = again(lambda: self._begin(conversation_id, said, model, request, parent_id, key))
         return await to_the_end(begun, abandoned=lambda made: self._abandon(made.answer.id))
 
     async def _begin(
@@ -77,6 +77,8 @@ class ResponseStore:
             if parent is not None:
                 row = await queries.message_row(db, parent, conversation_id=conversation_id)
                 queries.refuse_running(row)
+            if parent_id is UNSET:
+                await queries.refuse_answering(db, conversation)
             rows = await insert_chain(db, conversation_id, parent, said)
             answer = new_row(conversation_id, parent_id=rows[-1]["id"], after=rows[-1]["id"])
             answer |= {"role": "assistant", "parts": [], "model": model, "status": "running"}
@@ -85,8 +87,10 @@ class ResponseStore:
             await db.execute(insert(responses).values(message_id=answer["id"], request=noted))
             if parent_id is UNSET or not conversation["listed"]:  # a chain is seen from its newest answer
                 await queries.set_tip(db, conversation_id, answer["id"], at=now)
+            if parent_id is UNSET:
+                await queries.set_answering(db, conversation_id, answer["id"])
             if key is not None:
-                mine = (idempotency_keys.c.user_id == LOCAL_USER, idempotency_keys.c.key == key)
+                mine = (idempotency_keys.c.user_id == current().id, idempotency_keys.c.key == key)
                 leads = {"response_id": response_id(answer["id"]), "owner": None}
                 await db.execute(update(idempotency_keys).where(*mine).values(**leads))
         return StoredResponse(codec.message_from(answer), noted, None)
@@ -112,7 +116,8 @@ class ResponseStore:
         """The messages its request brought, as far as they are still there."""
         ids = response.request["input"]
         async with self._database.read() as db:
-            found = await db.execute(select(messages).where(messages.c.id.in_(ids)).order_by(messages.c.id))
+            these = select(messages).where(messages.c.id.in_(ids), queries.of_mine())
+            found = await db.execute(these.order_by(messages.c.id))
             return [codec.message_from(dict(row)) for row in found.mappings()]
 
     @whole
@@ -142,7 +147,7 @@ class ResponseStore:
 
 
 async def _unlisted(db: AsyncConnection, now: datetime) -> str:
-    row = {"id": new_id("conv"), "user_id": LOCAL_USER, "title": "", "system": "", "sampling": {}}
+    row = {"id": new_id("conv"), "user_id": current().id, "title": "", "system": "", "sampling": {}}
     await db.execute(insert(conversations).values(**row, listed=False, created_at=now, updated_at=now))
     return row["id"]  # type: ignore[return-value]
 
@@ -150,9 +155,12 @@ async def _unlisted(db: AsyncConnection, now: datetime) -> str:
 async def _rows(db: AsyncConnection, response: str) -> tuple[dict[str, Any], dict[str, Any]]:
     message_id = f"msg_{response.removeprefix('resp_')}"
     if response.startswith("resp_") and codec.is_id(message_id):
+        said = select(messages).where(messages.c.id == message_id, queries.of_mine())
+        message = (await db.execute(said)).mappings().one_or_none()
         found = await db.execute(select(responses).where(responses.c.message_id == message_id))
-        if (row := found.mappings().one_or_none()) is not None:
-            return await queries.message_row(db, message_id), dict(row)
+        row = found.mappings().one_or_none()
+        if message is not None and row is not None:
+            return dict(message), dict(row)
     raise NotFound("response", response)
 
 

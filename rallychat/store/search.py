@@ -5,10 +5,10 @@ Words are compared without case and accents and by their English stem. The one p
 
 from __future__ import annotations
 
+import itertools
 import re
 import sqlite3
-from collections.abc import Iterable, Mapping
-from contextlib import closing
+from collections.abc import Iterable
 from functools import cache
 
 TABLE = "said"
@@ -51,15 +51,24 @@ FILL = (
 FIND = """
 SELECT p.message_id AS message_id, -bm25(said, 0.0, 1.0) AS score
 FROM said JOIN passages p ON p.id = said.rowid
-WHERE said MATCH :query ORDER BY bm25(said, 0.0, 1.0) LIMIT :limit"""
+JOIN messages m ON m.id = p.message_id JOIN conversations c ON c.id = m.conversation_id
+WHERE said MATCH :query AND c.user_id = :user ORDER BY bm25(said, 0.0, 1.0) LIMIT :limit"""
 """Message ids and BM25 scores (higher is better), best first."""
 
-FIND_HERE = """
-SELECT rowid, -bm25(said, 0.0, 1.0) FROM said WHERE said MATCH :query
-ORDER BY bm25(said, 0.0, 1.0) LIMIT 200"""
-"""The same by row, where there are no passages."""
+PASSAGES = 'CREATE VIRTUAL TABLE said USING fts5(text, tokenize = "porter unicode61 remove_diacritics 2")'
+"""The same table in memory, for the passages of one conversation (`rallychat.context.index`)."""
+PUT_PASSAGE = "INSERT INTO said (rowid, text) VALUES (?, ?)"
+DROP_PASSAGE = "DELETE FROM said WHERE rowid = ?"
+FIND_PASSAGES = """
+SELECT rowid, -bm25(said) FROM said WHERE said MATCH :query ORDER BY bm25(said), rowid LIMIT :limit"""
 
 _WORD = re.compile(r"\w+")
+_SPACELESS = re.compile(
+    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]"
+    r"|[\U00020000-\U0003ffff]"
+)
+"""A character of a script that writes no spaces between words (Thai, Lao, Burmese, Khmer, Chinese, Japanese), or of
+Korean, which writes particles without one."""
 MOST_WORDS = 32
 _MONTHS = (
     "jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|"
@@ -68,10 +77,12 @@ _MONTHS = (
 DATE = re.compile(
     rf"\b(?:\d{{4}}-(?P<m>\d\d)-(?P<d>\d\d)"
     rf"|(?P<name>{_MONTHS})\.? (?P<day>\d{{1,2}})(?:st|nd|rd|th)?"
-    rf"|(?P<day2>\d{{1,2}})(?:st|nd|rd|th)?(?: of)? (?P<name2>{_MONTHS}))\b",
+    rf"|(?P<day2>\d{{1,2}})(?:st|nd|rd|th)?(?: of)? (?P<name2>{_MONTHS}))\b"
+    r"|(?P<m2>\d{1,2}) ?[月월] ?(?P<d2>\d{1,2}) ?[日號号일]"
+    r"|\b(?P<d3>0?[1-9]|[12]\d|3[01])\. ?(?P<m3>1[0-2]|0?[1-9])\.",
     re.IGNORECASE,
 )
-"""A day, as English and ISO write it."""
+"""A day, as English, ISO, East Asian languages, and most of Europe write it in numbers."""
 _COMMON = (
     "a about above after again all also am an and any are as at be because been before being below between both but "
     "by can could did do does doing don down during each else ever few for from further get got had has have having "
@@ -96,26 +107,35 @@ def query(asked: Iterable[str], *, conversation_id: str | None) -> str:
 
     Words of other scripts match by their beginning too, for endings change there and the stemmer is English.
     """
-    terms = " OR ".join(
-        f'"{word}"' if word.isascii() or len(word) < 3 else f'"{word[:-1]}" *' for word in asked
-    )
+    terms = " OR ".join(map(_term, asked))
     here = f'conversation : "{conversation_id[5:]}" AND ' if conversation_id else ""
     return f"{here}text : ({terms})" if terms else ""
 
 
-def found(said: Mapping[str, str], question: str) -> list[tuple[str, float]]:
-    """The same search over texts by id that are in no store."""
-    asked = query(words(question), conversation_id=None)
-    if not asked or not available():
-        return []
-    ids = list(said)
-    with closing(sqlite3.connect(":memory:")) as index:
-        index.execute(SCHEMA[0])
-        index.executemany(
-            "INSERT INTO said (rowid, conversation, text) VALUES (?, '', ?)", enumerate(said.values())
-        )
-        rows = index.execute(FIND_HERE, {"query": asked}).fetchall()
-    return [(ids[row], score) for row, score in rows]
+def spaced(text: str) -> str:
+    """A text with each character of the scripts that write no spaces as a word of its own."""
+    return _SPACELESS.sub(r" \g<0> ", text)
+
+
+def passage_query(question: str) -> str:
+    """The same query for passages that were indexed `spaced`: there, pairs of characters stand for words."""
+    terms: dict[str, None] = {}
+    for word in words(question):
+        parts = spaced(word).split()
+        single = [part for part in parts if not _SPACELESS.fullmatch(part)]
+        if len(single) == len(parts) or len(parts) == 1:
+            terms |= dict.fromkeys(map(_term, parts))
+            continue
+        terms |= dict.fromkeys(map(_term, single))
+        pairs = itertools.pairwise(parts)
+        terms |= dict.fromkeys(f'"{one} {other}"' for one, other in pairs if not {one, other} & {*single})
+    return f"text : ({' OR '.join([*terms][: 2 * MOST_WORDS])})" if terms else ""
+
+
+def _term(word: str) -> str:
+    if word.isascii() or len(word) < 3:
+        return f'"{word}"'
+    return f'"{word[: max(3, len(word) - 1 - (len(word) > 5))]}" *'
 
 
 @cache

@@ -6,9 +6,8 @@ second answer, and the conversation's tip names the end of the branch in view. S
 
 from __future__ import annotations
 
-import asyncio
 import builtins
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,92 +16,108 @@ from typing import Any
 from sqlalchemy import delete, insert, select, update
 
 from rallychat.catalog.types import Sampling
-from rallychat.errors import Conflict, InvalidRequest, NotFound
-from rallychat.messages import ContextReport, FinishReason, Message, Part, Timings, Usage
+from rallychat.errors import InvalidRequest, NotFound
+from rallychat.identity import current
 from rallychat.settings import Settings
 from rallychat.store import codec, queries
+from rallychat.store.answers import AnswerStore
+from rallychat.store.backup import BackupStore
+from rallychat.store.batches import BatchStore
+from rallychat.store.belongings import Belongings
 from rallychat.store.branches import Branches
 from rallychat.store.contexts import ContextStore
-from rallychat.store.database import Database, create_file
+from rallychat.store.credentials import CredentialStore
+from rallychat.store.database import Database
+from rallychat.store.deeds import DeedStore
+from rallychat.store.files import FileStore
+from rallychat.store.growing import GrowingStore
 from rallychat.store.idempotency import KeyStore
 from rallychat.store.ids import new_id
 from rallychat.store.items import ItemStore
-from rallychat.store.journal import Journal, deltas, forget
-from rallychat.store.migrate import migrate
-from rallychat.store.owners import Owner, starting
+from rallychat.store.journal import Journal
+from rallychat.store.leases import LeaseStore
+from rallychat.store.library import Library
+from rallychat.store.opening import database_of
+from rallychat.store.owners import Owner
+from rallychat.store.people import PeopleStore
+from rallychat.store.processes import Processes
 from rallychat.store.responses import ResponseStore
-from rallychat.store.tables import LOCAL_USER, conversations, messages, preferences
+from rallychat.store.shares import PersonaStore, ShareStore
+from rallychat.store.tables import conversations, messages, preferences
 from rallychat.store.types import Conversation, StoredMessage, TokenSpan
-from rallychat.store.whole import to_the_end, whole
+from rallychat.store.whole import whole
 from rallychat.unset import UNSET, Unset
-
-_INTERRUPTED = "The server stopped before this answer was finished."
-_START_TIMEOUT = 60.0
-_NO_COLUMNS: dict[str, Any] = dict.fromkeys(messages.c.keys())
 
 
 class ConversationStore:
     """Every conversation of one data folder. Safe to share between tasks; each method is one transaction.
 
-    Every method may raise StoreError (disk full, file damaged, locked by another program); nothing is half
-    written then. An unknown id is NotFound; a person's text that cannot be stored is InvalidRequest, a
-    model's is mended.
+    What a method is asked for by a name is that of `identity.current()`; somebody else's is NotFound, as an
+    unknown id is. Every method may raise StoreError (disk full, file damaged, locked by another program);
+    nothing is half written then. A person's text that cannot be stored is InvalidRequest, a model's is mended.
     """
 
-    def __init__(self, database: Database, owner: Owner) -> None:
+    def __init__(self, database: Database, owner: Owner, processes: Processes, folder: Path) -> None:
         self._database = database
         self._owner = owner
+        self._processes = processes
         self.journal = Journal(owner.journal(owner.id))
         self._branches = Branches()
         self.contexts = ContextStore(database)
         self.items = ItemStore(database)
+        self.library = Library(database)
+        self.shares = ShareStore(database)
+        self.personas = PersonaStore(database)
         self.responses = ResponseStore(database, owner)
         self.keys = KeyStore(database, owner)
+        self.people = PeopleStore(database)
+        self.credentials = CredentialStore(database)
+        self.deeds = DeedStore(database)
+        self.backups = BackupStore(database, folder)
+        self.answers = AnswerStore(database, owner, processes)
+        self.growing = GrowingStore(database, owner)
+        self.leases = LeaseStore(database, owner, processes)
+        self.files = FileStore(database, owner.folder.parent / "files")
+        self.belongings = Belongings(database, self.files.folder)
+        self.batches = BatchStore(database, owner, processes)
 
     @classmethod
     @asynccontextmanager
     async def open(
         cls, settings: Settings, *, busy_timeout: float = 5.0
     ) -> AsyncGenerator[ConversationStore]:
-        """Opens, and on first use creates, the database of `settings.data_dir`; brings it to today's schema.
+        """Opens, and on first use creates, the database of `settings`; brings it to today's schema.
 
         Answers that a process which is gone left running are marked interrupted, with all that was saved of
-        them. Several processes may have one folder open. `busy_timeout`: seconds to wait for another's lock.
+        them. Several processes may have it open. `busy_timeout`: seconds to wait for another's lock (SQLite).
 
         Raises:
-            StoreError: the file is damaged, read-only, locked, or of a later version; it is left as it is.
+            StoreError: the database is damaged, read-only, locked, or of a later version; it is left as it is.
+            SettingsError: its URL is wrong.
         """
-        path = settings.database.absolute()
-        owner = Owner(path.parent / "run")
-        database = Database(path, busy_timeout=busy_timeout)
+        owner = Owner(settings.data_dir.absolute() / "run")
+        database = database_of(settings, busy_timeout=busy_timeout)
+        processes = Processes(database, owner)
         try:
-            await to_the_end(asyncio.to_thread(_claim, owner, path, busy_timeout))
-            store = cls(database, owner)
-            await store.interrupt_orphans()
-            yield store
-            store.journal.close()
+            async with processes.joined():
+                store = cls(database, owner, processes, settings.data_dir.absolute())
+                yield store
+                store.journal.close()
         finally:
             await database.aclose()
-            owner.release()
 
-    @whole
+    @property
+    def place(self) -> str:
+        """The database, as a person may read it: a path, or a URL without its password."""
+        return self._database.name
+
+    async def size(self) -> int:
+        """Bytes of the database on its disk."""
+        return await self._database.size()
+
     async def interrupt_orphans(self) -> int:
         """Marks running answers of dead processes as interrupted, as `open` does; returns how many."""
-        async with self._database.read() as db:
-            owners = await queries.owners_of_running(db)
-        gone = await asyncio.to_thread(_gone, self._owner, owners)
-        if not gone:
-            return 0
-        journals = [self._owner.journal(owner) for owner in gone]
-        newest = await asyncio.to_thread(lambda: [deltas(path) for path in journals])
-        async with self._database.write() as db:
-            for owner, texts in zip(gone, newest, strict=True):
-                for message_id, told in texts.items():
-                    await queries.restore(db, message_id, owner=owner, told=told)
-            await queries.drop_claims(db, gone)
-            interrupted = await queries.interrupt(db, messages.c.owner.in_(gone), error=_INTERRUPTED)
-        await asyncio.to_thread(forget, journals)
-        return interrupted
+        return await self._processes.interrupt_orphans()
 
     @whole
     async def create(
@@ -120,7 +135,7 @@ class ConversationStore:
         row |= {"listed": True}
         row |= codec.settled(title=title, system=system, model=model, sampling=sampling, metadata=metadata)
         async with self._database.write() as db:
-            await db.execute(insert(conversations).values(**row, user_id=LOCAL_USER))
+            await db.execute(insert(conversations).values(**row, user_id=current().id))
         return codec.conversation_from(row)
 
     @whole
@@ -141,6 +156,7 @@ class ConversationStore:
         metadata: Mapping[str, str] | Unset | None = UNSET,
         strategy: str | Unset | None = UNSET,
         budget: int | Unset | None = UNSET,
+        elsewhere: bool | Unset | None = UNSET,
     ) -> Conversation:
         """Changes what is given. Messages are not touched."""
         given = codec.settled(
@@ -151,6 +167,7 @@ class ConversationStore:
             metadata=metadata,
             strategy=strategy,
             budget=budget,
+            elsewhere=elsewhere,
         )
         this = conversations.c.id == conversation_id
         async with self._database.write() as db:
@@ -208,140 +225,6 @@ class ConversationStore:
             await queries.set_tip(db, conversation_id, tip)
         return tip
 
-    async def begin(
-        self, conversation_id: str, *, parent_id: str | None, user: Message | None, model: str
-    ) -> tuple[StoredMessage | None, StoredMessage]:
-        """Stores a person's message (if given) under `parent_id` and a running, empty answer under that.
-
-        One transaction, on the disk when this returns; the answer becomes the tip. Cancelled meanwhile, the
-        question is stored or not, and the answer is not left running.
-
-        Raises:
-            NotFound: no such conversation, or no such parent in it.
-            Conflict: the parent is itself still being written.
-        """
-        begun = self._begin(conversation_id, parent_id, user, codec.checked(model, param="model"))
-        return await to_the_end(begun, abandoned=lambda pair: self._abandon(pair[1].id))
-
-    async def _begin(
-        self, conversation_id: str, parent_id: str | None, user: Message | None, model: str
-    ) -> tuple[StoredMessage | None, StoredMessage]:
-        now = datetime.now(UTC)
-        common = _NO_COLUMNS | {"conversation_id": conversation_id, "created_at": now}
-        answer = common | {"role": "assistant", "model": model, "parts": []}
-        answer |= {"status": "running", "owner": self._owner.id}
-        asked: dict[str, Any] = {}
-        if user is not None:
-            asked = common | {
-                "role": user.role,
-                "parts": codec.parts_checked(user.parts),
-                "status": "complete",
-            }
-        async with self._database.write() as db:
-            await queries.conversation_row(db, conversation_id)
-            if parent_id is not None:
-                parent = await queries.message_row(db, parent_id, conversation_id=conversation_id)
-                queries.refuse_running(parent)
-            newest = (await db.scalars(queries.newest_query(conversation_id))).one()
-            if asked:
-                asked |= {"id": new_id("msg", after=newest), "parent_id": parent_id}
-                newest = parent_id = asked["id"]
-                await db.execute(insert(messages).values(**asked))
-            answer |= {"id": new_id("msg", after=newest), "parent_id": parent_id}
-            await db.execute(insert(messages).values(**answer))
-            await queries.set_tip(db, conversation_id, answer["id"], at=now)
-        return codec.message_from(asked) if asked else None, codec.message_from(answer)
-
-    async def resume(self, message_id: str) -> StoredMessage:
-        """Sets an ended answer running again, to be continued where it stopped; it becomes the tip.
-
-        Raises:
-            Conflict: it is still being written, is no answer, or other messages already follow it.
-        """
-        if (await self.message(message_id)).status == "running":
-            await self.interrupt_orphans()  # perhaps its process has died since `open`
-        return await to_the_end(self._resume(message_id), abandoned=lambda row: self._abandon(row.id))
-
-    async def _resume(self, message_id: str) -> StoredMessage:
-        running = {"status": "running", "finish_reason": None, "error": None}
-        this, children = messages.c.id == message_id, messages.c.parent_id == message_id
-        async with self._database.write() as db:
-            row = await queries.message_row(db, message_id)
-            queries.refuse_running(row)
-            if row["role"] != "assistant":
-                raise Conflict(f"Message '{message_id}' is not an answer, so it cannot be continued.")
-            if (await db.scalars(select(messages.c.id).where(children).limit(1))).first() is not None:
-                raise Conflict(f"Message '{message_id}' is followed by others.", hint="regenerate it instead")
-            await db.execute(update(messages).where(this).values(**running, owner=self._owner.id))
-            await queries.set_tip(db, row["conversation_id"], message_id, at=datetime.now(UTC))
-        return codec.message_from(row | running)
-
-    async def _abandon(self, message_id: str) -> None:
-        """Ends a running answer that nobody will write."""
-        async with self._database.write() as db:
-            this = messages.c.id == message_id
-            await queries.interrupt(db, this, error="This answer was given up before it began.")
-
-    @whole
-    async def save(self, partials: Sequence[tuple[str, tuple[Part, ...], TokenSpan | None]]) -> None:
-        """Stores growing answers, (id, all parts so far, span so far) each, in one transaction.
-
-        The span is replaced as given: one left from before the text grew would lack its end. An answer that
-        has ended or was deleted meanwhile is left alone. A power cut may take the last saves back; a crash of
-        this process does not.
-        """
-        if not partials:
-            return
-        async with self._database.write("growing") as db:
-            for message_id, parts, span in partials:
-                mine = (messages.c.id == message_id) & (messages.c.owner == self._owner.id)
-                grown = {"parts": codec.parts_mended(parts), **codec.span_columns(span)}
-                await db.execute(update(messages).where(mine).values(**grown))
-
-    @whole
-    async def finish(
-        self,
-        message_id: str,
-        *,
-        parts: tuple[Part, ...],
-        reason: FinishReason,
-        error: str | None = None,
-        usage: Usage | None,
-        timings: Timings | None,
-        report: ContextReport | None = None,
-        span: TokenSpan | None = None,
-        cuts: Sequence[int] = (),
-    ) -> StoredMessage:
-        """Ends a running answer with all that is known of it. One transaction, on the disk when this returns.
-
-        `cuts`: the lengths of the deltas it was told in.
-
-        One that was taken for interrupted meanwhile is ended all the same: the text is what counts.
-
-        Raises:
-            NotFound: it was deleted meanwhile.
-            Conflict: it has ended already.
-        """
-        ended: dict[str, Any] = {
-            "status": "complete",
-            "finish_reason": reason,
-            "error": None if error is None else codec.mended(error),
-            "parts": codec.parts_mended(parts),
-            "usage": codec.figures_json(usage),
-            "timings": codec.figures_json(timings),
-            "report": codec.report_json(report),
-            **codec.span_columns(span),
-        }
-        async with self._database.write() as db:
-            row = await queries.message_row(db, message_id)
-            if row["status"] != "running" and row["finish_reason"] != "interrupted":
-                raise Conflict(f"Message '{message_id}' has ended already.")
-            await db.execute(update(messages).where(messages.c.id == message_id).values(**ended, owner=None))
-            await queries.set_cuts(db, message_id, cuts)
-            active = conversations.c.id == row["conversation_id"]
-            await db.execute(update(conversations).where(active).values(updated_at=datetime.now(UTC)))
-        return codec.message_from(row | ended)
-
     @whole
     async def save_spans(self, spans: Mapping[str, TokenSpan]) -> None:
         """Stores what each message (by id) added to the token log; unknown ids are ignored."""
@@ -349,7 +232,7 @@ class ConversationStore:
             return
         async with self._database.write("growing") as db:
             for message_id, span in spans.items():
-                this = messages.c.id == message_id
+                this = (messages.c.id == message_id) & queries.of_mine()
                 await db.execute(update(messages).where(this).values(**codec.span_columns(span)))
 
     @whole
@@ -366,7 +249,7 @@ class ConversationStore:
         async with self._database.write() as db:
             await db.execute(delete(preferences).where(this))
             if value is not None:
-                row = {"user_id": LOCAL_USER, "name": name, "value": codec.checked(value, param="value")}
+                row = {"user_id": current().id, "name": name, "value": codec.checked(value, param="value")}
                 await db.execute(insert(preferences).values(**row))
 
     @whole
@@ -383,17 +266,3 @@ class ConversationStore:
             after = None if before is None else await queries.conversation_row(db, before)
             rows = await db.execute(queries.recent_query(after=after).limit(limit))
             return [codec.conversation_from(row) for row in rows.mappings()]
-
-
-def _claim(owner: Owner, path: Path, busy_timeout: float) -> None:
-    with starting(owner.folder, timeout=_START_TIMEOUT):
-        create_file(path)
-        migrate(path, busy_timeout=busy_timeout)
-        owner.take()
-
-
-def _gone(owner: Owner, others: Sequence[str]) -> builtins.list[str]:
-    with starting(owner.folder, timeout=_START_TIMEOUT):
-        gone = [other for other in others if not owner.is_live(other)]
-        owner.sweep(keep=gone)
-    return gone

@@ -20,11 +20,12 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    false,
+    text,
     true,
 )
 
-LOCAL_USER = "local"
-"""Whose everything is until there are logins."""
+from rallychat.identity import LOCAL_USER
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -51,6 +52,14 @@ metadata = MetaData(
     }
 )
 
+
+def _index(name: str, *columns: str, where: str) -> Index:
+    """Of a person's conversations, by these columns and then by age; those alone that `where` says."""
+    by = ("user_id", *columns, "updated_at", "id")
+    there = text(where.replace("IS 1", "IS TRUE"))
+    return Index(f"ix_conversations_{name}", *by, sqlite_where=text(where), postgresql_where=there)
+
+
 conversations = Table(
     "conversations",
     metadata,
@@ -69,7 +78,25 @@ conversations = Table(
     Column("listed", Boolean, nullable=False, server_default=true()),
     Column("strategy", String(100)),
     Column("budget", Integer),
+    Column("elsewhere", Boolean),
+    # The answer being made on the branch in view: one at a time, whichever process makes it.
+    Column("answering", String(40)),
+    Column("pinned", Boolean, nullable=False, server_default=false()),
+    Column("archived", Boolean, nullable=False, server_default=false()),
+    Column("folder", String(100)),
+    # In the trash since; nothing but the library sees it there.
+    Column("deleted_at", UtcDateTime),
+    # What it was imported from, so that a second import brings nothing twice.
+    Column("origin", String(200)),
+    Index("ix_conversations_origin", "user_id", "origin"),
+    Index("ix_conversations_deleted", "deleted_at"),
     Index("ix_conversations_recent", "user_id", "updated_at", "id"),
+    # A list reads what it shows, however many conversations there are.
+    _index("shelf", "archived", "pinned", "folder", where="deleted_at IS NULL"),
+    _index("archive", where="archived IS 1"),
+    _index("pinned", where="pinned IS 1"),
+    _index("folder", "folder", where="folder IS NOT NULL"),
+    _index("trash", where="deleted_at IS NOT NULL"),
 )
 
 messages = Table(
@@ -96,6 +123,8 @@ messages = Table(
     Column("report", JSON(none_as_null=True)),
     Column("mark", String(8)),
     Column("span_quoted", Text),
+    # When a person asked another process than its owner to end it.
+    Column("stop_at", UtcDateTime),
     Index("ix_messages_conversation", "conversation_id", "id"),
     Index("ix_messages_parent", "parent_id"),
     Index("ix_messages_owner", "owner"),
@@ -159,4 +188,48 @@ idempotency_keys = Table(
     Column("body", LargeBinary),
     Column("created_at", UtcDateTime, nullable=False),
     Index("ix_idempotency_keys_age", "created_at"),
+)
+
+owners = Table(
+    "owners",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    # Processes of one place see each other's locks; the others go by when this one was seen last.
+    Column("place", String(255), nullable=False),
+    Column("seen_at", UtcDateTime, nullable=False),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(200), primary_key=True),
+    Column("owner", String(40), nullable=False),
+)
+
+shares = Table(
+    "shares",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("user_id", String(64), nullable=False, server_default=LOCAL_USER),
+    Column("conversation_id", String(40), ForeignKey("conversations.id", ondelete="CASCADE"), nullable=False),
+    # The branch that ends here is what the link shows: nothing said later.
+    Column("tip_id", String(40), nullable=False),
+    # Kept as it is, so that the link can be copied again; whoever reads this table reads `messages`, too.
+    Column("token", String(64), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Index("ix_shares_token", "token", unique=True),
+    Index("ix_shares_conversation", "conversation_id"),
+)
+
+personas = Table(
+    "personas",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("user_id", String(64), nullable=False, server_default=LOCAL_USER),
+    Column("name", Text, nullable=False),
+    Column("system", Text, nullable=False),
+    Column("model", Text),
+    Column("sampling", JSON, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Index("ix_personas_user", "user_id", "id"),
 )

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from rallychat.catalog.types import Sampling
-from rallychat.messages import ContextReport, FinishReason, Message, Part, Role, Timings, Usage
+from rallychat.messages import ContextReport, FinishReason, Message, Part, Role, Timings, Usage, text_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,15 @@ class Conversation:
     """How its context is kept short, by name; None: as its model's class says."""
     budget: int | None = None
     """Most tokens of a prompt; None: what the window allows."""
+    elsewhere: bool | None = None
+    """Whether other conversations are quoted; None: as the server is set."""
+    pinned: bool = False
+    archived: bool = False
+    folder: str | None = None
+    deleted_at: datetime | None = None
+    """In the trash since."""
+    answering: str | None = None
+    """The answer that is being made on its branch in view, in whichever process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +113,7 @@ class StoredMessage:
     @property
     def text(self) -> str:
         """What is said, reasoning left out."""
-        return self.message.text
+        return text_of(self.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +124,7 @@ class StoredResponse:
     request: Mapping[str, Any]
     """What its `Response` object repeats of the request, and `input`: the ids of the messages it brought."""
     cuts: tuple[int, ...] | None
-    """Lengths of the deltas the answer was told in; None while it grows."""
+    """Lengths of the deltas the answer was told in, as far as it is stored; None before the first."""
 
     @property
     def id(self) -> str:
@@ -123,6 +132,79 @@ class StoredResponse:
         return response_id(self.answer.id)
 
 
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """An answer as far as it is stored, with the lengths of the deltas it was told in, where they are kept."""
+
+    answer: StoredMessage
+    cuts: tuple[int, ...] | None
+    is_mine: bool
+    """This process makes it."""
+
+
 def response_id(message_id: str) -> str:
     """`msg_0643…` -> `resp_0643…`."""
     return f"resp_{message_id.removeprefix('msg_')}"
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A place where something was found. `message` is None where the title alone has it."""
+
+    conversation: Conversation
+    message: StoredMessage | None
+    snippet: str
+    marks: tuple[tuple[int, int], ...]
+    """Where in the snippet the words stand, as [from, to)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A link that shows a branch, as far as it went then, to whoever has it."""
+
+    id: str
+    conversation_id: str
+    tip_id: str
+    token: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Persona:
+    """Who a model is to be: what a new conversation begins with."""
+
+    id: str
+    name: str
+    system: str
+    model: str | None
+    sampling: Sampling
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedMessage:
+    """One node of a tree from elsewhere. `parent` is the place of its parent in the list, None of a root."""
+
+    role: Role
+    parts: tuple[Part, ...]
+    parent: int | None
+    model: str | None = None
+    created_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """A conversation from elsewhere; parents stand before their children. `tip`: the end of the branch in view."""
+
+    origin: str
+    title: str
+    messages: tuple[ImportedMessage, ...]
+    tip: int | None
+    system: str = ""
+    model: str | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+    pinned: bool = False
+    archived: bool = False
+    folder: str | None = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 from fastapi import APIRouter
@@ -11,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rallychat.chat import ChatService
 from rallychat.context.strategies import names
-from rallychat.store import Conversation
+from rallychat.errors import NotFound
+from rallychat.store import Conversation, StoredMessage
 from rallychat.ui import context_view, fragments
 from rallychat.ui.context_view import Keeping, keeping_of
 from rallychat.ui.door import PageRoute
@@ -32,6 +35,7 @@ class Kept(BaseModel):
 
     strategy: str | None = None
     budget: int | None = Field(None, ge=64)
+    elsewhere: bool | None = None
 
 
 class Remembered(BaseModel):
@@ -63,7 +67,8 @@ def router(service: ChatService) -> APIRouter:
             return HTMLResponse(fragments.context(None))
         keeping = await _keeping(service, conversation)
         inspection = await service.inspect(conversation_id)
-        view = context_view.view_of(conversation_id, inspection, path, keeping)
+        others = await _others(service, inspection.report.elsewhere if inspection.report else ())
+        view = context_view.view_of(conversation_id, inspection, path, keeping, others)
         return HTMLResponse(await asyncio.to_thread(fragments.context, view))
 
     @routes.patch("/conversations/{conversation_id}/context")
@@ -73,7 +78,9 @@ def router(service: ChatService) -> APIRouter:
             conversation = await contexts.set_strategy(conversation_id, kept.strategy)
         if "budget" in kept.model_fields_set:
             conversation = await contexts.set_budget(conversation_id, kept.budget)
-        return {"strategy": conversation.strategy, "budget": conversation.budget}
+        if "elsewhere" in kept.model_fields_set:
+            conversation = await contexts.set_elsewhere(conversation_id, kept.elsewhere)
+        return {name: getattr(conversation, name) for name in Kept.model_fields}
 
     @routes.post("/messages/{message_id}/mark")
     async def mark(message_id: str, marked: Marked) -> dict[str, Any]:
@@ -96,6 +103,15 @@ def router(service: ChatService) -> APIRouter:
     return routes
 
 
+async def _others(service: ChatService, ids: Sequence[str]) -> list[StoredMessage]:
+    """Messages of other conversations, but for those that are gone."""
+    found = []
+    for message_id in ids:
+        with suppress(NotFound):
+            found.append(await service.store.message(message_id))
+    return found
+
+
 async def _keeping(service: ChatService, conversation: Conversation) -> Keeping:
     model = service.resolve(conversation.model)
     usual = service.contexts.strategy(None, model).name
@@ -104,6 +120,8 @@ async def _keeping(service: ChatService, conversation: Conversation) -> Keeping:
         chosen=conversation.strategy,
         usual=usual,
         budget=conversation.budget,
+        elsewhere=conversation.elsewhere,
+        usually_elsewhere=service.settings.elsewhere,
         memories=await service.contexts.memories(conversation.id),
         in_force=await service.contexts.memory(conversation.id),
     )

@@ -33,6 +33,7 @@ _KINDS: Final = {
 }
 _VERSIONS: Final = 12
 """Earlier versions of a memory that are shown."""
+_FOUND_BY: Final = {"": "", "words": "by words", "meaning": "by meaning", "both": "by words and meaning"}
 _BY: Final = {"rules": "made by rules", "model": "written by the model", "user": "edited by you"}
 
 
@@ -62,6 +63,7 @@ class MessageLine:
     text: str
     mark: Literal["pin", "exclude"] | None
     score: float | None = None
+    by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,8 @@ class Keeping:
     strategies: Sequence[StrategyOption]
     usual: str
     budget: int | None
+    elsewhere: bool | None
+    usually_elsewhere: bool
     memories: Sequence[MemoryVersion]
 
     @property
@@ -135,9 +139,13 @@ class ContextView:
 
 
 def view_of(
-    conversation_id: str, inspection: Inspection, path: Sequence[StoredMessage], keeping: Keeping
+    conversation_id: str,
+    inspection: Inspection,
+    path: Sequence[StoredMessage],
+    keeping: Keeping,
+    others: Sequence[StoredMessage] = (),
 ) -> ContextView:
-    """What the inspector shows for the newest answer of a branch."""
+    """What the inspector shows for the newest answer of a branch; `others` are quoted of other conversations."""
     said = {row.id: row.text for row in path}
     report = inspection.report
     reused = inspection.usage.cached_tokens if inspection.usage else report.reused_tokens if report else 0
@@ -149,7 +157,7 @@ def view_of(
         strategy=report.strategy if report else "",
         why=report.why if report else "",
         divergence=_named(report.divergence, path) if report else "",
-        fates=_fates(report, path),
+        fates=_fates(report, path, others),
         plot=plot_of(path),
         keeping=keeping,
         entries=[_entry(entry, said) for entry in inspection.entries],
@@ -163,6 +171,8 @@ def keeping_of(
     chosen: str | None,
     usual: str,
     budget: int | None,
+    elsewhere: bool | None,
+    usually_elsewhere: bool,
     memories: Sequence[Memory],
     in_force: Memory | None,
 ) -> Keeping:
@@ -171,6 +181,8 @@ def keeping_of(
         [StrategyOption(name, _ABOUT.get(name, ""), name == chosen) for name in names],
         usual,
         budget,
+        elsewhere,
+        usually_elsewhere,
         [_version(memory, in_force) for memory in memories],
     )
 
@@ -205,31 +217,38 @@ def _numbers(inspection: Inspection, reused: int) -> list[tuple[str, str]]:
     return numbers
 
 
-def _fates(report: ContextReport | None, path: Sequence[StoredMessage]) -> list[Fate]:
+def _fates(
+    report: ContextReport | None, path: Sequence[StoredMessage], others: Sequence[StoredMessage]
+) -> list[Fate]:
     """What happened to the messages that do not stand word by word in the prompt, and those a person marked."""
     if report is None:
         return []
-    rows = {row.id: row for row in path}
-    scores = {each.message_id: each.score for each in report.segments if each.kind == "retrieved"}
+    rows = {row.id: row for row in (*path, *others)}
+    found = {
+        each.message_id: (each.score, _FOUND_BY[each.by])
+        for each in report.segments
+        if each.kind in ("retrieved", "elsewhere")
+    }
     pinned = [row.id for row in path if row.mark == "pin"]
     excluded = dict.fromkeys([*report.excluded, *(row.id for row in path if row.mark == "exclude")])
     groups = (
         ("retrieved", "quoted beside your question, as they fit it", report.retrieved),
+        ("elsewhere", "of other conversations quoted beside your question", report.elsewhere),
         ("compacted", "became memory", report.compacted),
         ("dropped", "left out to make room", report.dropped),
         ("excluded", "left out by you", tuple(excluded)),
         ("pinned", "pinned by you", tuple(pinned)),
     )
     return [
-        Fate(kind, title, [_line(rows[each], scores.get(each)) for each in ids if each in rows])
+        Fate(kind, title, [_line(rows[each], *found.get(each, (None, ""))) for each in ids if each in rows])
         for kind, title, ids in groups
         if any(each in rows for each in ids)
     ]
 
 
-def _line(row: StoredMessage, score: float | None) -> MessageLine:
+def _line(row: StoredMessage, score: float | None, by: str) -> MessageLine:
     who = "You" if row.role == "user" else "Answer"
-    return MessageLine(row.id, who, shortened(row.text), row.mark, score)
+    return MessageLine(row.id, who, shortened(row.text), row.mark, score, by)
 
 
 def _named(divergence: str, path: Sequence[StoredMessage]) -> str:

@@ -1,12 +1,11 @@
-"""Routes of the page for conversations: list, open, settings, delete."""
+"""Routes of the page for one conversation: open, settings, delete."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Query
-from fastapi.responses import HTMLResponse
+from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from rallychat.catalog.types import SamplingFacts
@@ -14,9 +13,7 @@ from rallychat.chat import ChatService
 from rallychat.store import Conversation
 from rallychat.ui import fragments, transcript
 from rallychat.ui.door import PageRoute
-from rallychat.ui.views import UNTITLED, by_day, utc_now
-
-_LISTED = 40
+from rallychat.ui.views import UNTITLED
 
 
 class Changes(BaseModel):
@@ -35,28 +32,17 @@ def router(service: ChatService) -> APIRouter:
     routes = APIRouter(route_class=PageRoute)
     store = service.store
 
-    @routes.get("/conversations")
-    async def listed(
-        utc_offset: Annotated[int, Query(ge=-840, le=840)] = 0, before: str | None = None
-    ) -> HTMLResponse:
-        found = await store.list(limit=_LISTED + 1, before=before)
-        shown = found[:_LISTED]
-        running = frozenset(item.id for item in shown if service.runs.of_conversation(item.id))
-        days = by_day(shown, running=running, utc_offset=utc_offset, now=utc_now())
-        older = shown[-1].id if len(found) > _LISTED else None
-        return HTMLResponse(fragments.conversations(days, older=older, more=before is not None))
-
     @routes.get("/conversations/{conversation_id}")
-    async def opened(conversation_id: str) -> dict[str, Any]:
-        """Everything to show it: facts, newest messages, the answer that is growing."""
+    async def opened(conversation_id: str, reach: str | None = None) -> dict[str, Any]:
+        """Everything to show it: facts, newest messages (back to `reach`), the answer that is growing."""
         conversation = await service.open_conversation(conversation_id)
-        part = await transcript.newest(service, conversation_id, before=None)
-        return {**_facts(service, conversation), **await _page(part)}
+        part = await transcript.newest(service, conversation_id, before=None, reach=reach)
+        return {**await _facts(service, conversation), **await _page(part)}
 
     @routes.get("/conversations/{conversation_id}/state")
     async def state(conversation_id: str) -> dict[str, Any]:
         """Little, asked often: has something happened that this tab does not know?"""
-        return _facts(service, await store.get(conversation_id))
+        return await _facts(service, await store.get(conversation_id))
 
     @routes.get("/conversations/{conversation_id}/messages")
     async def messages(conversation_id: str, before: str) -> dict[str, Any]:
@@ -69,14 +55,14 @@ def router(service: ChatService) -> APIRouter:
             given["sampling"] = changes.sampling.value()
         if given.get("model") is not None:
             given["model"] = service.named(changes.model).id
-        return _facts(service, await store.update(conversation_id, **given))
+        return await _facts(service, await store.update(conversation_id, **given))
 
     @routes.delete("/conversations/{conversation_id}")
     async def delete(conversation_id: str) -> dict[str, Any]:
-        run = service.runs.of_conversation(conversation_id)
+        run = await service.answering(await store.get(conversation_id))
         if run is not None:
             await service.stop(run.id)
-        await store.delete(conversation_id)
+        await store.library.discard(conversation_id)
         return {"deleted": conversation_id}
 
     return routes
@@ -87,8 +73,8 @@ async def _page(part: transcript.Part) -> dict[str, Any]:
     return {"html": await asyncio.to_thread(fragments.messages, part.views), "older": part.older}
 
 
-def _facts(service: ChatService, conversation: Conversation) -> dict[str, Any]:
-    run = service.runs.of_conversation(conversation.id)
+async def _facts(service: ChatService, conversation: Conversation) -> dict[str, Any]:
+    run = await service.answering(conversation)
     return {
         "id": conversation.id,
         "title": conversation.title or UNTITLED,

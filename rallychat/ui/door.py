@@ -6,7 +6,7 @@ nor send JSON without asking first, and those two are checked here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,8 +15,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
-from rallychat.api.errors import problem_of
-from rallychat.errors import Conflict, RallyChatError
+from rallychat.accounts.permissions import is_admin
+from rallychat.api.errors import problem_of, without_places
+from rallychat.errors import Conflict, Forbidden, RallyChatError, StoreError
+from rallychat.identity import current
 from rallychat.settings import Settings
 
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -36,7 +38,9 @@ class PageRoute(APIRoute):
             try:
                 return await handle(request)
             except RallyChatError as exc:
-                return _error(problem_of(exc).status, exc.code, exc.message, exc.hint)
+                message = without_places(exc.message) if isinstance(exc, StoreError) else exc.message
+                problem = problem_of(exc)
+                return _error(problem.status, exc.code, message, exc.hint, problem.headers())
             except RequestValidationError as exc:
                 first = exc.errors()[0]
                 where = ".".join(str(part) for part in first["loc"][1:]) or "body"
@@ -45,8 +49,8 @@ class PageRoute(APIRoute):
         return guarded
 
 
-def _refusal(request: Request) -> str | None:
-    """Why a state-changing request may not come in, or None."""
+def elsewhere(request: Request) -> str | None:
+    """Why a state-changing request may not come in, if another site has sent it."""
     if request.method in _READS:
         return None
     if request.headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
@@ -54,24 +58,49 @@ def _refusal(request: Request) -> str | None:
     origin = request.headers.get("origin")
     if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
         return "This request was made by another site."
+    return None
+
+
+def status_of(exc: RallyChatError) -> int:
+    """As which status a page answers with one of our errors."""
+    return problem_of(exc).status
+
+
+def _refusal(request: Request) -> str | None:
+    """Why a state-changing request may not come in, or None."""
+    if request.method in _READS:
+        return None
+    if (refusal := elsewhere(request)) is not None:
+        return refusal
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         return "This request is not JSON."
     return None
 
 
-def _error(status: int, code: str, message: str, hint: str) -> JSONResponse:
-    return JSONResponse({"error": {"code": code, "message": message, "hint": hint}}, status)
+def _error(
+    status: int, code: str, message: str, hint: str, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    return JSONResponse({"error": {"code": code, "message": message, "hint": hint}}, status, headers)
 
 
 def is_owner(settings: Settings) -> bool:
-    """Whoever comes in sits at this machine: nobody else can reach the server, and there is no login."""
-    return not (settings.beyond_loopback or settings.share or settings.allowed_hosts)
+    """Whoever comes in is an admin, or sits at this machine: nobody else can reach the server."""
+    return is_admin() and (current().via != "local" or not settings.others_can_reach)
+
+
+def only_keeper() -> None:
+    """Raises Forbidden for members: what is fetched, freed or deleted is everybody's.
+
+    Where nobody has an account, everybody may: there is nobody else to ask.
+    """
+    if not (is_admin() or current().via == "local"):
+        raise Forbidden("Models are fetched, freed and deleted by an admin.", hint="ask one")
 
 
 def only_owner(settings: Settings) -> None:
     """Raises Conflict where strangers could ask for the same."""
     if not is_owner(settings):
         raise Conflict(
-            "Others can reach this server, so models are not set up on its page.",
-            hint="do it where the server runs, on the command line or in its files",
+            "Models are set up by an admin, or where the server runs.",
+            hint="ask an admin, or do it on the command line or in its files",
         )

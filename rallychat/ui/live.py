@@ -11,9 +11,10 @@ from typing import Final
 
 from markdown_it.token import Token
 
+from rallychat.ui.formulas import open_formula
 from rallychat.ui.markdown import PLAIN_CODE, Env, parse, render_tokens
 
-_MARKER: Final = re.compile(r"\s*(?:\d{1,9}[.)]?\s*|[-+*_=>#~`|:\s]*)")
+_MARKER: Final = re.compile(r"\s*+(?:\d{1,9}[.)]?\s*+|[-+*_=>#~`|:\s]*+)")
 _PLAIN_FROM: Final = 4_000
 """Characters of an unfinished block from which its code is left without colours until it is finished."""
 
@@ -62,6 +63,8 @@ def _last_settled(tokens: list[Token], text: str) -> tuple[int, int]:
     """
     lines = text.count("\n")
     undecided = lines if _MARKER.fullmatch(text, text.rfind("\n") + 1) else lines + 1
+    if (begun := open_formula(text)) is not None:  # what follows may be part of it
+        undecided = min(undecided, text.count("\n", 0, begun) + 1)
     for index in range(len(tokens) - 1, -1, -1):
         token = tokens[index]
         if token.level == 0 and token.nesting >= 0 and token.map is not None and token.map[0] < undecided:

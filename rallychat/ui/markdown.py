@@ -23,6 +23,8 @@ from pygments.lexer import Lexer
 from pygments.lexers import get_lexer_by_name
 from pygments.util import ClassNotFound
 
+from rallychat.ui import formulas
+
 Env = MutableMapping[str, Any]
 
 PLAIN_CODE: Final = "plain_code"
@@ -79,6 +81,9 @@ def _lexer(language: str) -> type[Lexer] | None:
 def _markdown() -> MarkdownIt:
     parser = MarkdownIt("commonmark", {"html": False, "xhtmlOut": False, "linkify": False, "maxNesting": 20})
     parser.enable(["table", "strikethrough"])
+    formulas.add_formulas(parser)
+    parser.add_render_rule("formula", _formula)
+    parser.add_render_rule("formula_block", _formula)
     parser.validateLink = _is_safe_link  # type: ignore[method-assign]
     parser.core.ruler.push("bare_links", _bare_links)
     parser.core.ruler.push("alignment_classes", _alignment_classes)
@@ -106,6 +111,12 @@ def _fence(_: RendererProtocol, tokens: Sequence[Token], index: int, options: Op
         '<button type="button" class="code-copy" data-action="copy-code">Copy</button></figcaption>'
         f'<pre tabindex="0"><code>{code}</code></pre></figure>\n'
     )
+
+
+def _formula(_: RendererProtocol, tokens: Sequence[Token], index: int, options: OptionsDict, env: Env) -> str:
+    token = tokens[index]
+    drawn = formulas.rendered(token.content, display=token.markup != r"\(")
+    return f'<div class="formulas">{drawn}</div>\n' if token.type == "formula_block" else drawn
 
 
 def _image(
@@ -184,11 +195,10 @@ def _text(content: str, level: int) -> Iterator[Token]:
 
 def _trimmed(url: str) -> str:
     """The address without the punctuation around it; a closing bracket stays if it was opened inside."""
-    while url and (url[-1] in ".,;:!?*_~" or _is_unopened(url)):
-        url = url[:-1]
-    return url
-
-
-def _is_unopened(url: str) -> bool:
-    opener = {")": "(", "]": "["}.get(url[-1])
-    return opener is not None and url.count(url[-1]) > url.count(opener)
+    unopened = {closer: url.count(closer) - url.count(opener) for opener, closer in ("()", "[]")}
+    end = len(url)
+    while end and (url[end - 1] in ".,;:!?*_~" or unopened.get(url[end - 1], 0) > 0):
+        end -= 1
+        if url[end] in unopened:
+            unopened[url[end]] -= 1
+    return url[:end]

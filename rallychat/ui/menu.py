@@ -12,7 +12,7 @@ from rallychat.catalog.sizing import parameter_count
 from rallychat.chat import ChatService
 from rallychat.errors import RallyChatError, SourceCancelled
 from rallychat.ui import fragments
-from rallychat.ui.door import is_owner
+from rallychat.ui.door import is_owner, only_keeper
 from rallychat.ui.machine import Machine
 from rallychat.ui.model_view import ModelCardView, menu_of, view_of
 
@@ -55,6 +55,8 @@ class Menu:
     def load(self, name: str) -> str:
         """Fetches if needed, and loads, in the background."""
         model = self._service.named(name)
+        if not self._service.is_here(model):
+            only_keeper()
         self._failed.pop(model.id, None)
         self._service.prepare(model.id)
         return model.id

@@ -9,7 +9,7 @@ from fastapi.responses import HTMLResponse
 
 from rallychat.chat import ChatService
 from rallychat.ui import bring_routes, review_routes
-from rallychat.ui.door import PageRoute
+from rallychat.ui.door import PageRoute, only_keeper
 from rallychat.ui.menu import Menu
 from rallychat.ui.review_routes import Named
 from rallychat.ui.views import size
@@ -44,21 +44,25 @@ def router(service: ChatService) -> APIRouter:
 
     @routes.post("/models/download")
     async def download(chosen: Named) -> dict[str, Any]:
+        only_keeper()
         return {"downloading": menu.fetch(chosen.model)}
 
     @routes.post("/models/cancel")
     async def cancel(chosen: Named) -> dict[str, Any]:
+        only_keeper()
         model = service.named(chosen.model)
         await service.downloads.cancel(model.id)
         return {"cancelled": model.id}
 
     @routes.post("/models/unload")
     async def unload(chosen: Named) -> dict[str, Any]:
+        only_keeper()
         await service.unload(service.named(chosen.model).id)
         return {"unloaded": chosen.model}
 
     @routes.post("/models/remove")
     async def remove(chosen: Named) -> dict[str, Any]:
+        only_keeper()
         return {"freed": size(await service.remove(service.named(chosen.model).id))}
 
     return routes

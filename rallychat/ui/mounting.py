@@ -10,16 +10,30 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from rallychat.chat import ChatService
-from rallychat.ui import context_routes, conversation_routes, model_routes, shell, turn_routes
+from rallychat.ui import (
+    account_routes,
+    batch_routes,
+    context_routes,
+    conversation_routes,
+    list_routes,
+    login_routes,
+    model_routes,
+    people_routes,
+    share_routes,
+    shell,
+    turn_routes,
+)
 from rallychat.ui.page import STATIC, Page
 
 
 def mount_page(app: FastAPI, service: ChatService) -> FastAPI:
     """See `rallychat.ui.mount`."""
     routes = APIRouter(prefix="/ui", include_in_schema=False)
-    for each in (conversation_routes, context_routes, turn_routes, model_routes):
+    for each in (list_routes, conversation_routes, context_routes, turn_routes, model_routes):
         routes.include_router(each.router(service))
     app.include_router(routes)
+    for each in (login_routes, account_routes, batch_routes, people_routes, share_routes):
+        app.include_router(each.router(service), include_in_schema=False)
     app.mount("/ui/static", _Files(directory=STATIC))
     gr.mount_gradio_app(
         app,

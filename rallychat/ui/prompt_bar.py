@@ -14,6 +14,7 @@ NAMES: Final = {
     "assistant": "Answer",
     "memory": "Memory",
     "retrieved": "Quoted",
+    "elsewhere": "Quoted of another conversation",
     "generation": "Turn markers",
 }
 _DRAWN: Final = 120

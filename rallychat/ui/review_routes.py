@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from rallychat.catalog import generation
 from rallychat.catalog.types import SamplingFacts
 from rallychat.chat import ChatService
-from rallychat.choices import NOTHING, Choice
+from rallychat.choices import MOST_ASKED, NOTHING, Choice
+from rallychat.context.memory import SUMMARY_PROMPT
 from rallychat.errors import InvalidRequest, SettingsError
 from rallychat.ui import fragments
 from rallychat.ui.bring_routes import preview_of
@@ -34,6 +35,7 @@ class Chosen(BaseModel):
     multi_gpu: bool = False
     answer: SamplingFacts = SamplingFacts()
     summary: SamplingFacts = SamplingFacts()
+    summary_prompt: str | None = Field(None, max_length=MOST_ASKED)
 
 
 class Named(BaseModel):
@@ -81,6 +83,8 @@ class Review:
             preview=preview_of(family),
             parameters=PARAMETERS,
             generations=self._generations(name),
+            summary_prompt=choice.summary_prompt,
+            usual_summary_prompt=service.settings.summary_prompt or SUMMARY_PROMPT,
             examples=model.examples,
             editable=is_owner(service.settings),
         )
@@ -90,10 +94,12 @@ class Review:
         """Keeps it, and tells what is in force now."""
         only_owner(self._service.settings)
         before = self._service.choices.of(self._service.named(chosen.model).id)
-        asked = {
+        asked: dict[str, Any] = {
             "sampling": _beside(before.sampling, chosen.answer),
             "summary": _beside(before.summary, chosen.summary),
         }
+        if chosen.summary_prompt is not None:
+            asked["summary_prompt"] = chosen.summary_prompt.strip()
         choice = choice_of(chosen.way, before.model_copy(update=asked))
         multi_gpu = None if chosen.multi_gpu == self._service.settings.multi_gpu else chosen.multi_gpu
         await self._service.choose(chosen.model, choice.model_copy(update={"multi_gpu": multi_gpu}))

@@ -75,6 +75,8 @@ class ReviewView:
     preview: Sequence[Stretch]
     parameters: Sequence[Parameter]
     generations: Sequence[Generation]
+    summary_prompt: str
+    usual_summary_prompt: str
     examples: Sequence[str]
     editable: bool
 

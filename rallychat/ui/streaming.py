@@ -29,6 +29,7 @@ from rallychat.messages import (
     TextDelta,
 )
 from rallychat.runs import Run
+from rallychat.texts import place_in_line
 from rallychat.ui.live import LiveMarkdown
 
 INTERVAL: Final = 0.1
@@ -95,10 +96,8 @@ async def watch(run: Run, *, base: Sequence[Part], model_name: str) -> AsyncGene
 def status_text(happened: Queued | Loading | Started, model_name: str) -> str:
     """What is waited for, in a person's words."""
     match happened:
-        case Queued(position=1):
-            return "Waiting, you are next"
-        case Queued(position=position):
-            return f"Waiting, {position - 1} ahead of you"
+        case Queued(position=position, seconds=seconds):
+            return f"Waiting: {place_in_line(position, seconds)}"
         case Loading(stage="download", fraction=fraction):
             return f"Downloading {model_name}" + ("" if fraction is None else f", {fraction:.0%}")
         case Loading():

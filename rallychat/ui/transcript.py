@@ -12,6 +12,8 @@ from rallychat.ui.views import MessageView
 
 PAGE = 50
 """Messages fetched at once."""
+_AROUND = 4
+"""Messages shown before the one that is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +25,14 @@ class Part:
 
 
 async def newest(
-    service: ChatService, conversation_id: str, *, before: str | None, limit: int = PAGE
+    service: ChatService,
+    conversation_id: str,
+    *,
+    before: str | None,
+    reach: str | None = None,
+    limit: int = PAGE,
 ) -> Part:
-    """The last messages of the current branch, or the last before `before`.
+    """The last messages of the current branch, or the last before `before`; back to `reach`, if that is among them.
 
     Raises:
         NotFound: no such conversation, or `before` is not on its current branch.
@@ -33,6 +40,7 @@ async def newest(
     path = await service.store.path(conversation_id)
     end = len(path) if before is None else _position(path, before)
     start = max(0, end - limit)
+    start = next((max(0, at - _AROUND) for at, row in enumerate(path[:start]) if row.id == reach), start)
     views = await _views(service, path[start:end], tip_id=path[-1].id if path else None)
     return Part(views, path[start].id if start else None)
 
@@ -71,7 +79,7 @@ async def _views(
 ) -> list[MessageView]:
     views: list[MessageView] = []
     for row in rows:
-        run = service.runs.of_message(row.id) if row.status == "running" else None
+        run = await service.follow(row.id) if row.status == "running" else None
         views.append(
             MessageView(
                 message=row,

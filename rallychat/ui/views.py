@@ -94,6 +94,9 @@ class ListedConversation:
     id: str
     title: str
     running: bool
+    pinned: bool = False
+    archived: bool = False
+    folder: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,15 @@ class Day:
 
     label: str
     items: list[ListedConversation]
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder of the list. `items` is None while it is closed; `older`: id to ask on from, if any are left."""
+
+    name: str
+    items: list[ListedConversation] | None = None
+    older: str | None = None
 
 
 def by_day(
@@ -119,9 +131,20 @@ def by_day(
         label = _age((today - conversation.updated_at.astimezone(clock).date()).days)
         if not days or days[-1].label != label:
             days.append(Day(label, []))
-        title = conversation.title or UNTITLED
-        days[-1].items.append(ListedConversation(conversation.id, title, conversation.id in running))
+        days[-1].items.append(line(conversation, running=running))
     return days
+
+
+def line(conversation: Conversation, *, running: frozenset[str]) -> ListedConversation:
+    """A conversation as the list shows it."""
+    return ListedConversation(
+        conversation.id,
+        conversation.title or UNTITLED,
+        conversation.id in running,
+        conversation.pinned,
+        conversation.archived,
+        conversation.folder or "",
+    )
 
 
 def _age(days: int) -> str:
@@ -132,14 +155,6 @@ def _age(days: int) -> str:
     if days <= 7:
         return "Last 7 days"
     return "Last 30 days" if days <= 30 else "Older"
-
-
-def title_of(text: str) -> str:
-    """A title for a conversation that begins with `text`: its first line, shortened at a word."""
-    line = next((line.strip() for line in text.splitlines() if line.strip()), UNTITLED)
-    if len(line) <= 60:
-        return line
-    return line[:60].rsplit(" ", 1)[0].rstrip(",;:") + "…"
 
 
 def seconds(milliseconds: float) -> str:

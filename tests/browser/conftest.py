@@ -94,10 +94,10 @@ def serving(folder: Path, *, port: int = 0, **given: Any) -> Iterator[Served]:
             )
             await running["server"].serve(sockets=[listener])
 
-    thread = threading.Thread(target=asyncio.run, args=(main(),))
+    thread = threading.Thread(target=asyncio.run, args=(main(),), daemon=True)  # a run of tests always ends
     thread.start()
     try:
-        assert started.wait(60), "the server did not start"
+        assert started.wait(120), "the server did not start"
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         yield Served(url, running["service"], running["loop"])
     finally:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from contextlib import ExitStack
 from pathlib import Path
@@ -119,10 +120,12 @@ def test_a_conversation_is_renamed_opened_and_deleted(page: Page) -> None:
     expect(page).to_have_title("Renamed <b> · RallyChat")
     row = page.locator(".conversation").filter(has_text="Renamed <b>")
     row.get_by_role("button", name="Delete").click()
-    page.get_by_role("button", name="Cancel").click()
+    expect(row).to_have_count(0)
+    page.get_by_role("button", name="Undo").click()
     expect(row).to_have_count(1)
+    renamed.click()
+    expect(page.locator(".said")).to_have_text("the first one")
     row.get_by_role("button", name="Delete").click()
-    page.locator("#rc-confirm").get_by_role("button", name="Delete").click()
     expect(row).to_have_count(0)
     expect(page.locator(".message")).to_have_count(0)
     expect(page).not_to_have_url(re.compile("c="))
@@ -218,3 +221,52 @@ def test_the_chat_can_stand_alone(tmp_path: Path, visiting: Visiting) -> None:
             expect(page.locator(hidden)).not_to_be_visible()
         page.get_by_role("button", name="New chat").click()
         expect(page.locator("#rc-empty")).to_be_visible()
+
+
+def test_a_conversation_is_found_pinned_and_shared_until_its_link_is_revoked(page: Page) -> None:
+    say(page, "tell me of the arctic tern")
+    answered(page)
+    page.keyboard.press("Control+Shift+O")
+    say(page, "something else")
+    answered(page)
+    page.get_by_label("Search all messages").fill("tern")
+    expect(page.locator(".hit mark").first).to_have_text("tern")
+    page.locator(".hit a").first.click()
+    expect(page.locator(".said")).to_have_text("tell me of the arctic tern")
+    page.get_by_label("Search all messages").fill("")
+    expect(page.locator(".hit")).to_have_count(0)
+    row = page.locator(".conversation").filter(has_text="arctic")
+    row.hover()
+    row.get_by_role("button", name="More for").click()
+    page.get_by_role("button", name="Pin on top").click()
+    expect(page.locator(".day").first.locator("h3")).to_have_text("Pinned")
+    row.hover()
+    row.get_by_role("button", name="More for").click()
+    page.get_by_role("button", name="Share as a link").click()
+    link = page.locator("#rc-shares a")
+    address = link.get_attribute("href") or ""
+    with page.context.expect_page() as opened:
+        link.click()
+    expect(opened.value.locator(".said")).to_have_text("tell me of the arctic tern")
+    opened.value.close()
+    page.get_by_role("button", name="Revoke").click()
+    expect(link).to_have_count(0)
+    assert page.request.get(address).status == 404
+
+
+def test_an_export_of_chatgpt_is_imported_and_its_losses_are_named(page: Page, tmp_path: Path) -> None:
+    message = {
+        "author": {"role": "user"},
+        "content": {"parts": ["hello there", {"content_type": "image_asset_pointer"}]},
+    }
+    export = [{"id": "c", "title": "From elsewhere", "mapping": {"n": {"parent": None, "message": message}}}]
+    page.get_by_role("button", name="Import conversations").click()
+    file = tmp_path / "conversations.json"
+    file.write_text(json.dumps(export))
+    page.get_by_label("File to import").set_input_files(file)
+    report = page.locator("#rc-import-report")
+    expect(report).to_contain_text("1 imported, 0 were here already, 0 left out.")
+    expect(report).to_contain_text("not taken over: 1 images")
+    page.locator("#rc-import").get_by_role("button", name="Close").click()
+    page.get_by_role("link", name="From elsewhere").click()
+    expect(page.locator(".said")).to_have_text("hello there")

@@ -38,10 +38,16 @@ def real_spec(request: pytest.FixtureRequest) -> WorkerSpec:
     return WorkerSpec("llamacpp", "smollm2", path=str(path), slots=SLOTS, window=WINDOW)
 
 
-def transformers_spec(folder: Path) -> WorkerSpec:
+def transformers_spec(folder: Path, *, threads: int | None = None) -> WorkerSpec:
     options = {"device": "cpu", "dtype": "float32", "quantize": "none"}
     return WorkerSpec(
-        "transformers", folder.name, path=str(folder), slots=SLOTS, window=WINDOW, options=options
+        "transformers",
+        folder.name,
+        path=str(folder),
+        slots=SLOTS,
+        window=WINDOW,
+        threads=threads,
+        options=options,
     )
 
 
@@ -53,7 +59,7 @@ def spec_of(request: pytest.FixtureRequest, **scripted: Any) -> WorkerSpec:
         case "llamacpp":
             return real_spec(request)
         case "transformers":
-            return transformers_spec(request.getfixturevalue("taught_llama"))
+            return transformers_spec(request.getfixturevalue("taught_llama"), threads=1)
         case _:
             return transformers_spec(request.getfixturevalue("smollm2_checkpoint"))
 

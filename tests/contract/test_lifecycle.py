@@ -80,11 +80,11 @@ async def test_an_abort_interrupts_the_answer_and_keeps_its_beginning() -> None:
 
 
 async def test_a_hung_engine_is_given_up_after_the_stall_timeout() -> None:
-    with rig_of(scripted_spec(hang_after=5), stall_timeout=0.2) as rig:
+    with rig_of(scripted_spec(hang_after=5), stall_timeout=2) as rig:
         text, error = await cut_off(rig)
         assert "Go on and on.".startswith(text)
         assert text
-        assert "silent for 0.2 seconds" in error.message
+        assert "silent for 2 seconds" in error.message
 
 
 async def test_a_failure_within_an_answer_is_an_event_and_the_worker_lives_on() -> None:
@@ -208,8 +208,8 @@ def test_a_worker_never_outlives_a_killed_server() -> None:
     assert not alive
 
 
-async def test_a_worker_listens_in_a_folder_that_only_its_user_can_enter(doomed_rig: Rig) -> None:
-    worker = psutil.Process(doomed_rig.worker.pid)
+async def test_a_worker_listens_in_a_folder_that_only_its_user_can_enter(rig: Rig) -> None:
+    worker = psutil.Process(rig.worker.pid)
     open_to = [connection for connection in worker.net_connections("all") if connection.laddr]
     assert {connection.family for connection in open_to} == {socket.AF_UNIX}
     folders = {

@@ -40,6 +40,15 @@ async def test_a_prefix_shared_in_part_is_reused_in_part(rig: Rig) -> None:
     assert 190 <= (await rig.answer(other, slot=0, max_tokens=1)).done.cached_tokens <= 200
 
 
+async def test_what_is_held_under_another_salt_is_not_reused_and_changes_no_answer(rig: Rig) -> None:
+    prompt = await rig.chat("Whose secret is this: an otter at dawn?")
+    first = await rig.answer(prompt, slot=0, cache_salt="hers", max_tokens=8)
+    other = await rig.answer(prompt, slot=0, cache_salt="his", max_tokens=8)
+    again = await rig.answer(prompt, slot=0, cache_salt="his", max_tokens=8)
+    assert (other.done.cached_tokens, again.done.cached_tokens >= len(prompt) - 1) == (0, True)
+    assert first.ids == other.ids == again.ids
+
+
 async def test_prefill_is_reported_from_what_is_cached_to_the_whole(rig: Rig) -> None:
     prompt = await rig.long(450)
     await rig.answer(prompt[:100], slot=0, max_tokens=0)

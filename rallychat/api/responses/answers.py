@@ -173,13 +173,18 @@ class ResponseDeleted(_Answer):
 
 
 class ConversationOut(_Answer):
-    """A conversation; `title` is our own word."""
+    """A conversation; what stands below `metadata` are our own words."""
 
     id: str
     object: Literal["conversation"]
     created_at: int
     metadata: dict[str, str]
     title: str
+    updated_at: int
+    pinned: bool
+    archived: bool
+    folder: str | None
+    deleted_at: int | None
 
 
 class ConversationList(_Answer):

@@ -6,7 +6,7 @@ from memory or from the store, gives the same events under the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
@@ -107,18 +107,6 @@ class Telling:
         event = {"type": kind, "sequence_number": self._number, **facts}
         self._number += 1
         return event
-
-
-def retold(parts: Sequence[Part], cuts: Iterable[int]) -> Iterator[TextDelta | ReasoningDelta]:
-    """A stored answer in the deltas it was told in; what the cuts do not cover comes as one delta a part."""
-    lengths = iter(cuts)
-    for part in parts:
-        at = 0
-        while at < len(part.text):
-            length = next(lengths, 0) or len(part.text)
-            piece = part.text[at : at + length]
-            at += length
-            yield TextDelta(piece) if isinstance(part, Text) else ReasoningDelta(piece)
 
 
 def frame(event: Event) -> bytes:

@@ -10,9 +10,9 @@ from pydantic import Discriminator, Field, Tag
 from rallychat.api.schemas import INT32, MOST_MESSAGES, SEEDS, Asked, Nothing, TextFormat, Zero
 from rallychat.catalog.types import Sampling
 from rallychat.context.strategies import strategy_named
-from rallychat.contexts import Wish
 from rallychat.errors import InvalidRequest
 from rallychat.messages import Message, Part, Reasoning, Text
+from rallychat.wishes import Wish
 
 MOST_ITEMS = 20
 """Items put into a conversation by one request, as with OpenAI."""
@@ -220,6 +220,15 @@ class ResponseRequest(Asked):
     exclude: list[Name] | None = Field(
         None, max_length=MOST_MESSAGES, description="Extension. Items that do not enter its prompt."
     )
+    timeout: float | None = Field(
+        None,
+        gt=0,
+        le=86400,
+        description="Extension. Seconds within which its turn must come, or it is refused.",
+    )
+    elsewhere: bool | None = Field(
+        None, description="Extension. Whether it may quote other conversations of whoever asks."
+    )
     stream_options: StreamOptions | None = None
     truncation: Literal["auto", "disabled"] | None = Field(
         None, description="'auto' for what is stored, 'disabled' for what is not; each is the default."
@@ -259,7 +268,8 @@ class ResponseRequest(Asked):
     @property
     def wish(self) -> Wish:
         """How the context of this response is to be kept."""
-        return Wish(self.strategy, self.budget, tuple(self.pin or ()), tuple(self.exclude or ()))
+        pin, exclude = tuple(self.pin or ()), tuple(self.exclude or ())
+        return Wish(self.strategy, self.budget, pin, exclude, self.elsewhere)
 
     def sampling(self) -> Sampling:
         """What was asked of the sampler; None where nothing was."""
@@ -311,7 +321,7 @@ class ResponseRequest(Asked):
             raise InvalidRequest(
                 f"'{name}' needs an answer that is stored.", param=name, hint="leave 'store' out"
             )
-        for name in ("strategy", "budget", "pin", "exclude"):
+        for name in ("strategy", "budget", "pin", "exclude", "elsewhere"):
             if not self.kept and getattr(self, name) is not None:
                 raise InvalidRequest(
                     f"'{name}' needs an answer that is stored.", param=name, hint="leave 'store' out"

@@ -20,7 +20,8 @@ from rallychat.api.responses.pages import After, Limit, Order, page
 from rallychat.api.responses.requests import ResponseRequest
 from rallychat.api.routing import NAMED_EVENTS, problems
 from rallychat.api.serving import model_to_use, service_of
-from rallychat.errors import InvalidRequest, NotFound
+from rallychat.errors import Forbidden, InvalidRequest, NotFound
+from rallychat.identity import current
 
 if TYPE_CHECKING:
     from rallychat.catalog import Model
@@ -45,7 +46,11 @@ async def create_response(
     """Answers what was said. Stored answers belong to the server: hanging up does not end them, cancel does."""
     service = service_of(request)
     if (known := response_of(request)) is not None:
-        return await _given(service, asked, *await viewing.to_watch(service, known))
+        return await _given(service, asked, *await viewing.to_watch(service, known), again=True)
+    if asked.conversation_id is not None and not current().may("conversations"):
+        raise Forbidden(
+            "This API key is not for 'conversations'.", hint="leave 'conversation' out, or use another key"
+        )
     said = asked.messages()
     at = await responding.place(
         service, conversation=asked.conversation_id, previous=asked.previous_response_id
@@ -63,18 +68,27 @@ async def create_response(
         request=asked.echo(),
         wish=asked.wish,
         key=key_of(request),
+        patience=asked.timeout,
     )
     announce(request)
     return await _given(service, asked, stored, run)
 
 
 async def _given(
-    service: ChatService, asked: ResponseRequest, stored: StoredResponse, run: Run | None
+    service: ChatService,
+    asked: ResponseRequest,
+    stored: StoredResponse,
+    run: Run | None,
+    *,
+    again: bool = False,
 ) -> Response:
-    """A stored response in the way it was asked for. One that could not even begin is undone and refused."""
+    """A stored response in the way it was asked for.
+
+    One that could not even begin is undone and refused; but not when it is asked for again: somebody was told of it.
+    """
     if run is not None and not asked.background:
         await (run.begun() if asked.stream else run.wait())
-        if (failed := viewing.said_nothing(run)) is not None:
+        if not again and (failed := viewing.said_nothing(run)) is not None:
             with suppress(NotFound):
                 await service.store.responses.delete(stored.id, undo=True)
             raise Refusal(problem_of_end(failed, prompt="input") or CUT_OFF)
@@ -93,6 +107,7 @@ async def _unstored(
         model=model,
         sampling=asked.sampling(),
         instructions=asked.instructions,
+        patience=asked.timeout,
     )
     response = unstored.blank(asked.echo(), model.id)
     if asked.stream:
@@ -136,7 +151,7 @@ async def retrieve_response(
 async def cancel_response(request: Request, response_id: str) -> Response:
     """Ends an answer where it is; what was said is kept. One that has ended stays as it is."""
     service = service_of(request)
-    _, run = await responding.current(service, response_id)
+    _, run = await responding.followed(service, response_id)
     if run is not None:
         await run.stop()
     return _json(objects.response_object(await service.store.responses.get(response_id)))

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rallychat.api.chunks import Answer
+from rallychat.api.delivery import comment, described
 from rallychat.api.errors import CUT_OFF, Refusal, problem_of_end
 from rallychat.api.responses import objects
 from rallychat.api.responses.events import Telling, frame
@@ -20,6 +21,7 @@ from rallychat.messages import (
     Finished,
     FinishReason,
     Part,
+    Queued,
     Reasoning,
     ReasoningDelta,
     Text,
@@ -82,6 +84,8 @@ async def streamed(response: StoredResponse, events: AsyncGenerator[Event]) -> A
                     ended = _ended(response, objects.joined(parts), event)
                     for said in telling.closing(objects.response_object(ended)):
                         yield frame(said)
+                case Queued():
+                    yield comment(described(event))
                 case _:
                     pass
 

@@ -7,12 +7,14 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from rallychat.api.delivery import comment, described
 from rallychat.api.responses import objects
-from rallychat.api.responses.events import Event, Telling, frame, retold
+from rallychat.api.responses.events import Event, Telling, frame
 from rallychat.errors import Conflict, RallyChatError
+from rallychat.following import retold
 from rallychat.messages import Event as TurnEvent
-from rallychat.messages import Failed, Part, Reasoning, ReasoningDelta, Started, Text, TextDelta
-from rallychat.responding import current
+from rallychat.messages import Failed, Part, Queued, Reasoning, ReasoningDelta, Started, Text, TextDelta
+from rallychat.responding import current, followed
 from rallychat.runs import Run
 from rallychat.store import StoredResponse
 
@@ -26,22 +28,32 @@ async def watched(
     """The frames of a response's events that come after number `after`, to its end."""
     async with aclosing(_events(service, stored, run)) as events:
         async for event in events:
-            if event["sequence_number"] > after:
+            if isinstance(event, bytes):
+                yield event
+            elif event["sequence_number"] > after:
                 yield frame(event)
 
 
 async def _events(
     service: ChatService, stored: StoredResponse, run: Run | None
-) -> AsyncGenerator[Event, None]:
+) -> AsyncGenerator[Event | bytes, None]:
+    """Events; and comments, which tell a place in line and have no number."""
     queued: bool = stored.request["background"]
     telling = Telling(objects.beginning(stored, queued=queued), stored.answer.id, queued=queued)
     for event in telling.opening():
         yield event
     async for turn_event in _turn(stored, run):
+        if isinstance(turn_event, Queued):
+            yield comment(described(turn_event))
         for event in _told(telling, turn_event):
             yield event
-    for event in telling.closing(await _ended(service, stored, run)):
-        yield event
+    ended = await _ended(service, stored, run)
+    if ended["status"] not in (
+        "queued",
+        "in_progress",
+    ):  # else it goes on elsewhere, and only we are stopping
+        for event in telling.closing(ended):
+            yield event
 
 
 async def _ended(service: ChatService, stored: StoredResponse, run: Run | None) -> Event:
@@ -97,12 +109,12 @@ async def to_watch(service: ChatService, response_id: str) -> tuple[StoredRespon
     """What `watched` needs.
 
     Raises:
-        NotFound: there is none. Conflict: another process is making it.
+        NotFound: there is none. Conflict: its end could not be stored yet.
     """
-    stored, run = await current(service, response_id)
+    stored, run = await followed(service, response_id)
     if stored.answer.status == "running" and run is None:
         raise Conflict(
-            f"Response '{response_id}' is being made by another process.", hint="ask again without 'stream'"
+            f"The end of response '{response_id}' could not be stored yet.", hint="ask again later"
         )
     return stored, run
 

@@ -1,9 +1,9 @@
 // @ts-check
-/** What can be done with a message: copy, edit, answer again, continue, other versions; and copying code. */
+/** What can be done with a message: copy, edit, answer again, continue, branch, other versions; and copying code. */
 import { get, post } from "./api.js";
-import { changed } from "./conversation.js";
+import { changed, open } from "./conversation.js";
 import { onAction, toast, use } from "./dom.js";
-import { chat } from "./state.js";
+import { chat, emit, tellTabs } from "./state.js";
 import { idOf } from "./transcript.js";
 
 /** @param {string} text */
@@ -86,6 +86,15 @@ async function edit(element) {
   box.focus();
 }
 
+/** A new conversation of what was said up to here. @param {HTMLElement} element */
+async function fork(element) {
+  const made = await post(`/v1/conversations/${chat.id}/fork`, { message_id: idOf(element) });
+  await open(made.id);
+  tellTabs(made.id);
+  emit("listed");
+  toast("A new chat of what was said up to here. The first one stays as it is.");
+}
+
 export function start() {
   onAction(
     "copy",
@@ -103,6 +112,7 @@ export function start() {
     }),
   );
   onAction("edit", told(edit));
+  onAction("fork", told(fork));
   onAction(
     "branch",
     told(async (element) => {

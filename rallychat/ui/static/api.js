@@ -34,7 +34,7 @@ async function ask(method, path, body) {
 async function answered(method, path, body) {
   let response;
   try {
-    response = await fetch(`ui${path}`, {
+    response = await fetch(path.startsWith("/v1/") ? path.slice(1) : `ui${path}`, {
       method,
       headers: body ? { "content-type": "application/json" } : {},
       body: body ? JSON.stringify(body) : undefined,
@@ -43,6 +43,7 @@ async function answered(method, path, body) {
     throw new ApiError("The server does not answer. Is RallyChat still running?", 0);
   }
   if (response.ok) return response;
+  if (response.status === 401) location.assign("login");
   throw new ApiError(await sentence(response), response.status);
 }
 

@@ -111,7 +111,8 @@ function keep(event) {
   line.hidden = !wrong;
   line.textContent = wrong ? "A budget is a whole number of at least 64 tokens." : "";
   if (wrong) return;
-  const value = field.value === "" ? null : budget ? Number(field.value) : field.value;
+  const said = { strategy: field.value, budget: Number(field.value), elsewhere: field.value === "yes" }[field.name];
+  const value = field.value === "" ? null : said;
   void change(() => patch(`/conversations/${chat.id}/context`, { [field.name]: value }), "From the next turn on.");
 }
 

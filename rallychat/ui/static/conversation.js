@@ -1,6 +1,6 @@
 // @ts-check
 /** Opens conversations, keeps the address, follows what other tabs and people do. */
-import { ApiError, get } from "./api.js";
+import { ApiError, get, post } from "./api.js";
 import { toast } from "./dom.js";
 import * as live from "./live.js";
 import { blank, chat, emit, learn, onOtherTab, tellTabs } from "./state.js";
@@ -9,12 +9,12 @@ import * as transcript from "./transcript.js";
 const POLL = 4000;
 let opening = 0;
 
-/** @param {string} id @param {{address?: "push" | "keep"}} [options] */
-export async function open(id, { address = "push" } = {}) {
+/** `at`: the message to scroll to. @param {string} id @param {{address?: "push" | "keep", at?: string}} [options] */
+export async function open(id, { address = "push", at = "" } = {}) {
   const turn = ++opening;
   let facts;
   try {
-    facts = await get(`/conversations/${encodeURIComponent(id)}`);
+    facts = await get(`/conversations/${encodeURIComponent(id)}${at && `?reach=${encodeURIComponent(at)}`}`);
   } catch (error) {
     if (turn !== opening) return;
     toast(/** @type {Error} */ (error).message, { kind: "error" });
@@ -22,12 +22,25 @@ export async function open(id, { address = "push" } = {}) {
     return;
   }
   if (turn !== opening) return;
-  if (address === "push") history.pushState(null, "", `?c=${encodeURIComponent(id)}`);
+  if (address === "push") history.pushState(null, "", `?c=${encodeURIComponent(id)}${at && `&m=${encodeURIComponent(at)}`}`);
   live.detach();
   learn(facts);
   transcript.show(facts.html, facts.older);
   if (chat.run) live.attach(chat.run);
   emit("opened");
+  if (at) transcript.reveal(at);
+}
+
+/** Opens it at a message, which may stand on a branch that is not in view. @param {string} id @param {string} message */
+export async function openAt(id, message) {
+  await open(id, { at: message });
+  if (chat.id !== id || transcript.messageOf(message)) return;
+  try {
+    await post(`/messages/${message}/select`);
+    await open(id, { address: "keep", at: message });
+  } catch (error) {
+    toast(/** @type {Error} */ (error).message, { kind: "error" });
+  }
 }
 
 /** A new conversation; it is stored with its first message. @param {{address?: "push" | "keep"}} [options] */
@@ -84,8 +97,9 @@ export async function sync() {
 }
 
 function fromAddress() {
-  const id = new URLSearchParams(location.search).get("c");
-  return id ? open(id, { address: "keep" }) : begin({ address: "keep" });
+  const asked = new URLSearchParams(location.search);
+  const id = asked.get("c");
+  return id ? open(id, { address: "keep", at: asked.get("m") ?? "" }) : begin({ address: "keep" });
 }
 
 export async function start() {

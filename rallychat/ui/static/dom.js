@@ -42,13 +42,21 @@ export function use(name) {
   return fragment(`<svg class="icon" aria-hidden="true"><use href="#i-${name}"></use></svg>`);
 }
 
-/** @param {string} text @param {{kind?: "error" | "info"}} [options] */
-export function toast(text, { kind = "info" } = {}) {
+/** @param {string} text @param {{kind?: "error" | "info", undo?: () => unknown}} [options] */
+export function toast(text, { kind = "info", undo } = {}) {
   const box = document.createElement("p");
   box.className = `toast ${kind}`;
   box.textContent = text;
+  if (undo) {
+    const button = Object.assign(document.createElement("button"), { type: "button", className: "undo", textContent: "Undo" });
+    button.addEventListener("click", () => {
+      box.remove();
+      undo();
+    });
+    box.append(" ", button);
+  }
   byId("rc-toasts").append(box);
-  setTimeout(() => box.remove(), kind === "error" ? 9000 : 3000);
+  setTimeout(() => box.remove(), kind === "error" || undo ? 9000 : 3000);
 }
 
 /** Says something to those who listen to the page. @param {string} text */

@@ -118,6 +118,12 @@ export async function choose(model) {
   if (!["unavailable", "downloading"].includes(state)) /** @type {HTMLDialogElement} */ (byId("rc-models")).close();
 }
 
+/** Loads a model that a chat is about to use, if it is on disk; what is not is fetched when something is said. @param {string | null} model */
+export async function prepare(model) {
+  if (model && entryOf(model)?.state === "ready") await tell("load", model);
+  else await refresh();
+}
+
 /** @param {string} model */
 async function removeModel(model) {
   const text = `The weights of ${entryOf(model)?.name ?? model} are deleted from this machine. They can be downloaded again.`;

@@ -82,12 +82,12 @@ function fill(told) {
 /** @param {Event} event */
 async function save(event) {
   const box = event.target;
-  if (!form()?.contains(/** @type {Node} */ (box)) || box instanceof HTMLTextAreaElement) return;
+  if (!form()?.contains(/** @type {Node} */ (box)) || (box instanceof HTMLTextAreaElement && !box.name)) return;
   const model = shown;
   const line = byId("rc-choice-error");
   try {
     const data = new FormData(/** @type {HTMLFormElement} */ (form()));
-    const asked = { model, answer: sampling("answer"), summary: sampling("summary"), multi_gpu: data.has("multi_gpu"), way: data.get("way") ?? "auto" };
+    const asked = { model, answer: sampling("answer"), summary: sampling("summary"), summary_prompt: data.get("summary_prompt") ?? "", multi_gpu: data.has("multi_gpu"), way: data.get("way") ?? "auto" };
     complain(line, "");
     fill(await post("/models/choice", asked));
     if (shown !== model) return;
@@ -115,7 +115,7 @@ function saved(text) {
 /** @param {HTMLElement} element */
 async function applyYaml(element) {
   const box = /** @type {HTMLElement} */ (element.closest(".generation"));
-  const text = box.querySelector("textarea")?.value ?? "";
+  const text = /** @type {HTMLTextAreaElement | null} */ (box.querySelector(".yaml textarea"))?.value ?? "";
   const line = box.querySelector(".field-error");
   try {
     fill(await post("/models/choice/yaml", { model: shown, part: box.dataset.part, text }));

@@ -1,13 +1,18 @@
 // @ts-check
 /** The list of conversations, and opening and closing the two sidebars (Gradio's own, by its buttons). */
-import { html, patch, remove } from "./api.js";
-import { begin, open } from "./conversation.js";
-import { byId, chatOnly, confirmed, fragment, isPhone, onAction, toast } from "./dom.js";
+import { html, patch, post, remove } from "./api.js";
+import { begin, open, openAt } from "./conversation.js";
+import { byId, chatOnly, fragment, isPhone, onAction, toast } from "./dom.js";
 import { chat, emit, learn, on, tellTabs } from "./state.js";
 
 const list = () => byId("rc-conversations");
 const offset = () => -new Date().getTimezoneOffset();
 let shown = "";
+let shelf = "recent";
+const FOLDERS = "rallychat.folders";
+/** @type {string[]} */
+let unfolded = JSON.parse(localStorage.getItem(FOLDERS) ?? "[]");
+const wanted = () => /** @type {HTMLInputElement} */ (byId("rc-find")).value.trim();
 
 /** @param {"left" | "right"} side */
 const bar = (side) => byId(`rc-${side}`);
@@ -25,16 +30,25 @@ export function toggle(side, wanted = !isOpen(side)) {
 
 export async function refresh() {
   try {
-    const fresh = await html(`/conversations?utc_offset=${offset()}`);
+    const asked = wanted();
+    const open = unfolded.map((name) => `&open=${encodeURIComponent(name)}`).join("");
+    const path = asked ? `/found?q=${encodeURIComponent(asked)}` : `/conversations?utc_offset=${offset()}&shelf=${shelf}${open}`;
+    const fresh = await html(path);
+    if (asked !== wanted()) return;
+    const focused = list().contains(document.activeElement) ? document.activeElement?.closest("[data-folder]") : null;
     if (fresh !== shown && !list().querySelector(".renaming")) {
       shown = fresh;
       list().replaceChildren(fragment(fresh));
+      if (focused instanceof HTMLElement) summaryOf(focused.dataset.folder ?? "")?.focus();
     }
     mark();
   } catch (error) {
     toast(/** @type {Error} */ (error).message, { kind: "error" });
   }
 }
+
+/** @param {string} folder @returns {HTMLElement | null} */
+const summaryOf = (folder) => list().querySelector(`[data-folder="${CSS.escape(folder)}"] > summary`);
 
 function mark() {
   for (const item of list().querySelectorAll(".conversation")) {
@@ -91,14 +105,23 @@ function rename(element) {
 /** @param {HTMLElement} element */
 async function erase(element) {
   const id = itemOf(element).dataset.conversation ?? "";
-  const title = itemOf(element).querySelector(".title")?.textContent ?? "this conversation";
-  const text = `“${title}” and all its messages will be gone for good.`;
-  if (!(await confirmed({ title: "Delete this conversation?", text, yes: "Delete" }))) return;
   try {
     await remove(`/conversations/${id}`);
     sessionStorage.removeItem(`rallychat.draft.${id}`);
     tellTabs(id);
     if (chat.id === id) begin();
+    toast("Moved to the trash.", { undo: () => restore(id) });
+  } catch (error) {
+    toast(/** @type {Error} */ (error).message, { kind: "error" });
+  }
+  await refresh();
+}
+
+/** @param {string} id */
+async function restore(id) {
+  try {
+    await post(`/v1/conversations/${id}/restore`);
+    tellTabs(id);
   } catch (error) {
     toast(/** @type {Error} */ (error).message, { kind: "error" });
   }
@@ -106,25 +129,66 @@ async function erase(element) {
 }
 
 /** @param {HTMLElement} element */
+function show(element) {
+  shelf = element.dataset.shelf ?? "recent";
+  for (const one of document.querySelectorAll("[data-shelf]")) {
+    one.setAttribute("aria-pressed", String(/** @type {HTMLElement} */ (one).dataset.shelf === shelf));
+  }
+  /** @type {HTMLInputElement} */ (byId("rc-find")).value = "";
+  void refresh();
+}
+
+/** @param {HTMLElement} element */
 async function older(element) {
   const before = encodeURIComponent(element.dataset.before ?? "");
-  const more = await html(`/conversations?utc_offset=${offset()}&before=${before}`);
+  const more = await html(`/conversations?utc_offset=${offset()}&before=${before}&shelf=${shelf}`);
   element.replaceWith(fragment(more));
   mark();
 }
 
+/** @param {HTMLElement} element */
+async function olderInFolder(element) {
+  const { folder = "", before = "" } = element.dataset;
+  element.replaceWith(fragment(await html(`/folder?name=${encodeURIComponent(folder)}&before=${encodeURIComponent(before)}`)));
+  mark();
+}
+
+/** What a folder holds is asked for once it is open; this browser remembers which are. @param {HTMLElement} folder */
+function fold(folder) {
+  const name = folder.dataset.folder ?? "";
+  const others = unfolded.filter((one) => one !== name);
+  unfolded = folder.hasAttribute("open") ? others : [...others, name].slice(-20);
+  localStorage.setItem(FOLDERS, JSON.stringify(unfolded));
+  void refresh();
+}
+
 export function start() {
+  list().addEventListener("click", (event) => {
+    const summary = event.target instanceof Element ? event.target.closest("summary") : null;
+    if (!summary) return;
+    event.preventDefault();
+    fold(/** @type {HTMLElement} */ (summary.parentElement));
+  });
   list().addEventListener("click", (event) => {
     const link = event.target instanceof Element ? event.target.closest("a") : null;
     const plain = event instanceof MouseEvent && !(event.metaKey || event.ctrlKey || event.shiftKey || event.button);
-    if (!link || !plain) return;
+    if (!link || !plain || !link.hasAttribute("href")) return;
     event.preventDefault();
     if (isPhone()) toggle("left", false);
-    void open(itemOf(link).dataset.conversation ?? "");
+    const { conversation = "", at } = itemOf(link).dataset;
+    void (at ? openAt(conversation, at) : open(conversation));
   });
   onAction("rename", rename);
   onAction("delete", erase);
+  onAction("restore", (element) => restore(itemOf(element).dataset.conversation ?? ""));
+  onAction("shelf", show);
+  let typing = 0;
+  byId("rc-find").addEventListener("input", () => {
+    clearTimeout(typing);
+    typing = window.setTimeout(() => void refresh(), 200);
+  });
   onAction("older-conversations", older);
+  onAction("older-in-folder", olderInFolder);
   onAction("new-chat", () => {
     if (isPhone()) toggle("left", false);
     begin();

@@ -55,6 +55,16 @@ export function toEnd() {
   byId("rc-to-end").hidden = true;
 }
 
+/** Scrolls to a message and marks it for a moment. @param {string} id */
+export function reveal(id) {
+  const message = messageOf(id);
+  if (!message) return;
+  sticks = false;
+  message.scrollIntoView({ block: "center" });
+  message.classList.add("sought");
+  setTimeout(() => message.classList.remove("sought"), 2500);
+}
+
 /** After something grew: stays at the end if one was there. */
 export function keepUp() {
   if (sticks) scroller().scrollTop = scroller().scrollHeight;

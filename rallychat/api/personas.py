@@ -1,0 +1,98 @@
+"""/v1/personas: system prompt, model and parameters under a name. (OpenAI has no such routes.)"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Request
+from pydantic import Field
+from starlette.responses import Response
+
+from rallychat.api.responses.pages import listed
+from rallychat.api.routing import JsonRoute, problems
+from rallychat.api.schemas import Asked
+from rallychat.api.serving import service_of
+from rallychat.catalog.types import SamplingFacts
+from rallychat.store import Persona
+
+router = APIRouter(route_class=JsonRoute, tags=["personas"])
+_ONE = "/v1/personas/{persona_id}"
+_ANY: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/json": {"schema": {"type": "object"}}}}
+}
+_MADE = problems(400, 401, 403, 404, 413, 415, 500, 503)
+_READ = problems(401, 403, 404, 500, 503)
+
+
+class PersonaRequest(Asked):
+    """Body of `POST /v1/personas`."""
+
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    system: Annotated[str, Field(max_length=200_000)] = ""
+    model: Annotated[str, Field(max_length=200)] | None = None
+    sampling: SamplingFacts = SamplingFacts()
+
+
+class PersonaUpdate(PersonaRequest):
+    """Body of `POST /v1/personas/{persona_id}`; what is left out stays."""
+
+    name: Annotated[str, Field(min_length=1, max_length=100)] = " "
+
+
+@router.get("/v1/personas", response_model=None, responses={**_ANY, **_READ})
+async def list_personas(request: Request) -> Response:
+    """All of them, by name."""
+    return _json(listed([persona_out(one) for one in await service_of(request).store.personas.list()]))
+
+
+@router.post("/v1/personas", response_model=None, responses={**_ANY, **_MADE})
+async def create_persona(request: Request, asked: PersonaRequest) -> Response:
+    """A new one."""
+    return _json(persona_out(await service_of(request).store.personas.create(**_given(request, asked))))
+
+
+@router.get(_ONE, response_model=None, responses={**_ANY, **_READ})
+async def retrieve_persona(request: Request, persona_id: str) -> Response:
+    """One of them."""
+    return _json(persona_out(await service_of(request).store.personas.get(persona_id)))
+
+
+@router.post(_ONE, response_model=None, responses={**_ANY, **_MADE})
+async def update_persona(request: Request, persona_id: str, asked: PersonaUpdate) -> Response:
+    """Changes it; conversations that began with it stay as they are."""
+    changed = await service_of(request).store.personas.update(persona_id, **_given(request, asked))
+    return _json(persona_out(changed))
+
+
+@router.delete(_ONE, response_model=None, responses={**_ANY, **_READ})
+async def delete_persona(request: Request, persona_id: str) -> Response:
+    """Forgets it."""
+    await service_of(request).store.personas.delete(persona_id)
+    return _json({"id": persona_id, "object": "persona.deleted", "deleted": True})
+
+
+def persona_out(persona: Persona) -> dict[str, Any]:
+    """What a persona is."""
+    return {
+        "id": persona.id,
+        "object": "persona",
+        "name": persona.name,
+        "system": persona.system,
+        "model": persona.model,
+        "sampling": persona.sampling.as_dict(),
+        "created_at": int(persona.created_at.timestamp()),
+    }
+
+
+def _given(request: Request, asked: PersonaRequest) -> dict[str, Any]:
+    given: dict[str, Any] = {name: getattr(asked, name) for name in asked.model_fields_set}
+    if "sampling" in given:
+        given["sampling"] = asked.sampling.value()
+    if given.get("model") is not None:
+        given["model"] = service_of(request).named(given["model"]).id
+    return given
+
+
+def _json(said: object) -> Response:
+    return Response(orjson.dumps(said), media_type="application/json")

@@ -1,0 +1,157 @@
+"""A RallyChat server in processes of its own, for measurements: started, killed, stopped, frozen, started again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from http import HTTPStatus
+from pathlib import Path
+
+import httpx
+import psutil
+
+from rallychat.errors import EngineUnavailable
+
+POLL = 0.05
+"""Seconds between two looks at a server that is starting."""
+_WORKER = "rallychat.engines.worker"
+
+
+class ServerProcess:
+    """One server at one address, however often it is started.
+
+    Args:
+        model: what it answers with.
+        data_dir: its folder.
+        arguments: more of `rallychat serve`.
+        environment: settings beside.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        data_dir: Path,
+        arguments: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.model = model
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.said: deque[str] = deque(maxlen=200)
+        """The last lines of its log."""
+        flags = ["--api-only", "--no-browser", "--port", str(self.port), "--data-dir", str(data_dir)]
+        self._command = [sys.executable, "-m", "rallychat", "serve", model, *flags, *arguments]
+        self._environment = {**os.environ, **(environment or {})}
+        self._process: asyncio.subprocess.Process | None = None
+        self._listening: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The server's process id."""
+        assert self._process is not None, "not started"
+        return self._process.pid
+
+    def workers(self) -> list[psutil.Process]:
+        """The engines' processes."""
+        try:
+            below = psutil.Process(self.pid).children(recursive=True)
+            return [each for each in below if _WORKER in each.cmdline()]
+        except psutil.Error:
+            return []
+
+    async def start(self, *, patience: float = 120) -> None:
+        """Start it; returns when it is ready.
+
+        Raises:
+            EngineUnavailable: it ended, or is not ready in time.
+        """
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command,
+            env=self._environment,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,  # a Ctrl-C is for the measurement, which then ends the server
+        )
+        self._listening = asyncio.create_task(self._listen(self._process))
+        try:
+            async with asyncio.timeout(patience), httpx.AsyncClient(trust_env=False) as http:
+                while not await self._ready(http):
+                    if self._process.returncode is not None:
+                        raise EngineUnavailable(f"The server ended while starting: {self.last_words}")
+                    await asyncio.sleep(POLL)
+        except TimeoutError as exc:
+            raise EngineUnavailable(f"The server was not ready in {patience:g} s: {self.last_words}") from exc
+
+    @property
+    def last_words(self) -> str:
+        """The end of its log."""
+        return " / ".join(list(self.said)[-3:])
+
+    async def _ready(self, http: httpx.AsyncClient) -> bool:
+        with suppress(httpx.HTTPError):
+            return (await http.get(f"{self.url}/readyz", timeout=5)).status_code == HTTPStatus.OK
+        return False
+
+    async def kill(self) -> None:
+        """End it as a power cut would; its workers notice."""
+        await self._end(signal.SIGKILL)
+
+    async def stop(self) -> int:
+        """End it in order; its exit code."""
+        return await self._end(signal.SIGTERM)
+
+    def freeze(self, *, what: Sequence[int] | None = None) -> None:
+        """Stop its clock, and that of its workers, until `thaw`."""
+        self._tell(signal.SIGSTOP, what)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self._tell(signal.SIGCONT, None)
+
+    def _tell(self, number: signal.Signals, what: Sequence[int] | None) -> None:
+        for pid in what or (self.pid, *(each.pid for each in self.workers())):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    async def _end(self, number: signal.Signals) -> int:
+        process = self._process
+        if process is None:
+            return 0
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.send_signal(number)
+        code = await process.wait()
+        if self._listening is not None:
+            await asyncio.wait({self._listening}, timeout=2)
+            self._listening.cancel()
+        return code
+
+    async def _listen(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stderr is not None
+        while line := await process.stderr.readline():
+            self.said.append(line.decode(errors="replace").rstrip())
+
+
+@asynccontextmanager
+async def running(server: ServerProcess) -> AsyncGenerator[ServerProcess]:
+    """The server, started; ended in order with the block, whatever became of it."""
+    try:
+        await server.start()
+        yield server
+    finally:
+        with suppress(ProcessLookupError):
+            server.thaw()
+        await asyncio.shield(server.stop())
+
+
+def free_port() -> int:
+    """A port nobody listens on at this moment."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])

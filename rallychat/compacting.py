@@ -1,0 +1,115 @@
+"""Making room in a conversation: which memory it will have, from the moment that is due until it is swapped in."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+
+from rallychat.catalog import Model
+from rallychat.context.types import Compaction, Memory
+from rallychat.contexts import Contexts
+from rallychat.pool import Apart, Engine, Priority, Slot
+from rallychat.recent import Recent
+from rallychat.store import Conversation
+from rallychat.wishes import AS_EVER, Wish
+
+log = logging.getLogger(__name__)
+
+KEPT = 256
+"""Conversations in which room may be in the making at the same time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A conversation, and the loaded engine that will answer next; what was wished for likely will be again."""
+
+    conversation: Conversation
+    model: Model
+    engine: Engine
+    max_tokens: int | None
+    since: float
+    """When somebody was last seen in it, by the monotonic clock: caches used later are worth more."""
+    wish: Wish = AS_EVER
+
+    @property
+    def session(self) -> str:
+        """Names it to the engine's slots."""
+        return self.conversation.id
+
+    def slot(
+        self, ids: list[int], priority: Priority, *, apart: Apart = "no", beside: bool = False
+    ) -> AbstractAsyncContextManager[Slot]:
+        """A slot for a prompt of this conversation; see `SlotQueue.slot`."""
+        return self.engine.slot(
+            ids, priority=priority, session=self.session, apart=apart, since=self.since, beside=beside
+        )
+
+
+@dataclass(slots=True)
+class Making:
+    """Room that is being made. `memory` is None until it is written; `basis` is what it must not have left."""
+
+    due: Compaction
+    basis: tuple[object, ...]
+    memory: Memory | None = None
+
+
+class Compacting:
+    """What is in the making, conversation by conversation. Begun once, it goes on wherever there is time for it.
+
+    Args:
+        compacted: hears the model's id whenever older turns became a memory.
+    """
+
+    def __init__(self, contexts: Contexts, compacted: Callable[[str], None]) -> None:
+        self._contexts = contexts
+        self._compacted = compacted
+        self._makings: Recent[str, Making] = Recent(KEPT)
+
+    async def begun(self, scene: Scene, *, tip: str | None = None) -> Making | None:
+        """What is in the making; else what is due once `tip` (the newest message if None) is answered."""
+        known = self._makings.get(scene.session)
+        if known is not None and await self._stands(scene, known):
+            return known
+        self._makings.pop(scene.session, None)
+        due = await self._contexts.due(
+            scene.conversation,
+            model=scene.model,
+            engine=scene.engine,
+            max_tokens=scene.max_tokens,
+            wish=scene.wish,
+            tip=tip,
+        )
+        basis = await self._basis(scene, due) if due is not None else None
+        if due is None or basis is None:
+            return None
+        making = self._makings[scene.session] = Making(due, basis, None if due.ask else due.rules)
+        return making
+
+    async def swap(self, scene: Scene, making: Making) -> bool:
+        """Commits the memory, unless the conversation has changed under it: then it is dropped."""
+        self._makings.pop(scene.session, None)
+        if making.memory is None or not await self._stands(scene, making):
+            log.info("conversation %s has changed: its new memory is dropped", scene.session)
+            return False
+        await self._contexts.commit(scene.session, making.memory)
+        self._compacted(scene.model.id)
+        return True
+
+    async def _stands(self, scene: Scene, making: Making) -> bool:
+        return await self._basis(scene, making.due) == making.basis
+
+    async def _basis(self, scene: Scene, due: Compaction) -> tuple[object, ...] | None:
+        return await self._contexts.basis(scene.session, due.until, wish=scene.wish)
+
+    @asynccontextmanager
+    async def counted(self, scene: Scene) -> AsyncIterator[None]:
+        """The time it takes is told in the conversation's next report."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._contexts.spent(scene.session, (time.monotonic() - began) * 1000)

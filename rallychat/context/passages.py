@@ -1,0 +1,40 @@
+"""Long texts in passages: what is searched and quoted of a message that is too long to be quoted whole. Pure."""
+
+from __future__ import annotations
+
+import re
+
+WHOLE = 900
+"""Characters up to which a text is one passage."""
+LENGTH = 480
+"""Characters of a passage of a longer one, about; a sentence is cut only where it is longer by itself."""
+_ENDS = re.compile(r"\n\s*\n|\n|(?<=[.!?…])[\"'”’)\]]*\s+|(?<=[。！？])")
+
+Span = tuple[int, int]
+"""Where a passage begins and ends in its text."""
+
+
+def passages(text: str) -> list[Span]:
+    """The passages of a text, in order and without gaps but for white space."""
+    if len(text) <= WHOLE:
+        return [(0, len(text))]
+    spans: list[Span] = []
+    start = end = 0
+    for sentence_end in (*(match.end() for match in _ENDS.finditer(text)), len(text)):
+        if sentence_end - start > LENGTH and end > start:
+            spans.append((start, end))
+            start = end
+        while sentence_end - start > LENGTH:
+            cut = _cut(text, start)
+            spans.append((start, cut))
+            start = cut
+        end = sentence_end
+    if end > start:
+        spans.append((start, end))
+    return [span for span in spans if text[slice(*span)].strip()]
+
+
+def _cut(text: str, start: int) -> int:
+    """Where a sentence that is too long is cut: at its last space that is near enough."""
+    space = text.rfind(" ", start + LENGTH // 2, start + LENGTH)
+    return space + 1 if space > 0 else start + LENGTH

@@ -1,0 +1,82 @@
+"""Those who wait for a slot of one engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from rallychat.errors import Late
+from rallychat.messages import Queued
+from rallychat.pool.affinity import Asked, Priority, Slot
+from rallychat.pool.fairness import Claim
+
+Notify = Callable[[Queued], None]
+"""Hears the place in line and how long it may take, whenever that changes."""
+
+
+@dataclass(order=True, slots=True)
+class Waiting:
+    """A request in line; sorted by priority, then arrival."""
+
+    priority: int
+    arrival: int
+    asked: Asked = field(compare=False)
+    granted: asyncio.Future[Slot] = field(compare=False)
+    notify: Notify = field(compare=False)
+    position: int = field(default=0, compare=False)
+    seconds: float = field(default=0.0, compare=False)
+    passed: int = field(default=0, compare=False)
+
+    @property
+    def person(self) -> bool:
+        """Somebody watches for the answer."""
+        return self.priority == Priority.CHAT
+
+    def claim(self) -> Claim:
+        """What counts for its turn."""
+        return claim_of(self.asked)
+
+
+def claim_of(asked: Asked, said: int = 0) -> Claim:
+    """What counts for the turn of a request that has said so many tokens since it was granted its slot."""
+    return Claim(asked.user, asked.since, bool(asked.session), said)
+
+
+class Pace:
+    """How long answers take lately, and so those who wait.
+
+    Args:
+        slots: answers that are made at a time.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+        self._seconds = 5.0
+        self._measured = False
+        self.tokens = 200.0
+        """Of an answer."""
+
+    def answered(self, seconds: float, tokens: int) -> None:
+        """An answer took so long, and so many tokens."""
+        self._measured = True
+        self._seconds += 0.2 * (seconds - self._seconds)
+        self.tokens += 0.2 * (tokens - self.tokens)
+
+    def estimate(self, position: int) -> float:
+        """Seconds until the turn of this place in line has come."""
+        return max(1.0, round(self._seconds * position / self._slots, 1))
+
+    def over(self, seconds: float, position: int) -> bool:
+        """By what was measured so far, the turn of this place in line takes longer to come."""
+        return self._measured and self._seconds * position / self._slots > seconds
+
+
+def late(waiting: Waiting, how: str, *, retry_after: float) -> Late:
+    """What a request is told whose turn `cannot` come, or `did not`, within the time it gave itself."""
+    allowed = (waiting.asked.until or 0.0) - waiting.asked.since
+    return Late(
+        f"The turn of this request {how} come within {allowed:g} s, which is its timeout.",
+        retry_after=retry_after,
+        hint="try again later, or give it more time",
+    )

@@ -1,0 +1,170 @@
+"""Everything of one user: which rows those are, all of it as a ZIP file, and nothing of it left.
+
+Whatever table is added is found by its columns: it names a user, a conversation or a message, or a row of a table
+that does. A test holds that every table is one of these, or is named here as nobody's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zipfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+from sqlalchemy import ColumnElement, LargeBinary, Select, Table, delete, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from rallychat.errors import Conflict, NotFound
+from rallychat.store.account_tables import deeds, invites, users
+from rallychat.store.batch_tables import files
+from rallychat.store.database import Database
+from rallychat.store.deeds import note
+from rallychat.store.tables import conversations, messages, metadata, passages
+from rallychat.store.whole import whole
+
+NOBODYS: Final = frozenset({"deeds", "invites", "leases", "owners"})
+"""Tables whose rows are the server's own."""
+_APART: Final = frozenset({"conversations", "messages", "memories", "responses"})
+_LEFT_OUT: Final = frozenset({"passages", "idempotency_keys"})
+_HIDDEN: Final = frozenset({"hash", "password", "owner"})
+
+
+def rows_of(table: Table, user_id: str) -> ColumnElement[bool] | None:
+    """Which rows of a table belong to a user; None: it is nobody's."""
+    if table.name in NOBODYS:
+        return None
+    if table is users:
+        return users.c.id == user_id
+    if "user_id" in table.c:
+        return table.c.user_id == user_id
+    theirs = select(conversations.c.id).where(conversations.c.user_id == user_id)
+    if "conversation_id" in table.c:
+        return table.c.conversation_id.in_(theirs)
+    if "message_id" in table.c:
+        return table.c.message_id.in_(select(messages.c.id).where(messages.c.conversation_id.in_(theirs)))
+    for key in table.foreign_keys:
+        above = None if key.column.table is table else rows_of(key.column.table, user_id)
+        if above is not None:
+            return key.parent.in_(select(key.column).where(above))
+    return None
+
+
+class Belongings:
+    """Made by `ConversationStore`, whose promises hold here too.
+
+    Args:
+        folder: where the bytes of files are.
+    """
+
+    def __init__(self, database: Database, folder: Path) -> None:
+        self._database = database
+        self._folder = folder
+
+    @whole
+    async def export(self, user_id: str, path: Path) -> None:
+        """Writes everything of a user into a new ZIP file: conversations with all branches, the rest by table, as JSON.
+
+        Secrets (of keys, sessions, passwords) are not in it; they are nowhere.
+        """
+        async with self._database.read() as db:
+            with zipfile.ZipFile(path, "x", zipfile.ZIP_DEFLATED) as archive:
+                mine = select(conversations.c.id).where(conversations.c.user_id == user_id)
+                for conversation_id in await db.scalars(mine.order_by(conversations.c.id)):
+                    whole_of_it = await _conversation(db, conversation_id)
+                    await asyncio.to_thread(
+                        _put, archive, f"conversations/{conversation_id}.json", whole_of_it
+                    )
+                for table in metadata.sorted_tables:
+                    which = rows_of(table, user_id)
+                    if which is not None and table.name not in _APART | _LEFT_OUT:
+                        held = [
+                            _plain(table, row)
+                            for row in (await db.execute(_all(table).where(which))).mappings()
+                        ]
+                        await asyncio.to_thread(_put, archive, f"{table.name}.json", held)
+                for file_id in (await db.scalars(_files(user_id))).all():
+                    bytes_ = self._folder / file_id
+                    if bytes_.exists():  # not so where the row is about to go
+                        await asyncio.to_thread(archive.write, bytes_, f"files/{file_id}")
+                about = {"version": 1, "user": user_id, "exported_at": datetime.now(UTC).isoformat()}
+                _put(archive, "about.json", about)
+
+    @whole
+    async def erase(self, user_id: str) -> None:
+        """Deletes a user with everything of theirs, for good; the audit log calls them by their id from now on.
+
+        The bytes of files go when their rows are gone; what a crash between the two leaves is swept within minutes.
+
+        Raises:
+            NotFound: there is no such user. Conflict: others would be left without an admin.
+        """
+        async with self._database.write() as db:
+            row = (await db.execute(select(users).where(users.c.id == user_id))).mappings().one_or_none()
+            if row is None:
+                raise NotFound("user", user_id)
+            await _refuse_without_admin(db, user_id)
+            left = (await db.scalars(_files(user_id))).all()
+            # What looks after the full-text index needs `passages` while messages go.
+            ordered = [table for table in reversed(metadata.sorted_tables) if table is not passages]
+            for table in (*ordered, passages):
+                which = rows_of(table, user_id)
+                if which is not None:
+                    await db.execute(delete(table).where(which))
+            await db.execute(delete(invites).where(invites.c.created_by == user_id))
+            forgotten = update(deeds).where(deeds.c.target == row["name"]).values(target=user_id, detail={})
+            await db.execute(forgotten)
+            await db.execute(update(deeds).where(deeds.c.actor == user_id).values(actor_name=user_id))
+            await note(db, "user.erase", user_id)
+        for file_id in left:
+            (self._folder / file_id).unlink(missing_ok=True)
+        await self._database.scrub()
+
+
+def _files(user_id: str) -> Select[Any]:
+    return select(files.c.id).where(files.c.user_id == user_id).order_by(files.c.id)
+
+
+async def _refuse_without_admin(db: AsyncConnection, user_id: str) -> None:
+    others = await db.execute(select(users.c.role, users.c.disabled).where(users.c.id != user_id))
+    left = others.all()
+    if left and not any(role == "admin" and not disabled for role, disabled in left):
+        raise Conflict("This is the only admin.", hint="make somebody else an admin first")
+
+
+async def _conversation(db: AsyncConnection, conversation_id: str) -> dict[str, Any]:
+    """A conversation with every branch of it: each message names its parent."""
+    held: dict[str, Any] = {}
+    for table in metadata.sorted_tables:
+        if table is conversations:
+            which: ColumnElement[bool] = conversations.c.id == conversation_id
+        elif table.name == "responses":
+            here = select(messages.c.id).where(messages.c.conversation_id == conversation_id)
+            which = table.c.message_id.in_(here)
+        elif table.name in _APART:
+            which = table.c.conversation_id == conversation_id
+        else:
+            continue
+        rows = await db.execute(_all(table).where(which))
+        held[str(table.name)] = [_plain(table, row) for row in rows.mappings()]
+    (held["conversation"],) = held.pop("conversations")
+    return held
+
+
+def _all(table: Table) -> Select[Any]:
+    return select(table).order_by(*table.primary_key.columns)
+
+
+def _plain(table: Table, row: Mapping[Any, Any]) -> dict[str, Any]:
+    """What of a row a person can read, or has said."""
+    return {
+        str(column.name): row[column.name]
+        for column in table.c
+        if column.name not in _HIDDEN and not isinstance(column.type, LargeBinary)
+    }
+
+
+def _put(archive: zipfile.ZipFile, name: str, held: object) -> None:
+    archive.writestr(name, orjson.dumps(held, option=orjson.OPT_INDENT_2))

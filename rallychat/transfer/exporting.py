@@ -1,0 +1,83 @@
+"""Conversations as text: JSON that can be imported again, with every branch, and Markdown of the branch in view."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+import orjson
+
+from rallychat.errors import NotFound
+from rallychat.store import Conversation, ConversationStore, Shelf, StoredMessage
+
+FORMAT: Final = "rallychat"
+VERSION: Final = 1
+
+
+def as_json(conversation: Conversation, tree: Sequence[StoredMessage]) -> dict[str, Any]:
+    """One conversation with the messages of all its branches."""
+    return {
+        "id": conversation.id,
+        "title": conversation.title,
+        "system": conversation.system,
+        "model": conversation.model,
+        "sampling": conversation.sampling.as_dict(),
+        "created_at": conversation.created_at.isoformat(),
+        "updated_at": conversation.updated_at.isoformat(),
+        "pinned": conversation.pinned,
+        "archived": conversation.archived,
+        "folder": conversation.folder,
+        "tip": conversation.tip_id,
+        "messages": [
+            {
+                "id": row.id,
+                "parent": row.parent_id,
+                "role": row.role,
+                "model": row.model,
+                "created_at": row.created_at.isoformat(),
+                "parts": [{"kind": part.kind, "text": part.text} for part in row.parts],
+            }
+            for row in tree
+        ],
+    }
+
+
+def document(written: Sequence[dict[str, Any]]) -> bytes:
+    """The file."""
+    whole = {"format": FORMAT, "version": VERSION, "conversations": written}
+    return orjson.dumps(whole, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+
+def as_markdown(conversation: Conversation, rows: Sequence[StoredMessage]) -> str:
+    """Title, then each message under the name of who said it."""
+    parts = [f"# {conversation.title or 'Conversation'}"]
+    if conversation.system:
+        parts.append(f"*System:* {conversation.system}")
+    for row in rows:
+        who = "You" if row.role == "user" else (row.model or "Model")
+        parts.append(f"## {who}\n\n{row.text.strip()}")
+    return "\n\n".join(parts) + "\n"
+
+
+async def everything(store: ConversationStore, *, markdown: bool = False) -> AsyncIterator[bytes]:
+    """All conversations but those of the trash as one file, piece by piece: memory holds one conversation."""
+    first = True
+    yield b"" if markdown else b'{"format":"rallychat","version":1,"conversations":['
+    async for conversation in _all(store):
+        with suppress(NotFound):  # deleted meanwhile
+            if markdown:
+                said = as_markdown(conversation, await store.path(conversation.id)).encode()
+            else:
+                said = orjson.dumps(as_json(conversation, await store.library.tree(conversation.id)))
+            yield said if first else (b"\n---\n\n" if markdown else b",\n") + said
+            first = False
+    yield b"" if markdown else b"]}\n"
+
+
+async def _all(store: ConversationStore) -> AsyncIterator[Conversation]:
+    before: str | None = None
+    while found := await store.library.list(Shelf(archived=None), limit=50, before=before):
+        for conversation in found:
+            yield conversation
+        before = found[-1].id

@@ -1,0 +1,104 @@
+"""What the readers of foreign exports share: a tree of nodes by name becomes messages, parents first."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from rallychat.errors import InvalidRequest
+from rallychat.messages import Part, Reasoning, Role, Text
+from rallychat.store import Imported, ImportedMessage
+
+
+@dataclass(slots=True)
+class Said:
+    """What one node says. Without `role` it is left out, and what follows it follows its parent."""
+
+    role: Role | None = None
+    parts: tuple[Part, ...] = ()
+    thought: str = ""
+    """What the answers below begin with thinking."""
+    model: str | None = None
+    at: datetime | None = None
+
+
+@dataclass(slots=True)
+class Read:
+    """A conversation as read, and what of it could not be taken."""
+
+    conversation: Imported
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def planted(
+    nodes: Mapping[str, tuple[str | None, Said]], current: str | None, left_out: Counter[str]
+) -> tuple[tuple[ImportedMessage, ...], int | None]:
+    """Messages from nodes of (parent, said), siblings in their order; and where the branch in view ends."""
+    children: dict[str | None, list[str]] = {}
+    for name, (parent, _) in nodes.items():
+        children.setdefault(parent if parent in nodes else None, []).append(name)
+    made: list[ImportedMessage] = []
+    place: dict[str, int | None] = {}
+    waiting: list[tuple[str, int | None, str]] = [
+        (name, None, "") for name in reversed(children.get(None, []))
+    ]
+    while waiting:
+        name, above, thought = waiting.pop()
+        said = nodes[name][1]
+        thought = "\n\n".join(filter(None, (thought, said.thought)))
+        if said.role is not None and said.parts:
+            head: tuple[Part, ...] = (Reasoning(thought),) if thought and said.role == "assistant" else ()
+            made.append(ImportedMessage(said.role, head + said.parts, above, said.model, said.at))
+            above, thought = len(made) - 1, ""
+        place[name] = above
+        waiting += [(child, above, thought) for child in reversed(children.get(name, []))]
+    if lost := len(nodes) - len(place):
+        left_out["messages that follow each other in a circle"] += lost
+    return tuple(made), place.get(current) if current else None
+
+
+def text_of(value: Any) -> str:
+    """A text that can be stored; empty if it is none."""
+    if not isinstance(value, str):
+        return ""
+    return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").replace("\0", "\ufffd")
+
+
+def said_in(text: str) -> tuple[Part, ...]:
+    """One text part, or none where nothing is said."""
+    return (Text(text),) if text.strip() else ()
+
+
+def table(value: Any, what: str) -> Mapping[str, Any]:
+    """`value`, if it is an object.
+
+    Raises:
+        InvalidRequest: it is not, which names `what`.
+    """
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"'{what}' is not an object.")
+    return value
+
+
+def rows(value: Any) -> Iterator[Any]:
+    """The items of a list; none of anything else."""
+    yield from value if isinstance(value, list) else ()
+
+
+def when(value: Any) -> datetime | None:
+    """A time in seconds (or milli-, micro-, nanoseconds) since 1970, or in ISO 8601."""
+    try:
+        if isinstance(value, str):
+            read = datetime.fromisoformat(value)
+            return read.astimezone(UTC) if read.tzinfo else read.replace(tzinfo=UTC)
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            while abs(value) > 1e11:
+                value /= 1000
+            return datetime.fromtimestamp(value, UTC)
+    except (ValueError, OverflowError, OSError):
+        pass
+    return None

@@ -1,0 +1,68 @@
+"""How a request, or one answer of a conversation, wants its context kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from rallychat.messages import Message
+from rallychat.store import StoredMessage
+from rallychat.store.types import Mark
+
+_UNDATED = datetime.min.replace(tzinfo=UTC)
+"""Of messages that came without a date; quotes of them bear none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """How a request that stores nothing wants its context kept. Messages are named by their index.
+
+    Args:
+        strategy: its name.
+        budget: most tokens of the prompt; None: what the window allows.
+    """
+
+    strategy: str
+    budget: int | None = None
+    pin: tuple[int, ...] = ()
+    exclude: tuple[int, ...] = ()
+
+    def row(self, index: int, message: Message) -> StoredMessage:
+        """A message of the request, as if it were stored."""
+        return StoredMessage(
+            id=str(index),
+            conversation_id="",
+            parent_id=None,
+            role=message.role,
+            parts=message.parts,
+            model=None,
+            status="complete",
+            finish_reason=None,
+            error=None,
+            usage=None,
+            timings=None,
+            report=None,
+            span=None,
+            created_at=_UNDATED,
+            mark="exclude" if index in self.exclude else "pin" if index in self.pin else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How one answer of a conversation wants its context kept, in place of what holds there. Messages by id."""
+
+    strategy: str | None = None
+    budget: int | None = None
+    pin: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    elsewhere: bool | None = None
+
+    def marked(self, row: StoredMessage) -> StoredMessage:
+        """The message with the mark that it has for this answer."""
+        mark: Mark | None = "exclude" if row.id in self.exclude else "pin" if row.id in self.pin else row.mark
+        return row if mark == row.mark else replace(row, mark=mark)
+
+
+AS_EVER = Wish()
+"""As the conversation has it."""

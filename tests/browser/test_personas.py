@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import Served, answered, say
+
+pytestmark = pytest.mark.browser
+
+
+def test_a_persona_is_written_chosen_and_is_who_answers_in_the_new_chat(page: Page, served: Served) -> None:
+    page.get_by_role("button", name="New persona").click()
+    dialog = page.locator("#rc-persona")
+    dialog.get_by_role("button", name="Save").click()
+    expect(dialog.get_by_role("alert")).to_have_text("A persona needs a name.")
+    dialog.get_by_label("Name").fill("Editor <b>")
+    dialog.get_by_label("System prompt").fill("You mend texts.")
+    dialog.get_by_label("Model").select_option(label="Slow echo")
+    dialog.get_by_text("Generation").click()
+    dialog.get_by_label("Top k").fill("-3")
+    dialog.get_by_role("button", name="Save").click()
+    expect(dialog.get_by_role("alert")).to_have_text("Top k is a whole number from 0 to 100000.")
+    dialog.get_by_label("Top k").fill("7")
+    dialog.get_by_role("button", name="Save").click()
+    expect(page.get_by_role("button", name="Editor <b>", exact=True)).to_have_attribute(
+        "aria-pressed", "true"
+    )
+    expect(page.locator("#rc-model-name")).to_have_text("Slow echo")
+    say(page, "Hello")
+    answered(page)
+    begun = served.do(served.service.store.get(page.url.partition("?c=")[2]))
+    assert (begun.system, begun.model, begun.sampling.top_k) == ("You mend texts.", "slow", 7)
+    page.get_by_role("button", name="New chat").first.click()
+    page.get_by_role("button", name="Edit Editor <b>").click()
+    dialog.get_by_role("button", name="Delete").click()
+    page.locator("#rc-confirm").get_by_role("button", name="Delete").click()
+    expect(page.get_by_role("button", name="New persona")).to_have_text("New persona")
+    assert served.do(served.service.store.personas.list()) == []

@@ -1,0 +1,155 @@
+"""Everything of one user: in one file for them, and gone for good if they want."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import httpx
+import pytest
+
+from rallychat.errors import Conflict, NotFound
+from rallychat.identity import acting_as
+from rallychat.settings import Settings
+from rallychat.store import ConversationStore, Memory
+from rallychat.store.belongings import NOBODYS, rows_of
+from rallychat.store.tables import metadata
+from tests.accounts_world import PASSWORD, World, cheap_passwords, people
+
+__all__ = ["cheap_passwords"]
+
+CANARY = "ornithorhynchus"
+
+
+@pytest.mark.parametrize("table", metadata.sorted_tables, ids=lambda table: table.name)
+def test_every_table_s_rows_are_somebody_s_or_nobody_s(table: object) -> None:
+    """A table that was added and not thought of would be neither exported nor deleted."""
+    assert (rows_of(table, "user_x") is None) == (table.name in NOBODYS)  # type: ignore[arg-type, attr-defined]
+
+
+async def lived(world: World, name: str) -> None:
+    """A user who has used everything, and said the canary everywhere."""
+    service, user = world.service, world.users[name]
+    with acting_as(user.id):
+        conversation = await service.store.create(title=CANARY, system=CANARY, metadata={"a": CANARY})
+        first = await service.turn(conversation.id, f"{CANARY} one")
+        await first.wait()
+        again = await service.regenerate(first.message_id)
+        await again.wait()
+        await service.store.contexts.remember(conversation.id, Memory("facts", CANARY, again.message_id))
+        await service.store.set_preference("note", CANARY)
+        await service.accounts.create_key(CANARY)
+    answer = await world.ask(
+        "POST", "/v1/responses", as_=name, json={"input": CANARY}, headers={"idempotency-key": "k"}
+    )
+    assert answer.status_code == 200
+    held = {"file": ("held.jsonl", CANARY.encode())}
+    await world.ask("POST", "/v1/files", as_=name, data={"purpose": "batch"}, files=held)
+    await service.idle.settled()
+
+
+def opened(answer: httpx.Response, folder: Path) -> dict[str, str]:
+    path = folder / "got.zip"
+    path.write_bytes(answer.content)
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name).decode() for name in archive.namelist()}
+
+
+async def test_an_export_holds_every_branch_and_no_secret_and_nothing_of_others(tmp_path: Path) -> None:
+    async with people(tmp_path) as world:
+        await lived(world, "ben")
+        with acting_as(world.users["eve"].id):
+            await world.service.store.create(title="eve's own")
+        answer = await world.ask("GET", "/v1/me/export", as_="ben")
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "application/zip")
+        files = opened(answer, tmp_path)
+    held = [json.loads(text) for name, text in files.items() if name.startswith("conversations/")]
+    (one,) = [each for each in held if each["conversation"]["title"] == CANARY]
+    assert [row["role"] for row in one["messages"]] == ["user", "assistant", "assistant"]
+    assert one["messages"][1]["parent_id"] == one["messages"][2]["parent_id"] == one["messages"][0]["id"]
+    assert [memory["text"] for memory in one["memories"]] == [CANARY]
+    assert any(each["responses"] for each in held)
+    assert [text for name, text in files.items() if name.startswith("files/")] == [CANARY]
+    assert {"users.json", "preferences.json", "api_keys.json", "sessions.json", "about.json"} <= set(files)
+    whole = "".join(files.values())
+    assert "eve's own" not in whole
+    for hidden in ("$argon2", "hash", world.tokens["ben"], PASSWORD):
+        assert hidden not in whole
+
+
+async def test_who_is_erased_is_nowhere_in_the_database_s_files(tmp_path: Path) -> None:
+    async with people(tmp_path) as world:
+        await lived(world, "ben")
+        ben = world.users["ben"].id
+        if world.service.settings.database.exists():
+            assert CANARY.encode() in raw(tmp_path)
+        wrong = await world.ask("POST", "/v1/me/erase", as_="ben", json={"password": "not mine"})
+        assert wrong.status_code == 401
+        answer = await world.ask("POST", "/v1/me/erase", as_="ben", json={"password": PASSWORD})
+        assert answer.json() == {"id": ben, "deleted": True}
+        assert (await world.ask("GET", "/v1/me", as_="ben")).status_code == 401
+        async with world.service.store.belongings._database.read() as db:
+            from sqlalchemy import func, select
+
+            for table in metadata.sorted_tables:
+                if (which := rows_of(table, ben)) is not None:
+                    assert (await db.scalars(select(func.count()).select_from(table).where(which))).one() == 0
+        deeds = await world.service.accounts.deeds.list()
+        assert not any("ben" in (deed.target, deed.actor_name) for deed in deeds)
+        if world.service.settings.database.exists():
+            assert CANARY.encode() not in raw(tmp_path).lower()
+            assert list((tmp_path / "run").glob("*.journal")) == []
+        with acting_as(world.users["eve"].id):
+            assert await world.service.store.list() == []
+
+
+def raw(folder: Path) -> bytes:
+    """Every byte of the database and the files beside it."""
+    return b"".join(
+        file.read_bytes() for file in folder.rglob("*") if file.is_file() and file.suffix != ".zip"
+    )
+
+
+async def test_an_answer_that_grows_ends_with_its_user(tmp_path: Path) -> None:
+    async with people(tmp_path) as world:
+        with acting_as(world.users["ben"].id):
+            conversation = await world.service.store.create()
+            run = await world.service.turn(conversation.id, "!count 100000")
+        answer = await world.ask("DELETE", f"/v1/users/{world.users['ben'].id}", as_="ada")
+        assert answer.status_code == 200
+        assert run.done
+        assert (await world.ask("DELETE", f"/v1/users/{world.users['ben'].id}", as_="ada")).status_code == 404
+
+
+async def test_the_only_admin_is_not_erased_while_there_are_others(tmp_path: Path) -> None:
+    async with people(tmp_path) as world:
+        accounts, users = world.service.accounts, world.users
+        answer = await world.ask("POST", "/v1/me/erase", as_="ada", json={"password": PASSWORD})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "conflict")
+        for name in ("ben", "eve"):
+            await accounts.erase(users[name].id)
+        await accounts.erase(users["ada"].id)
+        assert not await accounts.people.any()
+
+
+async def test_only_the_person_or_an_admin_erases_and_the_local_one_is_not_an_account(tmp_path: Path) -> None:
+    async with people(tmp_path) as world:
+        answer = await world.ask("DELETE", f"/v1/users/{world.users['ben'].id}", as_="eve")
+        assert answer.status_code == 403
+        with pytest.raises(Conflict):
+            await world.service.accounts.sure_of_myself("", address="")
+        with pytest.raises(NotFound):
+            await world.service.accounts.erase("local")
+
+
+async def test_the_file_is_written_anew_while_another_process_has_it_open(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    async with ConversationStore.open(settings) as one, ConversationStore.open(settings) as other:
+        await other.create(title="kept")
+        gone = await one.create(title=CANARY)
+        await one.delete(gone.id)
+        await one.belongings._database.scrub()
+        assert [each.title for each in await other.list()] == ["kept"]
+        if settings.database.exists():
+            assert CANARY.encode() not in raw(tmp_path)

@@ -1,0 +1,95 @@
+"""`bench turns` and `bench neighbours` over the echo engine: their accounts, and runs that end early."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from rallychat.bench import talk
+from rallychat.bench.neighbours import run_neighbours
+from rallychat.bench.turns import run_turns
+from rallychat.bench.ways import NAMES
+from rallychat.errors import InvalidRequest
+from rallychat.settings import Settings
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    models = tmp_path / "catalog" / "models"
+    models.mkdir(parents=True)
+    facts = ['name = "Scripted"', 'family = "echo"', 'engine = "echo"', "window = 1024"]
+    (models / "scripted.toml").write_text("\n".join([*facts, "[weights]", 'kind = "none"']))
+    return Settings(data_dir=tmp_path, model="scripted", slots=4)
+
+
+def test_there_is_enough_to_say_for_a_long_conversation_without_saying_it_twice() -> None:
+    assert len(set(talk.some(None, 200))) == 200
+    assert len(set(islice(talk.questions(None), 600))) == 600
+
+
+def test_a_file_s_messages_are_said_once_before_any_is_said_again(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"history": [{"user": "one"}, {"user": "two"}]}\n{"messages": []}\n')
+    assert talk.some(path, 4) == ["one", "two", "(2) one", "(2) two"]
+
+
+async def test_all_ways_are_measured_turn_by_turn_and_each_turn_is_written_down(
+    settings: Settings, tmp_path: Path
+) -> None:
+    out, image = tmp_path / "turns.jsonl", tmp_path / "turns.png"
+    told: list[str] = []
+    found = await run_turns(settings, turns=12, think=(0.0,), out=out, image=image, tell=told.append)
+    assert [row["way"] for row in found.rows] == list(NAMES)
+    by_way = {row["way"]: row for row in found.rows}
+    assert (
+        by_way["ours"]["critical"]
+        < 1.5
+        < by_way["last 3"]["critical"]
+        < by_way["everything, uncached"]["critical"]
+    )
+    assert by_way["last 3 and summary"]["compactions"] == 12 - 4
+    assert by_way["always turn 2"]["to_turn_2"] == by_way["always turn 2"]["to_turn_2_p95"] == 1
+    assert by_way["ours"]["to_turn_2"] > 0
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["way"] for line in lines[: len(NAMES)]] == list(NAMES)
+    assert [line["turn"] for line in lines] == [turn for turn in range(1, 13) for _ in NAMES]
+    assert len(told) == 12
+    assert image.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=str)
+async def test_a_run_that_is_interrupted_ends_all_ways_at_the_same_turn(
+    settings: Settings, number: signal.Signals
+) -> None:
+    def tell(line: str) -> None:
+        if line.startswith("turn 2"):
+            os.kill(os.getpid(), number)
+
+    found = await run_turns(settings, turns=50, think=(0.0,), ways=("last 3", "ours"), tell=tell)
+    assert found.turns in (2, 3)
+    assert {row["turns"] for row in found.rows} == {found.turns}
+
+
+async def test_a_run_ends_when_its_time_is_up(settings: Settings) -> None:
+    found = await run_turns(settings, turns=50, ways=("last 3",), minutes=1e-6)
+    assert (found.turns, [row["turns"] for row in found.rows]) == (1, [1])
+
+
+async def test_a_way_that_there_is_not_is_refused_by_name(settings: Settings) -> None:
+    with pytest.raises(InvalidRequest, match="'theirs'"):
+        await run_turns(settings, turns=2, ways=("theirs",))
+
+
+async def test_neighbours_are_measured_alone_and_beside_compaction(settings: Settings) -> None:
+    told: list[str] = []
+    rows = await run_neighbours(
+        settings.model_copy(update={"slots": 5}), people=2, turns=1, rounds=1, tell=told.append
+    )
+    assert [row["arm"] for row in rows] == ["alone", "beside compaction"]
+    assert rows[0]["background_tokens"] < rows[1]["background_tokens"]
+    assert len(told) == 2

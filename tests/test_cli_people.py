@@ -1,0 +1,98 @@
+"""`rallychat users` and `rallychat keys`: on the database itself, beside a server or without one."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from rallychat.accounts import Accounts
+from rallychat.cli.commands import app
+from rallychat.settings import Settings
+from rallychat.store import ConversationStore
+from tests.accounts_world import PASSWORD, cheap_passwords
+
+__all__ = ["cheap_passwords"]
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Any:
+    def call(*words: str, given: str = "", ok: bool = True) -> Result:
+        done = CliRunner().invoke(app, [*words, "--data-dir", str(tmp_path)], input=given)
+        assert (done.exit_code == 0) is ok, done.output
+        return done
+
+    return call
+
+
+def test_an_account_is_made_shown_changed_and_removed(cli: Any, tmp_path: Path) -> None:
+    said = cli("users", "add", "Ada", "--admin", "--email", "ada@example.com", given=f"{PASSWORD}\n").stdout
+    assert "ada (admin) can log in." in said
+    assert "asks everybody to log in" in said
+    cli("users", "add", "ben", given=f"{PASSWORD}\n")
+    cli("users", "limit", "ben", "--concurrent", "2", "--tokens", "1000")
+    cli("users", "disable", "ben")
+    listed = {user["name"]: user for user in json.loads(cli("users", "list", "--json").stdout)}
+    assert (listed["ada"]["role"], listed["ada"]["email"]) == ("admin", "ada@example.com")
+    assert (listed["ben"]["disabled"], listed["ben"]["limits"]) == (
+        True,
+        {"concurrent": 2, "tokens_per_minute": 1000},
+    )
+    assert "disabled" in cli("users", "list").stdout
+    cli("users", "enable", "ben")
+    cli("users", "role", "ben", "admin")
+    cli("users", "passwd", "ben", given="another password\n")
+    cli("users", "export", "ben", str(tmp_path / "ben.zip"))
+    assert "users.json" in zipfile.ZipFile(tmp_path / "ben.zip").namelist()
+    assert "is there" not in cli("users", "remove", "ben", given="n\n", ok=False).stdout
+    cli("users", "remove", "ben", "--yes")
+    assert [user["name"] for user in json.loads(cli("users", "list", "--json").stdout)] == ["ada"]
+
+
+@pytest.mark.parametrize(
+    ("words", "given", "said"),
+    [
+        (["users", "add", "a b"], PASSWORD, "A name has"),
+        (["users", "add", "ada"], "short", "at least 10"),
+        (["users", "passwd", "nobody"], PASSWORD, "no user 'nobody'"),
+        (["users", "role", "nobody", "king"], "", "not a role"),
+        (["keys", "create", "k", "--scope", "everything"], "", "Scopes are"),
+        (["keys", "create", "k", "--user", "nobody"], "", "no user"),
+        (["keys", "revoke", "key_nothing"], "", "no key"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_sentence(
+    cli: Any, words: list[str], given: str, said: str
+) -> None:
+    assert said in str(cli(*words, given=given, ok=False).exception)
+
+
+def test_a_key_is_printed_alone_listed_by_its_beginning_and_revoked_by_it(cli: Any) -> None:
+    done = cli("keys", "create", "nightly", "--scope", "chat", "--days", "9")
+    secret = done.stdout.strip()
+    assert secret.startswith("rally_")
+    assert len(secret) == 49
+    (key,) = json.loads(cli("keys", "list", "--json").stdout)
+    assert (key["name"], key["prefix"], key["scopes"], key["user"]) == (
+        "nightly",
+        secret[:12],
+        ["chat"],
+        "local",
+    )
+    assert secret not in cli("keys", "list").stdout
+    assert "is useless now" in cli("keys", "revoke", secret[:12]).stdout
+    assert json.loads(cli("keys", "list", "--json").stdout)[0]["revoked_at"] is not None
+
+
+async def test_an_invitation_printed_while_a_server_runs_is_good_there(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    async with ConversationStore.open(settings) as store:
+        from rallychat.cli.people import invite_user
+
+        await invite_user(settings, admin=False, note="", days=1, url="https://chat.example/")
+        (invite,) = await Accounts(store, settings).people.invites()
+        assert invite.role == "member"

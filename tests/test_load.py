@@ -1,0 +1,85 @@
+"""`rallychat bench load`: who comes and thinks as the trace says, and what the table makes of what they saw."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rallychat.bench import load
+from rallychat.bench.load import Said, Told
+from rallychat.bench.people import LEAST, MOST, Person, made_up, rounds, traced
+from rallychat.errors import InvalidRequest
+
+
+def trace(path: Path, *rows: dict[str, Any]) -> Path:
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_a_request_that_begins_with_another_goes_on_with_its_conversation(tmp_path: Path) -> None:
+    first = {"timestamp": 0, "output_length": 80, "hash_ids": [0, 1, 2]}
+    other = {"timestamp": 3000, "output_length": 8, "hash_ids": [0, 7, 8]}
+    second = {"timestamp": 30000, "output_length": 400, "hash_ids": [0, 1, 3, 4]}
+    habits = traced(trace(tmp_path / "t", first, other, second))
+    assert habits.arrivals == (0, 3)
+    assert habits.thinks == (30,)
+    assert habits.outputs == (80, 8, 400)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "no JSON", '{"timestamp": 1}', "[]", '{"timestamp":1,"output_length":1,"hash_ids":[1]}']
+)
+def test_what_is_no_trace_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "t").write_text(text)
+    with pytest.raises(InvalidRequest):
+        traced(tmp_path / "t")
+
+
+def test_the_same_seed_makes_the_same_people_and_nobody_repeats_anybody() -> None:
+    def plan() -> list[list[Person]]:
+        return list(islice(rounds(made_up(3), None, users=4, turns=3, speed=30, seed=5), 3))
+
+    people = [person for each in plan() for person in each]
+    said = [turn.text for person in people for turn in person.turns]
+    assert plan() == plan()
+    assert len(set(said)) == len(said) == 36
+    assert all(LEAST <= turn.max_tokens <= MOST for person in people for turn in person.turns)
+    assert all(person.turns[0].think == 0 < person.turns[1].think for person in people)
+
+
+def test_a_row_counts_failures_apart_and_cached_tokens_of_all() -> None:
+    told = Told([Said(100, 10, 40, 0), Said(300, 30, 60, 50), Said(failure="503")], seconds=4, rounds=1)
+    assert load._row("x", told) == {
+        "arm": "x", "rounds": 1, "turns": 2, "failures": 1, "first_ms": 300, "first_p95_ms": 300,
+        "tokens_per_s": 10.0, "cached_share": 0.5,
+    }  # fmt: skip
+
+
+class Slow:
+    """Answers one turn, then hangs; notes whether it stands still."""
+
+    name = "slow"
+
+    def __init__(self) -> None:
+        self.paused: list[bool] = []
+
+    async def talk(self, person: Person, number: int, tell: Callable[[Said], None]) -> None:
+        tell(Said(5, 1, 1, 0))
+        await asyncio.Event().wait()
+
+    def pause(self, *, paused: bool) -> None:
+        self.paused.append(paused)
+
+
+async def test_a_round_that_takes_too_long_is_cut_off_with_what_there_is(tmp_path: Path) -> None:
+    arm, told, out = Slow(), Told(), tmp_path / "out.jsonl"
+    people = [Person(0, ()), Person(0, ()), Person(9999, ())]
+    await load._measured(arm, people, told, 0.05, asyncio.Event(), out)
+    assert (len(told.said), told.rounds, arm.paused) == (2, 1, [False, True])
+    assert len(out.read_text().splitlines()) == 2

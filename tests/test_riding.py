@@ -1,0 +1,322 @@
+"""Where no idle time comes room is made beside answers, over the echo engine in its real worker process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rallychat import idle
+from rallychat.chat import ChatService
+from rallychat.compacting import Making, Scene
+from rallychat.engines.protocol import CompletionRequest, Done
+from rallychat.idle import Idle
+from rallychat.messages import ContextReport, Finished
+from rallychat.pool import Engine, Priority, Slot
+from rallychat.pool.slots import SlotQueue
+from rallychat.riding import BESIDE_OTHERS, SHARE_OTHERS, SLICES, Riding, allowance, late
+from rallychat.runs import Run
+from rallychat.settings import Settings
+
+World = Callable[..., AbstractAsyncContextManager[ChatService]]
+LONG = "tell me all about the harbour and the boats with lemons "
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A service over the echo engine in which nothing ever happens in idle time."""
+    monkeypatch.setattr(idle, "REST", 3600.0)
+
+    @asynccontextmanager
+    async def opened(options: str = "delay_ms = 3", **given: Any) -> AsyncIterator[ChatService]:
+        models = tmp_path / "catalog" / "models"
+        models.mkdir(parents=True, exist_ok=True)
+        facts = ['name = "Scripted"', 'family = "echo"', 'engine = "echo"', "window = 1024"]
+        (models / "scripted.toml").write_text(
+            "\n".join([*facts, "[weights]", 'kind = "none"', "[options]", options])
+        )
+        settings = Settings(
+            data_dir=tmp_path,
+            model="scripted",
+            **{"slots": 3, "strategy": "ledger", "titles": False, **given},
+        )
+        async with ChatService.open(settings) as service:
+            yield service
+
+    return opened
+
+
+@pytest.fixture
+def requests(monkeypatch: pytest.MonkeyPatch) -> list[tuple[CompletionRequest, int]]:
+    """Everything the engines are asked, and in which slot."""
+    seen: list[tuple[CompletionRequest, int]] = []
+    generate = Engine.generate
+
+    def watched(self: Engine, request: CompletionRequest, slot: Slot, *, session: str | None = None) -> Any:
+        seen.append((request, slot.index))
+        return generate(self, request, slot, session=session)
+
+    monkeypatch.setattr(Engine, "generate", watched)
+    return seen
+
+
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No answer ends before its ride has made room, however slow the machine is that both share."""
+    under_way: set[str] = set()
+    generate, ride, follow = Engine.generate, Idle._ride, Riding._follow
+
+    def begun(self: Idle, conversation_id: str, report: ContextReport) -> Any:
+        under_way.add(conversation_id)
+        return ridden(self, conversation_id, report)
+
+    async def ridden(self: Idle, conversation_id: str, report: ContextReport) -> None:
+        try:
+            await ride(self, conversation_id, report)
+        finally:
+            under_way.discard(conversation_id)
+
+    async def following(self: Riding, scene: Scene, making: Making) -> None:
+        under_way.discard(scene.session)
+        await follow(self, scene, making)
+
+    async def held(
+        self: Engine, request: CompletionRequest, slot: Slot, *, session: str | None = None
+    ) -> AsyncIterator[Any]:
+        async with aclosing(generate(self, request, slot, session=session)) as events:
+            async for event in events:
+                while isinstance(event, Done) and request.max_tokens and slot.session in under_way:  # noqa: ASYNC110 - nobody tells
+                    await asyncio.sleep(0.001)
+                yield event
+
+    monkeypatch.setattr(Idle, "_ride", begun)
+    monkeypatch.setattr(Riding, "_follow", following)
+    monkeypatch.setattr(Engine, "generate", held)
+
+
+async def say(service: ChatService, conversation_id: str, text: str) -> Finished:
+    end = await (await service.turn(conversation_id, text)).wait()
+    assert isinstance(end, Finished)
+    return end
+
+
+def evaluated(end: Finished) -> int:
+    return end.usage.prompt_tokens - end.usage.cached_tokens
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not true():  # noqa: ASYNC110 - a look at the queue, which tells nobody
+            await asyncio.sleep(0.001)
+
+
+async def grown(service: ChatService, conversation_id: str) -> None:
+    """The conversation passes its high mark."""
+    while True:
+        end = await say(service, conversation_id, LONG)
+        if end.report is not None and end.report.prompt_tokens > end.report.high_mark - 60:
+            return
+
+
+async def riding(service: ChatService, conversation_id: str) -> Run:
+    """An answer that grows while room is made beside it."""
+    engine = await service.pool.open(service.resolve(None))
+    while True:
+        run = await service.turn(conversation_id, LONG)
+        await until(lambda run=run: run.done or any(slot.beside for slot in engine.queue.slots))  # type: ignore[misc]
+        if not run.done:
+            return run
+
+
+@pytest.mark.usefixtures("unhurried")
+async def test_who_never_pauses_never_waits_for_room_to_be_made(world: World) -> None:
+    async with world() as service:
+        chat = (await service.store.create()).id
+        ends = [await say(service, chat, f"{number} {LONG}") for number in range(24)]
+        fresh = evaluated(ends[1])
+        assert max(evaluated(end) for end in ends[1:]) < fresh * 2
+        memories = await service.contexts.memories(chat)
+        assert len(memories) > 2
+        assert all(
+            "passed" in memory.why for memory in memories
+        )  # none of them was made while a person waited
+
+
+@pytest.mark.usefixtures("unhurried")
+async def test_the_next_prompt_is_what_was_read_beside_the_answer_in_the_slot_it_was_read_into(
+    world: World, requests: list[tuple[CompletionRequest, int]]
+) -> None:
+    async with world() as service:
+        chat = (await service.store.create()).id
+        await grown(service, chat)
+        while not await service.contexts.memories(chat):
+            requests.clear()
+            await say(service, chat, LONG)
+        before = requests[0][1]
+        read = [(request.prompt, slot) for request, slot in requests if request.max_tokens == 0]
+        requests.clear()
+        await say(service, chat, "and then")
+        prompt, slot = requests[0][0].prompt, requests[0][1]
+        assert {slot for _, slot in read} == {slot} != {before}
+        assert all(prompt[: len(ids)] == ids for ids, _ in read)
+        # and it is what somebody who plans anew is given
+        model = service.resolve(None)
+        engine = await service.pool.open(model)
+        conversation = await service.store.get(chat)
+        tip = (await service.store.path(chat))[-2].id
+        limit = service.sampling(model).max_tokens
+        anew = await service.contexts.plan(conversation, tip, model=model, engine=engine, max_tokens=limit)
+        assert anew.ids == prompt
+
+
+async def test_an_edit_while_the_next_prompt_is_read_drops_its_memory(world: World) -> None:
+    async with world("delay_ms = 5\nprefill_ms = 50") as service:
+        chat = (await service.store.create()).id
+        run = await riding(service, chat)
+        first = (await service.store.path(chat))[0]
+        await run.stop()
+        await (await service.edit(first.id, "something else")).wait()
+        assert await service.contexts.memories(chat) == []
+
+
+async def test_a_ride_whose_engine_dies_is_begun_again(world: World) -> None:
+    async with world("delay_ms = 5\nprefill_ms = 20") as service:
+        chat = (await service.store.create()).id
+        engine = await service.pool.open(service.resolve(None))
+        run = await riding(service, chat)
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGKILL)
+        await run.wait()
+        await until(lambda: engine.state == "loaded" and engine.restarts == 1)
+        while not await service.contexts.memories(chat):
+            await say(service, chat, LONG)
+        assert evaluated(await say(service, chat, "and then")) < 100
+
+
+@pytest.mark.usefixtures("unhurried")
+async def test_a_model_writes_its_memory_in_idle_time_and_rules_do_only_where_that_stays_away(
+    world: World,
+) -> None:
+    async with world(strategy="summary") as service:
+        chat = (await service.store.create()).id
+        reports = []
+        while not (memories := await service.contexts.memories(chat)):
+            reports.append((await say(service, chat, LONG)).report)
+        assert memories[0].edited_by == "rules"
+        assert [late(report) for report in reports if report] == [False] * (len(reports) - 1) + [True]
+
+
+async def test_what_one_person_s_ride_reads_is_in_no_other_s_prompt(
+    world: World, requests: list[tuple[CompletionRequest, int]]
+) -> None:
+    async with world(slots=4) as service:
+        chats = {word: (await service.store.create()).id for word in ("ape", "bee")}
+
+        async def talk(word: str) -> list[str]:
+            said = []
+            for number in range(14):
+                await say(service, chats[word], f"{number} {word} {LONG}")
+                said.append((await service.store.path(chats[word]))[-1].text)
+            return said
+
+        answers = dict(zip(chats, await asyncio.gather(*map(talk, chats)), strict=True))
+        for word, said in answers.items():
+            assert said == [f"{number} {word} {LONG}".strip() for number in range(14)] or said == [
+                f"{number} {word} {LONG}" for number in range(14)
+            ]
+        engine = await service.pool.open(service.resolve(None))
+        for request, _ in requests:
+            text = await engine.client.detokenize(request.prompt)
+            assert not ("ape" in text and "bee" in text)
+            assert "ape" in text or "bee" in text or request.max_tokens == 0, "a slice may end before either"
+
+
+# --- the slots ------------------------------------------------------------------------------------------------
+
+
+def ready(slots: int) -> SlotQueue:
+    queue = SlotQueue(slots, limit=10)
+    queue.resume()
+    return queue
+
+
+async def beside(queue: SlotQueue, *, leave: bool = True) -> str:
+    """A ride: how its slice ended."""
+    async with queue.slot(
+        [1], priority=Priority.COMPACTION, session="mine", apart="only", beside=True
+    ) as slot:
+        await slot.wanted.wait()
+    return "left"
+
+
+async def turns(count: int = 8) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_a_ride_begins_with_the_first_token_and_leaves_when_another_person_comes() -> None:
+    queue = ready(4)
+    async with queue.slot([1], session="mine") as mine:
+        ride = asyncio.create_task(beside(queue))
+        await turns()
+        assert not any(slot.beside for slot in queue.slots)
+        queue.begun(mine)
+        await turns()
+        assert sum(slot.beside for slot in queue.slots) == 1
+        async with queue.slot([2], session="theirs") as theirs:
+            await turns()
+            assert ride.done()
+            again = asyncio.create_task(beside(queue))
+            await turns()
+            assert not any(slot.beside for slot in queue.slots)
+            queue.begun(theirs)
+            await turns()
+            assert sum(slot.beside for slot in queue.slots) == 1
+            assert queue.others("mine")
+        again.cancel()
+        await asyncio.gather(again, return_exceptions=True)
+    assert queue.idle
+
+
+async def test_only_one_ride_goes_on_at_a_time_and_other_background_waits_as_ever() -> None:
+    queue = ready(4)
+    async with queue.slot([1], session="mine") as mine:
+        queue.begun(mine)
+        rides = [asyncio.create_task(beside(queue)) for _ in range(2)]
+
+        async def warming() -> None:
+            async with queue.slot([1], priority=Priority.WARMING):
+                raise AssertionError("people are being answered")
+
+        other = asyncio.create_task(warming())
+        await turns()
+        assert sum(slot.beside for slot in queue.slots) == 1
+        assert queue.busy == 2
+        for task in (*rides, other):
+            task.cancel()
+        await asyncio.gather(*rides, other, return_exceptions=True)
+
+
+def test_a_slice_takes_a_twentieth_of_the_time_beside_other_people() -> None:
+    size, pause = allowance(32, 0.2, others=True)
+    assert size == BESIDE_OTHERS
+    assert 0.2 / (0.2 + pause) == pytest.approx(SHARE_OTHERS)
+
+
+def test_a_slice_grows_on_a_fast_engine_and_on_a_slow_one_it_shrinks_and_then_pauses() -> None:
+    least, most = SLICES
+    size = least
+    for _ in range(8):
+        size, pause = allowance(size, 0.01, others=False)
+        assert pause == 0
+    assert size == most
+    for _ in range(8):
+        size, pause = allowance(size, 1.0, others=False)
+    assert size == least
+    assert pause == pytest.approx(9.0)

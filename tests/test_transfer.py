@@ -1,0 +1,265 @@
+"""Conversations as files: what goes out comes in again, and foreign exports lose nothing unnamed."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rallychat.errors import InvalidRequest
+from rallychat.identity import acting_as
+from rallychat.messages import Message, Reasoning, Role, Text
+from rallychat.settings import Settings
+from rallychat.store import ConversationStore, Imported, ImportedMessage, StoredMessage
+from rallychat.transfer import as_json, document, import_file
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncGenerator[ConversationStore]:
+    async with ConversationStore.open(Settings(data_dir=tmp_path / "data")) as opened:
+        yield opened
+
+
+def written(folder: Path, what: Any) -> Path:
+    path = folder / "file.json"
+    path.write_bytes(what if isinstance(what, bytes) else json.dumps(what).encode())
+    return path
+
+
+def node(name: str, parent: str | None, role: str, text: str, **more: Any) -> tuple[str, dict[str, Any]]:
+    message = {"author": {"role": role}, "content": {"content_type": "text", "parts": [text]}, **more}
+    return name, {"id": name, "parent": parent, "children": [], "message": message}
+
+
+def chatgpt(*nodes: tuple[str, dict[str, Any]], current: str) -> dict[str, Any]:
+    root: dict[str, Any] = {"root": {"id": "root", "parent": None, "children": [], "message": None}}
+    return {
+        "conversation_id": "abc", "title": "Terns", "create_time": 1700000000.5, "update_time": 1700000100.0,
+        "mapping": root | dict(nodes), "current_node": current, "is_archived": True,
+    }  # fmt: skip
+
+
+async def test_a_chatgpt_export_keeps_its_branches_and_names_what_it_loses(
+    store: ConversationStore, tmp_path: Path
+) -> None:
+    thoughts = {"content_type": "thoughts", "thoughts": [{"summary": "Birds", "content": "small ones"}]}
+    picture = {"content_type": "multimodal_text", "parts": [{"content_type": "image_asset_pointer"}, "See?"]}
+    export = [
+        chatgpt(
+            node("sys", "root", "system", "be nice", metadata={"is_visually_hidden_from_conversation": True}),
+            node("q", "sys", "user", "", content=picture),
+            node("old", "q", "assistant", "first try"),
+            node("t", "q", "assistant", "", content=thoughts),
+            node("call", "t", "assistant", "search()", recipient="browser"),
+            node("tool", "call", "tool", "a page"),
+            node(
+                "a",
+                "tool",
+                "assistant",
+                "second try",
+                metadata={"model_slug": "gpt-x"},
+                create_time=1700000050,
+            ),
+            current="a",
+        )
+    ]
+    report = await import_file(store, written(tmp_path, export))
+    (made,) = await store.list()
+    path = await store.path(made.id)
+    assert [row.text for row in path] == ["See?", "second try"]
+    assert path[1].parts[0] == Reasoning("Birds\n\nsmall ones")
+    assert (path[1].model, path[1].created_at.timestamp()) == ("gpt-x", 1700000050)
+    assert len(await store.siblings(path[1].id)) == 2
+    assert (made.title, made.archived, made.created_at.timestamp()) == ("Terns", True, 1700000000.5)
+    assert report.left_out == {"images": 1, "tool calls": 1, "tool results": 1}
+    assert report.problems == [
+        "Conversation 1 ('Terns'): not taken over: 1 images, 1 tool calls, 1 tool results."
+    ]
+
+
+async def test_a_second_import_brings_nothing_twice_and_a_zip_is_read_as_it_came(
+    store: ConversationStore, tmp_path: Path
+) -> None:
+    export = [chatgpt(node("q", "root", "user", "hi"), current="q")]
+    packed = tmp_path / "export.zip"
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("user.json", "{}")
+        archive.writestr("conversations.json", json.dumps(export))
+    assert (await import_file(store, packed)).imported == 1
+    again = await import_file(store, written(tmp_path, export))
+    assert (again.imported, again.already_here) == (0, 1)
+    assert len(await store.list()) == 1
+
+
+async def test_an_open_webui_export_keeps_branches_thoughts_and_system_prompt(
+    store: ConversationStore, tmp_path: Path
+) -> None:
+    told = '<details type="reasoning" done="true"><summary>Thought</summary>\n&gt; hm &amp; so\n</details>\nFish.'
+    messages = {
+        "1": {"id": "1", "parentId": None, "role": "user", "content": "q", "timestamp": 1700000000},
+        "2": {
+            "id": "2",
+            "parentId": "1",
+            "role": "assistant",
+            "content": told.replace("&gt;", ">"),
+            "model": "qwen",
+        },
+        "3": {
+            "id": "3",
+            "parentId": "1",
+            "role": "assistant",
+            "content": "Fowl.",
+            "files": [{"type": "image"}],
+        },
+    }
+    chat = {
+        "title": "Food",
+        "params": {"system": "Cook."},
+        "history": {"messages": messages, "currentId": "2"},
+    }
+    report = await import_file(
+        store, written(tmp_path, [{"id": "x", "title": "Food", "chat": chat, "pinned": True}])
+    )
+    (made,) = await store.list()
+    path = await store.path(made.id)
+    assert path[1].parts == (Reasoning("hm & so"), Text("Fish."))
+    assert (path[1].model, made.system, made.pinned) == ("qwen", "Cook.", True)
+    assert report.left_out == {"images": 1}
+
+
+async def test_open_webui_s_chats_from_before_there_were_branches_are_a_list(
+    store: ConversationStore, tmp_path: Path
+) -> None:
+    said = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "a"},
+        {"role": "user", "content": "r"},
+    ]
+    report = await import_file(
+        store, written(tmp_path, [{"id": "x", "folder_id": "f", "chat": {"messages": said}}])
+    )
+    (made,) = await store.list()
+    assert [message.text for message in await store.path(made.id)] == ["q", "a", "r"]
+    assert report.left_out == {"folders": 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "chat", "history", "tip"),
+    [
+        ({}, {}, {"currentId": "2"}, "two"),
+        ({"current_message_id": "2"}, {"currentId": "3"}, {"currentId": "gone"}, "two"),
+        ({"current_message_id": None}, {"currentId": "2"}, {}, "two"),
+        ({}, {}, {}, "three"),
+    ],
+)
+async def test_an_open_webui_chat_is_shown_from_the_message_that_was_current(
+    store: ConversationStore,
+    tmp_path: Path,
+    row: dict[str, Any],
+    chat: dict[str, Any],
+    history: dict[str, Any],
+    tip: str,
+) -> None:
+    tree = {
+        "1": {"parentId": None, "role": "user", "content": "one"},
+        "2": {"parentId": "1", "role": "assistant", "content": "two"},
+        "3": {"parentId": "1", "role": "assistant", "content": "three"},
+    }
+    made = {"id": "x", **row, "chat": {**chat, "history": {"messages": tree, **history}}}
+    await import_file(store, written(tmp_path, [made]))
+    (found,) = await store.list()
+    assert (await store.path(found.id))[-1].text == tip
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        (b"", "not valid JSON"),
+        (b"hello", "not valid JSON"),
+        (b"[]", "no conversations in this file"),
+        (b"7", "single value"),
+        (b'{"a": 1}', "no conversations"),
+        (b"PK\x03\x04 torn", "not valid JSON"),
+        (b'[{"mapping": {}}, {"mapp', "not valid JSON"),
+    ],
+)
+async def test_garbage_is_refused_in_one_sentence(
+    store: ConversationStore, tmp_path: Path, held: bytes, said: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=said):
+        await import_file(store, written(tmp_path, held))
+    assert await store.list() == []
+
+
+async def test_a_conversation_that_cannot_be_read_is_named_and_the_others_are_taken(
+    store: ConversationStore, tmp_path: Path
+) -> None:
+    circle = [node("a", "b", "user", "x"), node("b", "a", "user", "y"), node("q", "root", "user", "hi")]
+    export: list[Any] = [{"mapping": 3, "title": "Bad"}, 4, {"x": 1}, chatgpt(*circle, current="nowhere")]
+    report = await import_file(store, written(tmp_path, export))
+    assert (report.imported, report.failed) == (1, 3)
+    assert report.problems[:2] == [
+        "Conversation 1 was left out: 'mapping' is not an object.",
+        "Conversation 2 was left out: it is not an object.",
+    ]
+    assert report.left_out == {"messages that follow each other in a circle": 2}
+
+
+TREES: st.SearchStrategy[list[tuple[int, Role, str]]] = st.lists(
+    st.tuples(
+        st.integers(0, 100),
+        st.sampled_from(["user", "assistant"]),
+        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+def shape(rows: list[StoredMessage]) -> list[tuple[int | None, str, str]]:
+    at = {row.id: place for place, row in enumerate(rows)}
+    return [(at[row.parent_id] if row.parent_id else None, row.role, row.text) for row in rows]
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(TREES)
+async def test_what_is_exported_comes_in_again_as_the_same_tree(
+    store: ConversationStore, tmp_path: Path, tree: list[tuple[int, Role, str]]
+) -> None:
+    nodes = [
+        ImportedMessage(
+            role, Message.of(role, f"{at}{text}").parts, up % (at + 1) - 1 if up % (at + 1) else None
+        )
+        for at, (up, role, text) in enumerate(tree)
+    ]
+    first = await store.library.take_in(Imported(f"t:{tree!r}"[:200], "T", tuple(nodes), len(nodes) - 1))
+    if first is None:
+        return
+    rows = list(await store.library.tree(first.id))
+    path = written(tmp_path, document([as_json(first, rows)]))
+    assert (await import_file(store, path)).already_here == 1
+    with acting_as("somebody-else"):
+        await import_file(store, path)
+        copy = (await store.list(limit=1))[0]
+        again = list(await store.library.tree(copy.id))
+        assert sorted(row.text for row in again) == sorted(row.text for row in rows)
+        assert [row.text for row in await store.path(copy.id)] == [
+            shape(rows)[at][2] for at in _way(shape(rows))
+        ]
+        await store.library.erase(copy.id)
+
+
+def _way(rows: list[tuple[int | None, str, str]]) -> list[int]:
+    """The places from the root to the last row."""
+    way: list[int] = []
+    at: int | None = len(rows) - 1
+    while at is not None:
+        way.insert(0, at)
+        at = rows[at][0]
+    return way
