@@ -42,7 +42,7 @@ def test_a_conversation_is_put_into_a_folder_that_stays_open_after_a_refresh(pag
     page.get_by_label("Folder").press("Tab")
     page.locator("#rc-conversation").get_by_role("button", name="Close").click()
     expect(row).to_have_count(0)
-    page.get_by_text("Errands <i>").click()
+    page.get_by_role("navigation", name="Conversations").get_by_text("Errands <i>").click()
     expect(page.locator(".in-folder[open] .conversation")).to_have_text("an errand")
     page.reload()
     expect(page.locator(".in-folder[open] .conversation")).to_have_text("an errand")
