@@ -27,11 +27,11 @@ CHROMIUM_ARGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-backg
 ECHO = 'family = "echo"\nengine = "echo"\nwindow = 8192\nlicense = "Apache-2.0"\n[weights]\nkind = "none"\n'
 MODELS = {
     "slow": f'name = "Slow echo"\n{ECHO}[options]\ndelay_ms = 15\n',
-    "heavy": f'name = "Heavy echo"\n{ECHO}[options]\nload_ms = 1500\n',
+    "heavy": f'name = "Heavy echo"\n{ECHO}[options]\nload_ms = 3000\n',
     "broken": f'name = "Broken echo"\n{ECHO}[options]\nload_error = "the weights are damaged"\n',
     "thinker": (
         'name = "Thinker"\nfamily = "qwen3"\nengine = "echo"\nwindow = 8192\n[weights]\nkind = "none"\n'
-        "[options]\ndelay_ms = 30\n"
+        "[options]\ndelay_ms = 150\n"
         'replies = ["<think>First I count **slowly**, one by one, and once more.</think>The answer is 7."]\n'
     ),
     "markdown": f'name = "Markdown echo"\n{ECHO}[options]\nreplies = ["""%s"""]\n',

@@ -30,7 +30,7 @@ def test_shift_enter_makes_a_new_line(page: Page) -> None:
 
 def test_escape_stops_the_answer_and_continue_goes_on(page: Page) -> None:
     use_model(page, "Slow echo")
-    say(page, "!count 400")
+    say(page, "!count 2000")
     expect(page.locator(".message.live .answer")).to_contain_text("3")
     page.keyboard.press("Escape")
     answered(page)
@@ -48,7 +48,7 @@ def test_escape_stops_the_answer_and_continue_goes_on(page: Page) -> None:
 
 def test_send_turns_into_stop_while_an_answer_grows(page: Page) -> None:
     use_model(page, "Slow echo")
-    say(page, "!count 300")
+    say(page, "!count 2000")
     stop = page.get_by_role("button", name="Stop", exact=True)
     expect(stop).to_be_visible()
     expect(page.get_by_role("button", name="Send", exact=True)).to_be_hidden()
@@ -60,7 +60,7 @@ def test_send_turns_into_stop_while_an_answer_grows(page: Page) -> None:
 
 def test_after_a_refresh_the_answer_still_grows(page: Page) -> None:
     use_model(page, "Slow echo")
-    say(page, "!count 200")
+    say(page, "!count 2000")
     live = page.locator(".message.live .answer")
     expect(live).to_contain_text("10")
     page.reload()
@@ -72,7 +72,7 @@ def test_after_a_refresh_the_answer_still_grows(page: Page) -> None:
 
 def test_two_tabs_show_the_same_growing_answer(page: Page) -> None:
     use_model(page, "Slow echo")
-    say(page, "!count 300")
+    say(page, "!count 2000")
     expect(page.locator(".message.live .answer")).to_contain_text("5")
     with page.context.new_page() as other:
         other.goto(page.url)

@@ -46,7 +46,7 @@ def test_a_model_that_cannot_be_loaded_says_why(page: Page) -> None:
 def test_the_position_in_the_queue_is_shown(tmp_path: Path, visiting: Visiting) -> None:
     with serving(write_models(tmp_path), model="slow", slots=1) as server, visiting(server.url) as visit:
         page = visit.page
-        say(page, "!count 400")
+        say(page, "!count 2000")
         expect(page.locator(".message.live .answer")).to_contain_text("2")
         page.keyboard.press("Control+Shift+O")
         say(page, "me next")
