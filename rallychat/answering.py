@@ -142,11 +142,13 @@ async def generate(
                     growth, engine, plan, family, sampling, emit, session, priority, adapter
                 )
             except Preempted:
+                refused = 0
                 await _rewind(growth, engine.client)
             except EngineUnavailable as exc:  # it died of something else, before it heard of this
                 refused += 1
                 await _refused(engine, refused, exc)
             except EngineInterrupted as exc:
+                refused = 0
                 if growth.completion_tokens and not exc.hung and priority is not Priority.BATCH:
                     raise
                 await engine.recover(hung=exc.hung)

@@ -19,6 +19,7 @@ from rallychat.engines.client import EngineClient
 from rallychat.engines.protocol import CompletionRequest, EngineEvent
 from rallychat.errors import Conflict, EngineUnavailable, InvalidRequest, NotFound, RallyChatError
 from rallychat.messages import Failed, Finished, Loading, Message, Started, TextDelta
+from rallychat.pool import Preempted
 from rallychat.runs import Run
 from rallychat.settings import Settings
 from rallychat.wishes import Asked, Wish
@@ -280,6 +281,30 @@ async def test_an_engine_that_lives_but_can_never_be_asked_is_an_error_after_a_f
         assert "could not be asked 5 times in a row" in end.message
         monkeypatch.undo()
         assert await service.ask("still there?") == "still there?"
+
+
+async def test_attempts_that_an_engine_heard_of_are_not_among_those_in_a_row(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask, attempts = EngineClient.generate, 0
+
+    async def refusing_but_once(
+        client: EngineClient, request: CompletionRequest, **given: str | None
+    ) -> AsyncIterator[EngineEvent]:
+        nonlocal attempts
+        attempts += bool(request.max_tokens)
+        if attempts == answering.REFUSALS:
+            raise Preempted
+        if attempts < 2 * answering.REFUSALS:
+            raise EngineUnavailable("The engine cannot be reached: connection refused.")
+        async for event in ask(client, request, **given):
+            yield event
+
+    monkeypatch.setattr(EngineClient, "generate", refusing_but_once)
+    monkeypatch.setattr(answering, "PAUSE", 0)
+    async with world() as service, asyncio.timeout(60):
+        end = await (await service.turn((await service.store.create()).id, "hello")).wait()
+    assert isinstance(end, Finished), end
 
 
 async def test_a_silent_engine_is_killed_and_replaced(world: World) -> None:
