@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from ipaddress import IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import Field, PrivateAttr, SecretStr, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -51,6 +51,17 @@ def is_loopback(host: str) -> bool:
         return False
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return (mapped or address).is_loopback
+
+
+def _network(given: str) -> IPv4Network | IPv6Network:
+    network = ip_network(given, strict=False)
+    if network.prefixlen == 0:
+        raise ValueError(f"'{given}' is everybody: anyone could say to be anyone")
+    return network
+
+
+Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
+"""An address or a network, but not all there are."""
 
 
 class Settings(BaseSettings):
@@ -186,8 +197,8 @@ class Settings(BaseSettings):
         (),
         description="Names, beside the local ones, this server may be reached by (behind a reverse proxy).",
     )
-    trusted_proxies: tuple[str, ...] = Field(
-        ("127.0.0.1", "::1"),
+    trusted_proxies: tuple[Network, ...] = Field(
+        (ip_network("127.0.0.1"), ip_network("::1")),
         description="Addresses or networks of reverse proxies: their X-Forwarded-For and -Proto are believed.",
     )
     max_body_bytes: int = Field(8 * 1024 * 1024, ge=1024, description="Largest request body the API accepts.")
@@ -231,14 +242,6 @@ class Settings(BaseSettings):
         "", description="What a model is asked for a summary of older turns; our own words if empty."
     )
     offline: bool = Field(default=False, description="Never ask the network; use what is on disk.")
-
-    @field_validator("trusted_proxies")
-    @classmethod
-    def _networks(cls, given: tuple[str, ...]) -> tuple[str, ...]:
-        for each in given:
-            if ip_network(each, strict=False).prefixlen == 0:
-                raise ValueError(f"'{each}' is everybody: anyone could say to be anyone")
-        return given
 
     @classmethod
     def settings_customise_sources(
@@ -293,7 +296,7 @@ class Settings(BaseSettings):
         except ValueError:
             return False
         found = (found.ipv4_mapped if isinstance(found, IPv6Address) else None) or found
-        known = any(found in ip_network(each, strict=False) for each in self.trusted_proxies)
+        known = any(found in network for network in self.trusted_proxies)
         return known and (bool(self.allowed_hosts) or not found.is_loopback)
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import subprocess
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -132,7 +133,7 @@ def test_every_flag_of_serve_is_a_setting(person: Person, served: list[Settings]
         "multi_gpu": True, "share": True, "force_download_ckpt": True, "chat_only_mode": True,
         "gen_config_path": Path("a.yaml"), "gen_config_summarization_path": Path("b.yaml"),
         "trash_days": 0, "max_queue": 0, "max_loaded": 2, "titles": False, "sharing": False, "elsewhere": True,
-        "trusted_proxies": ("10.0.0.0/8", "::1"),
+        "trusted_proxies": (ip_network("10.0.0.0/8"), ip_network("::1")),
         "allowed_hosts": ("one.example", "two.example"), "oidc_issuer": "https://id.example",
     }  # fmt: skip
 

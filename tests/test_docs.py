@@ -124,7 +124,7 @@ def shown(field: FieldInfo) -> str:
         case None | ():
             return "-"
         case tuple(values):
-            return f"`{json.dumps(values)}`"
+            return f"`{json.dumps(values, default=str)}`"
         case bool(value):
             return f"`{str(value).lower()}`"
         case str(value):

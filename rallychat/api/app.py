@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
-from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI, Request
@@ -39,7 +38,7 @@ from rallychat.api.responses import routes as responses
 from rallychat.api.routing import DESCRIPTIONS
 from rallychat.api.scopes import is_open
 from rallychat.batches import BatchRunner
-from rallychat.settings import Settings
+from rallychat.settings import Network, Settings
 
 if TYPE_CHECKING:
     from rallychat.chat import ChatService
@@ -94,9 +93,9 @@ def create_app(service: ChatService, settings: Settings) -> FastAPI:
     return app
 
 
-def _believed(proxies: Iterable[str]) -> Iterator[str]:
+def _believed(proxies: Iterable[Network]) -> Iterator[str]:
     """The networks; those of IPv4 also as a socket for both kinds of addresses shows them."""
-    for network in (ip_network(each, strict=False) for each in proxies):
+    for network in proxies:
         yield str(network)
         if network.version == 4:
             yield f"::ffff:{network.network_address}/{96 + network.prefixlen}"
