@@ -14,7 +14,9 @@ from rallychat.errors import Busy, Full
 from rallychat.identity import acting_as
 from rallychat.messages import Queued
 from rallychat.pool import Preempted, Priority, Slot
+from rallychat.pool.affinity import UNUSED, Asked
 from rallychat.pool.fairness import DEBT, QUANTUM, SLICE, Claim, Shares, order, to_pause
+from rallychat.pool.people import THOUGHT, spared
 from rallychat.pool.slots import LOOK, SlotQueue
 from rallychat.texts import place_in_line
 
@@ -22,8 +24,11 @@ from rallychat.texts import place_in_line
 class Guest:
     """A user's request: keeps its slot until told to leave, or until it has to make way, and comes back then."""
 
-    def __init__(self, queue: SlotQueue, user: str, session: str = "") -> None:
+    def __init__(
+        self, queue: SlotQueue, user: str, session: str = "", *, ids: list[int] | None = None
+    ) -> None:
         self.user = user
+        self.ids = ids or []
         self.told: list[Queued] = []
         self.slot: Slot | None = None
         self.paused = 0
@@ -36,7 +41,7 @@ class Guest:
         while True:
             try:
                 async with queue.slot([1], notify=self.told.append, session=session, since=since) as slot:
-                    self.slot = slot
+                    self.slot, slot.ids = slot, self.ids
                     leave, wanted = (asyncio.ensure_future(e.wait()) for e in (self._leave, slot.wanted))
                     try:
                         await asyncio.wait({leave, wanted}, return_when=asyncio.FIRST_COMPLETED)
@@ -86,6 +91,65 @@ async def test_a_flood_makes_way_for_another_at_once_and_goes_on_where_it_was() 
     assert all(guest.slot is not None for guest in flood[:4])
     await gone(*flood)
     assert queue.idle
+
+
+async def thinking(queue: SlotQueue, *users: str) -> None:
+    """Each of them was answered just now, and reads."""
+    guests = [Guest(queue, user, ids=[n + 2] * 9) for n, user in enumerate(users)]
+    await settle()
+    for guest in guests:
+        await guest.leave()
+
+
+async def test_a_flood_leaves_the_caches_of_those_who_think_alone_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    queue = ready(4)
+    await thinking(queue, "a", "b")
+    flood = [Guest(queue, "c") for _ in range(5)]
+    await settle()
+    assert {slot.user for slot in queue.slots if slot.busy} == {"c"}
+    assert sum(guest.slot is not None for guest in flood) == 2  # the empty ones
+    monkeypatch.setattr("rallychat.pool.affinity.UNUSED", 0.0)
+    await flood[0].leave()
+    await settle()
+    assert sum(guest.slot is not None for guest in flood) == 4
+    await gone(*flood)
+    assert queue.idle
+
+
+@pytest.mark.parametrize(("session", "waits"), [("a second chat", THOUGHT), ("", UNUSED)])
+async def test_whoever_has_a_share_waits_for_the_cache_of_another_no_longer_than_that_one_may_think(
+    monkeypatch: pytest.MonkeyPatch, session: str, waits: float
+) -> None:
+    queue = ready(2)
+    await thinking(queue, "a")
+    mine = Guest(queue, "b", session="a chat")
+    more = Guest(queue, "b", session=session)
+    await settle()
+    assert (mine.slot is not None, more.slot, more.told[-1].position) == (True, None, 1)
+    asked = Asked([], session=session, user="b")
+    left = spared(asked, [slot for slot in queue.slots if not slot.busy], queue.slots, [])
+    assert list(left.values()) == [pytest.approx(waits, abs=1.0)]
+    await mine.leave()  # its own slot is free, and so is its share
+    await settle()
+    assert more.slot is not None
+    await gone(more)
+    assert queue.idle
+
+
+async def test_a_slot_that_is_another_s_for_a_while_lets_nobody_into_a_full_line() -> None:
+    queue = ready(2, limit=1)
+    await thinking(queue, "a")
+    flood = [Guest(queue, "b") for _ in range(3)]
+    await settle()
+    assert [guest.task.done() for guest in flood] == [False, False, True]
+    with pytest.raises(Busy):
+        await flood[2].task
+    other = Guest(queue, "a")
+    await settle()
+    assert other.slot is not None
+    await gone(other, *flood)
 
 
 async def test_two_floods_have_half_of_the_slots_each() -> None:

@@ -24,8 +24,9 @@ from rallychat.errors import Busy, Full, RallyChatError
 from rallychat.messages import Queued
 from rallychat.pool.affinity import Apart, Asked, Crowded, Priority, Slot, best, until_expendable
 from rallychat.pool.background import following, to_leave
-from rallychat.pool.fairness import Costs, Shares, order, to_pause
-from rallychat.pool.line import Notify, Pace, Waiting, claim_of, late
+from rallychat.pool.fairness import Costs, Shares
+from rallychat.pool.line import Notify, Pace, Waiting, late
+from rallychat.pool.people import in_turn, spared, to_make_way, unwatched_to_leave
 
 LOOK = 64
 """Tokens served between two looks at whether somebody has by now had more than who waits."""
@@ -55,7 +56,7 @@ class SlotQueue:
         self._pace = Pace(slots)
         self._unseen = 0.0
         self._people_at = -LATELY
-        self._again: asyncio.TimerHandle | None = None  # a look at whether a batch may have a slot by now
+        self._again: asyncio.TimerHandle | None = None  # a look at whether somebody may have a slot by now
         self._shares = Shares()
         self.costs = Costs()
         self.by_user = True
@@ -275,7 +276,8 @@ class SlotQueue:
         """Refuses who finds the line full, unless another has more in it: then that one's newest is refused."""
         person = asked.priority is Priority.CHAT
         line = [waiting for waiting in self._line if waiting.person is person]
-        if len(line) < self._limit or (person and self._open and any(not slot.busy for slot in self._slots)):
+        idle = [slot for slot in self._slots if not slot.busy]
+        if len(line) < self._limit or (person and self._open and self._without_spared(idle, asked)):
             return
         lines = Counter(waiting.asked.user for waiting in line)
         longest, most = max(lines.items(), key=lambda item: item[1], default=("", 0))
@@ -316,18 +318,9 @@ class SlotQueue:
                 waiting.notify(Queued(position, seconds))
 
     def _in_turn(self, line: Sequence[Waiting]) -> list[Waiting]:
-        """Answers of one priority, in the order of their users' turns."""
-        if len(line) < 2 or not self.by_user:
+        if not self.by_user:
             return list(line)
-        kind = line[0].asked.priority
-        turns = order(
-            [waiting.claim() for waiting in line],
-            Counter(slot.user for slot in self._slots if slot.holder is kind and not slot.leaving),
-            self._shares.standings(),
-            slots=len(self._slots),
-            cost=self._pace.tokens,
-        )
-        return [line[index] for index in turns]
+        return in_turn(line, self._slots, self._shares, tokens=self._pace.tokens)
 
     def _make_way(self, people: list[Waiting]) -> None:
         """Tells those to leave who are in the way of somebody who goes first."""
@@ -335,40 +328,14 @@ class SlotQueue:
             for slot in self._slots:
                 if not (slot.holder is None or slot.holder.foreground) and (self.pressed or not slot.beside):
                     slot.wanted.set()
-            self._patient_make_way(len(people))
+            for slot in unwatched_to_leave(len(people), self._slots):
+                slot.wanted.set()
             if people and self._pausing and self._open and self.by_user:
-                self._pause_for(people)
+                for slot in to_make_way(people, self._slots, self._shares):
+                    slot.wanted.set()
+                    self.pauses += 1
         elif (last := to_leave(self._line, self._slots)) is not None:
             last.wanted.set()
-
-    def _patient_make_way(self, people: int) -> None:
-        """Answers that nobody watches leave, the newest first, where people find no slot."""
-        patient = [slot for slot in self._slots if slot.holder is Priority.PATIENT and not slot.leaving]
-        short = people - sum(not slot.busy or slot.leaving for slot in self._slots)
-        patient.sort(key=lambda slot: slot.asked.since if slot.asked else 0.0)
-        for slot in patient[max(0, len(patient) - max(0, short)) :]:
-            slot.wanted.set()
-
-    def _pause_for(self, people: list[Waiting]) -> None:
-        """Answers of people who have more than their share make way, one for each who has less and finds no slot."""
-        serving = [slot for slot in self._slots if slot.holder is Priority.CHAT]
-        room = len(self._slots) - sum(not slot.leaving for slot in serving)
-        staying = [slot for slot in serving if not slot.leaving]
-        held, standings = Counter(slot.user for slot in staying), self._shares.standings()
-        for waiting in people:
-            user = waiting.asked.user
-            if room:
-                room -= 1
-            else:
-                claims = [claim_of(slot.asked, slot.said) for slot in staying if slot.asked]
-                found = to_pause(waiting.claim(), claims, held, standings)
-                if found is None:
-                    continue
-                slot = staying.pop(found)
-                slot.wanted.set()
-                self.pauses += 1
-                held[slot.user] -= 1
-            held[user] += 1
 
     def _serve_background(self) -> None:
         """What may go on now gets a slot; what finds none without harm lets others go first."""
@@ -393,6 +360,7 @@ class SlotQueue:
         """Grants a slot, or an error; False while there is none to grant."""
         person = waiting.person
         free = [slot for slot in self._slots if not slot.busy or (person and slot.leaving)]
+        free = self._without_spared(free, waiting.asked)
         if not free:
             return False
         slot = best(self._slots, free, waiting.asked, rollback=self._rollback)
@@ -426,10 +394,25 @@ class SlotQueue:
         waiting.granted.set_result(slot)
         return True
 
+    def _without_spared(self, free: list[Slot], asked: Asked) -> list[Slot]:
+        """The slots that this one may have; where there is none, a look again when there may be."""
+        if not (self.by_user and asked.priority.foreground):
+            return free
+        others = [waiting.asked.user for waiting in self._line if waiting.asked.priority.foreground]
+        alone = spared(asked, free, self._slots, others)
+        if alone and len(alone) == len(free):
+            self._grant_again(min(alone.values()))
+        return [slot for slot in free if slot.index not in alone]
+
     def _grant_again(self, seconds: float) -> None:
+        """A look in so many seconds, unless there is one before."""
+        loop = asyncio.get_running_loop()
+        at = loop.time() + max(0.0, seconds) + 0.01
         if self._again is not None:
+            if loop.time() < self._again.when() <= at and not self._again.cancelled():
+                return
             self._again.cancel()
-        self._again = asyncio.get_running_loop().call_later(max(0.0, seconds) + 0.01, self._grant)
+        self._again = loop.call_at(at, self._grant)
 
 
 def _unheard(_: Queued) -> None:
