@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import random
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,8 +28,8 @@ from rallychat.chat import ChatService
 from rallychat.identity import acting_as
 from rallychat.settings import Settings
 
-THINK = 2.0
-"""Seconds each person thinks between an answer and the next question."""
+SPREAD = (0.5, 1.5)
+"""How much less or more than `think` a person thinks: people fall out of step."""
 PATIENCE = 5.0
 """Seconds that who has asked when a part ends is still waited for, at most."""
 OWNER = "batch"
@@ -50,6 +52,7 @@ async def run_beside(
     rounds: int = 4,
     minutes: float = 6.0,
     max_tokens: int = 64,
+    think: float = 2.0,
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """One row per arm; Ctrl-C ends it early with what there is.
@@ -61,6 +64,7 @@ async def run_beside(
     Args:
         settings: with `slots` not set, there are two for each person.
         minutes: how long all parts take together.
+        think: seconds, on average, between an answer and its person's next question.
     """
     seen = {name: _Seen() for name in ARMS}
     seconds = 60 * minutes / (rounds * len(ARMS))
@@ -75,14 +79,14 @@ async def run_beside(
             await warmed_up(service)
             chats = [(await service.store.create()).id for _ in range(people)]
             told = questions(None)
-            lines = _lines(max_tokens)
+            lines, thinks = _lines(max_tokens), _thinks(think)
             for number in range(rounds):
                 for name in ARMS if number % 2 == 0 else reversed(ARMS):
                     if stop.is_set():
                         break
                     found = seen[name]
                     width = 2 * own.slots if name != ARMS[0] else 0
-                    await _part(service, chats, told, lines, found, width, seconds, max_tokens, stop)
+                    await _part(service, chats, told, lines, found, width, seconds, max_tokens, thinks, stop)
                     first = found.heard.first
                     p95 = f"p95 {share(first, 0.95):.0f} ms" if first else "nobody asked"
                     tell(f"round {number + 1} of {rounds}, {name}: {p95} so far, {found.lines} lines")
@@ -98,6 +102,7 @@ async def _part(
     width: int,
     seconds: float,
     max_tokens: int,
+    thinks: Iterator[float],
     stop: asyncio.Event,
 ) -> None:
     over = asyncio.Event()
@@ -112,17 +117,18 @@ async def _part(
                 found.tokens += outcome.tokens
 
     async def person(number: int, chat: str) -> None:
-        await asyncio.sleep(min(THINK, seconds / 2) * number / len(chats))
+        await asyncio.sleep(min(next(thinks), seconds / 2) * number / len(chats))
         while not over.is_set():
             await found.heard.turn(service, chat, next(told), max_tokens=max_tokens)
-            await asyncio.sleep(THINK)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), next(thinks))
 
     working = [asyncio.create_task(work()) for _ in range(width)]
     talking = [asyncio.create_task(person(number, chat)) for number, chat in enumerate(chats)]
     try:
         await _first_of(stop, seconds, *working, *talking)
         over.set()
-        await asyncio.wait(talking, timeout=PATIENCE + THINK)
+        await asyncio.wait(talking, timeout=PATIENCE)
         found.unanswered += found.heard.given_up()
     finally:
         for task in (*working, *talking):
@@ -140,6 +146,12 @@ async def _first_of(stop: asyncio.Event, seconds: float, *tasks: asyncio.Task[No
     stopped.cancel()
     for task in done - {stopped}:
         task.result()
+
+
+def _thinks(seconds: float) -> Iterator[float]:
+    rng = random.Random(1)  # noqa: S311 - who thinks how long
+    while True:
+        yield seconds * rng.uniform(*SPREAD)
 
 
 def _lines(max_tokens: int) -> Iterator[Line]:

@@ -37,15 +37,29 @@ async def bench_batch(settings: Settings, *, lines: int, max_tokens: int, rounds
 
 
 async def bench_beside(
-    settings: Settings, *, people: int, minutes: float, max_tokens: int, rounds: int, as_json: bool
+    settings: Settings,
+    *,
+    people: int,
+    minutes: float,
+    think: float,
+    max_tokens: int,
+    rounds: int,
+    as_json: bool,
 ) -> None:
     """What people who chat notice of a batch."""
     from rallychat.bench.beside import run_beside
 
     rows = await run_beside(
-        settings, people=people, rounds=rounds, minutes=minutes, max_tokens=max_tokens, tell=progress
+        settings,
+        people=people,
+        rounds=rounds,
+        minutes=minutes,
+        max_tokens=max_tokens,
+        think=think,
+        tell=progress,
     )
-    show(rows, as_json=as_json, title=f"{settings.model}, {people} people, {rounds} rounds")
+    title = f"{settings.model}, {people} people who think for {think:g} s, {rounds} rounds"
+    show(rows, as_json=as_json, title=title)
 
 
 async def bench_page(settings: Settings, *, messages: str, rounds: int, as_json: bool) -> None:

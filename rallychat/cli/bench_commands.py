@@ -45,6 +45,9 @@ def bench_batch(
         int, typer.Option(min=0, max=256, help="Measure instead what so many people who chat notice of it.")
     ] = 0,
     minutes: Annotated[float, typer.Option(min=0.01, help="How long, with --beside.")] = 6,
+    think: Annotated[
+        float, typer.Option(min=0, help="Seconds they think between two turns, with --beside.")
+    ] = 2,
     threads: Threads = None,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -57,7 +60,13 @@ def bench_batch(
     if beside:
         run(
             bench_beside(
-                settings, people=beside, minutes=minutes, max_tokens=max_tokens, rounds=rounds, as_json=as_json
+                settings,
+                people=beside,
+                minutes=minutes,
+                think=think,
+                max_tokens=max_tokens,
+                rounds=rounds,
+                as_json=as_json,
             )
         )  # fmt: skip
         return
