@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing
 
+import pytest
+
 from rallychat.engines.protocol import CompletionRequest, Done, EngineEvent, Prefill, Tokens
 from tests.contract.rig import SLOTS, WINDOW, Rig
 
@@ -91,15 +93,20 @@ async def test_leaving_an_answer_frees_its_slot(rig: Rig) -> None:
 
 
 async def test_leaving_within_a_long_prompt_abandons_the_rest_of_it(rig: Rig) -> None:
-    await rig.answer(await rig.text("something else"), slot=1, max_tokens=0)
     prompt = await rig.long(WINDOW - 10)
-    async with rig.begun(prompt, slot=1) as stream:
-        first = await anext(stream)
-    assert isinstance(first, Prefill)
-    async with rig.begun(prompt, slot=1) as stream:
-        again = await anext(stream)
-    assert isinstance(again, Prefill)
-    assert again.cached < len(prompt) - 1
+    for _ in range(
+        20
+    ):  # on a busy machine a small model may have read all of it before it hears that nobody waits
+        await rig.answer(await rig.text("something else"), slot=1, max_tokens=0)
+        async with rig.begun(prompt, slot=1) as stream:
+            first = await anext(stream)
+        assert isinstance(first, Prefill)
+        async with rig.begun(prompt, slot=1) as stream:
+            again = await anext(stream)
+        assert isinstance(again, Prefill)
+        if again.cached < len(prompt) - 1:
+            return
+    pytest.fail("the prompt was read to its end each time")
 
 
 async def test_two_hundred_vanishing_clients_leave_no_busy_slot(rig: Rig) -> None:
