@@ -29,20 +29,10 @@ class Asked:
 
     def row(self, index: int, message: Message) -> StoredMessage:
         """A message of the request, as if it were stored."""
-        return StoredMessage(
-            id=str(index),
-            conversation_id="",
-            parent_id=None,
-            role=message.role,
-            parts=message.parts,
-            model=None,
-            status="complete",
-            finish_reason=None,
-            error=None,
-            usage=None,
-            timings=None,
-            report=None,
-            span=None,
+        return StoredMessage.unstored(
+            str(index),
+            message.role,
+            message.parts,
             created_at=_UNDATED,
             mark="exclude" if index in self.exclude else "pin" if index in self.pin else None,
         )

@@ -105,6 +105,37 @@ class StoredMessage:
     created_at: datetime
     mark: Mark | None = None
 
+    @classmethod
+    def unstored(
+        cls,
+        message_id: str,
+        role: Role,
+        parts: tuple[Part, ...] = (),
+        *,
+        created_at: datetime,
+        model: str | None = None,
+        status: Literal["complete", "running"] = "complete",
+        mark: Mark | None = None,
+    ) -> StoredMessage:
+        """A message as if it were stored, of a request that stores nothing."""
+        return cls(
+            id=message_id,
+            conversation_id="",
+            parent_id=None,
+            role=role,
+            parts=parts,
+            model=model,
+            status=status,
+            finish_reason=None,
+            error=None,
+            usage=None,
+            timings=None,
+            report=None,
+            span=None,
+            created_at=created_at,
+            mark=mark,
+        )
+
     @property
     def message(self) -> Message:
         """The message as a model sees it."""

@@ -33,21 +33,12 @@ from rallychat.store import StoredMessage, StoredResponse
 
 def blank(request: Mapping[str, Any], model: str) -> StoredResponse:
     """A response that will never be stored, before its first word."""
-    answer = StoredMessage(
-        id=f"msg_{secrets.token_hex(12)}",
-        conversation_id="",
-        parent_id=None,
-        role="assistant",
-        parts=(),
+    answer = StoredMessage.unstored(
+        f"msg_{secrets.token_hex(12)}",
+        "assistant",
+        created_at=datetime.now(UTC),
         model=model,
         status="running",
-        finish_reason=None,
-        error=None,
-        usage=None,
-        timings=None,
-        report=None,
-        span=None,
-        created_at=datetime.now(UTC),
     )
     return StoredResponse(answer, request, None)
 
