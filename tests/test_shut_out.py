@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from rallychat.api import welcome
-from rallychat.identity import acting_as
+from rallychat.api.welcome import Watch, Welcome
+from rallychat.identity import Person, acting_as
 from rallychat.messages import Finished
 from rallychat.settings import Settings
 from rallychat.store import ConversationStore
@@ -182,6 +183,72 @@ async def test_a_stream_goes_on_for_who_may_still_come_in(tmp_path: Path) -> Non
         assert said.text.endswith("data: [DONE]\n\n")
 
 
+@pytest.mark.usefixtures("soon")
+async def test_all_streams_of_a_key_end_by_one_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[Person | None] = []
+    joined: list[Welcome] = []
+    join = Watch.join
+
+    def joining(watch: Watch, stream: Welcome) -> None:
+        joined.append(stream)
+        join(watch, stream)
+
+    monkeypatch.setattr(Watch, "join", joining)
+    async with people(with_slow(tmp_path)) as world:
+        of_key = world.service.accounts.of_key
+
+        async def looked(secret: str) -> Person | None:
+            looks.append(await of_key(secret))
+            return looks[-1]
+
+        monkeypatch.setattr(world.service.accounts, "of_key", looked)
+        response, run_id = await asked_for(world, "ben")
+        headers = await world.key("ben", "chat")
+        path = f"/v1/responses/{response}?stream=true"
+        watching = [asyncio.create_task(world.http.get(path, headers=headers)) for _ in range(5)]
+        await until(lambda: len(joined) == len(watching))
+        with acting_as(world.users["ben"].id):
+            run = world.service.runs.get(run_id)
+            [key] = await world.service.accounts.keys()
+            await world.service.accounts.revoke(key.id)
+        async with asyncio.timeout(60):
+            seen = [(await stream).text for stream in watching]
+        assert [text.count("invalid_api_key") for text in seen] == [1] * len(watching)
+        assert looks.count(None) == 1
+        await run.stop()
+
+
+WHOLE = {
+    "chat": (CHAT, {"messages": [{"role": "user", "content": "!count 100000"}]}),
+    "completion": ("/v1/completions", {"prompt": "!count 100000"}),
+    "response": ("/v1/responses", {"input": "!count 100000"}),
+    "unstored response": ("/v1/responses", {"input": "!count 100000", "store": False}),
+}
+
+
+@pytest.mark.parametrize("shut_out", ["key", "account"])
+@pytest.mark.parametrize("asked", WHOLE)
+async def test_a_whole_answer_is_not_delivered_to_who_was_shut_out_meanwhile(
+    tmp_path: Path, asked: str, shut_out: str
+) -> None:
+    path, body = WHOLE[asked]
+    async with people(with_slow(tmp_path)) as world:
+        headers = await world.key("ben", "chat")
+        theirs = asyncio.create_task(world.http.post(path, headers=headers, json={"model": "slow", **body}))
+        await until(lambda: world.service.runs.count_of(world.users["ben"].id) == 1)
+        if shut_out == "account":
+            await disabled(world, "ben")
+        else:
+            with acting_as(world.users["ben"].id):
+                [key] = await world.service.accounts.keys()
+                await world.service.accounts.revoke(key.id)
+            await world.service.runs.stop_all_of(world.users["ben"].id)
+        async with asyncio.timeout(60):
+            said = await theirs
+        assert (said.status_code, said.json()["error"]["code"]) == (401, "invalid_api_key")
+        assert "www-authenticate" in said.headers
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_an_answer_that_is_not_stored_ends_with_the_account_too(tmp_path: Path, stream: bool) -> None:
     async with people(with_slow(tmp_path)) as world:
@@ -199,7 +266,7 @@ async def test_an_answer_that_is_not_stored_ends_with_the_account_too(tmp_path: 
         await disabled(world, "ben")
         async with asyncio.timeout(60):
             said = await theirs
-        assert "interrupted" in said.text
+        assert ("interrupted" if stream else "invalid_api_key") in said.text
         assert not other.done
         await other.stop()
 
@@ -214,4 +281,4 @@ async def test_an_answer_that_is_not_stored_ends_whose_user_another_process_has_
         async with ConversationStore.open(Settings(data_dir=tmp_path)) as elsewhere:
             await elsewhere.belongings.erase(world.users["ben"].id)
         async with asyncio.timeout(60):
-            assert (await theirs).status_code == 503
+            assert (await theirs).status_code == 401

@@ -5,6 +5,8 @@ Where nobody has to log in, everything is the one local person's. That is decide
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from functools import partial
 from typing import Final
 from urllib.parse import quote
 
@@ -18,7 +20,7 @@ from rallychat.accounts import Accounts
 from rallychat.api.errors import Problem, problem_of
 from rallychat.api.request_context import PERSON, is_ours
 from rallychat.api.scopes import ANY, is_open, scope_of
-from rallychat.api.welcome import Welcome
+from rallychat.api.welcome import Watch, Welcome
 from rallychat.errors import RallyChatError
 from rallychat.identity import ANYBODY, LOCAL, NOBODY, Person, acting_as
 from rallychat.settings import Settings
@@ -38,6 +40,7 @@ class Gate:
         self._accounts = accounts
         self._unknown = ANYBODY if settings.others_can_reach else LOCAL
         self._needed: bool | None = None
+        self._watches: dict[Hashable, Watch] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes on what may pass, for whom it is."""
@@ -61,7 +64,15 @@ class Gate:
         if person.via not in ("session", "key") or scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        welcome = Welcome(send, lambda: self._who(scope), told=is_ours(scope["path"]))
+        welcome = Welcome(
+            scope,
+            receive,
+            send,
+            watches=self._watches,
+            by=person.key_id or scope[SESSION].id,
+            who=lambda: self._who(scope),
+            refuse=partial(_refusal, scope),
+        )
         try:
             await self._app(scope, receive, welcome.send)
         finally:
