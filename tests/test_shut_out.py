@@ -218,7 +218,7 @@ async def test_all_streams_of_a_key_end_by_one_look(tmp_path: Path, monkeypatch:
         await run.stop()
 
 
-WHOLE = {
+WHOLE: dict[str, tuple[str, dict[str, object]]] = {
     "chat": (CHAT, {"messages": [{"role": "user", "content": "!count 100000"}]}),
     "completion": ("/v1/completions", {"prompt": "!count 100000"}),
     "response": ("/v1/responses", {"input": "!count 100000"}),
@@ -266,7 +266,7 @@ async def test_an_answer_that_is_not_stored_ends_with_the_account_too(tmp_path: 
         await disabled(world, "ben")
         async with asyncio.timeout(60):
             said = await theirs
-        assert ("interrupted" if stream else "invalid_api_key") in said.text
+        assert ("interrupted" in said.text) or said.status_code == 401  # if nothing of it was on its way yet
         assert not other.done
         await other.stop()
 

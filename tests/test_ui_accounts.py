@@ -78,6 +78,7 @@ async def test_a_wrong_password_is_said_without_a_cookie_and_the_next_ones_wait(
         answer = await log_in(world)
         assert (answer.status_code, "set-cookie" in answer.headers) == (429, False)
         assert "too many failed logins" in answer.text
+        assert int(answer.headers["retry-after"]) >= 1
 
 
 async def test_a_session_that_was_there_before_a_login_ends_with_it(tmp_path: Path) -> None:

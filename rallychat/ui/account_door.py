@@ -17,10 +17,11 @@ from fastapi.routing import APIRoute
 
 from rallychat.accounts import Entry
 from rallychat.accounts.accounts import LONGEST
+from rallychat.api.errors import Problem, problem_of
 from rallychat.api.gate import keep_cookie
 from rallychat.errors import RallyChatError
 from rallychat.ui import fragments
-from rallychat.ui.door import elsewhere, status_of
+from rallychat.ui.door import elsewhere
 
 POLICY: Final = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -44,17 +45,18 @@ class FormRoute(APIRoute):
             try:
                 return await handle(request)
             except RallyChatError as exc:
-                return shown(request, "said", status_of(exc), title="Not possible", text=exc.sentence)
+                return shown(request, "said", problem_of(exc), title="Not possible", text=exc.sentence)
             except RequestValidationError:
                 return shown(request, "said", 400, title="Not possible", text="This form is not ours.")
 
         return guarded
 
 
-def shown(request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
-    """One of these pages."""
+def shown(request: Request, template: str, status: int | Problem = 200, **values: Any) -> HTMLResponse:
+    """One of these pages; with a problem's status, and when to come back, where something went wrong."""
     root = request.scope.get("root_path", "")
-    return HTMLResponse(fragments.shell(template, root=root, **values), status, POLICY)
+    code, told = (status.status, status.headers()) if isinstance(status, Problem) else (status, {})
+    return HTMLResponse(fragments.shell(template, root=root, **values), code, {**POLICY, **told})
 
 
 def led(request: Request, path: str) -> Response:

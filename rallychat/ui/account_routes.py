@@ -10,13 +10,13 @@ from fastapi import APIRouter, Form, Request, Response
 
 from rallychat.accounts import SCOPES, oneself
 from rallychat.accounts.permissions import is_admin
+from rallychat.api.errors import Problem, problem_of
 from rallychat.api.gate import drop_cookie
 from rallychat.api.myself import address_of, exported, session_of
 from rallychat.chat import ChatService
 from rallychat.errors import InvalidRequest, RallyChatError
 from rallychat.identity import LOCAL_USER, current
 from rallychat.ui.account_door import FormRoute, is_https, led, shown
-from rallychat.ui.door import status_of
 
 Field = Annotated[str, Form(max_length=2000)]
 Fields = Annotated[list[str], Form(max_length=20, default_factory=list)]
@@ -28,7 +28,7 @@ class Account:
     def __init__(self, service: ChatService) -> None:
         self._accounts = service.accounts
 
-    async def page(self, request: Request, status: int = 200, **told: Any) -> Response:
+    async def page(self, request: Request, status: int | Problem = 200, **told: Any) -> Response:
         """With what there is, and what was just said of it."""
         mine, session = oneself().id, session_of(request)
         user = None if mine == LOCAL_USER else await self._accounts.people.get(mine)
@@ -51,7 +51,7 @@ class Account:
         try:
             await deed
         except RallyChatError as exc:
-            return await self.page(request, status_of(exc), wrong=exc.sentence)
+            return await self.page(request, problem_of(exc), wrong=exc.sentence)
         return await self.page(request, **told) if told else led(request, "/account")
 
     async def password(self, request: Request, old: str, new: str, again: str) -> None:
@@ -69,7 +69,7 @@ class Account:
             lasting = days_of(days)
             secret, _ = await self._accounts.create_key(name, scopes=scopes, lasting=lasting)
         except RallyChatError as exc:
-            return await self.page(request, status_of(exc), wrong=exc.sentence)
+            return await self.page(request, problem_of(exc), wrong=exc.sentence)
         return await self.page(request, secret=secret)
 
 
@@ -111,7 +111,7 @@ def router(service: ChatService) -> APIRouter:
             user_id = await accounts.sure_of_myself(password, address=address_of(request))
             await service.erase_user(user_id)
         except RallyChatError as exc:
-            return await account.page(request, status_of(exc), wrong=exc.sentence)
+            return await account.page(request, problem_of(exc), wrong=exc.sentence)
         response = led(request, "/login")
         drop_cookie(response, https=is_https(request))
         return response

@@ -10,14 +10,13 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from rallychat.api.batches import WINDOW, BatchRequest, runner_of
-from rallychat.api.errors import Refusal
+from rallychat.api.errors import Problem, Refusal, problem_of
 from rallychat.api.files import BATCH_DAYS, keep_upload
 from rallychat.api.uploads import discard, receive
 from rallychat.chat import ChatService
 from rallychat.errors import InvalidRequest, RallyChatError
 from rallychat.store.batches import StoredBatch
 from rallychat.ui.account_door import FormRoute, led, shown
-from rallychat.ui.door import status_of
 
 _SHOWN = 20
 _ENDPOINTS: Sequence[str] = BatchRequest.model_fields["endpoint"].annotation.__args__  # type: ignore[union-attr]
@@ -68,7 +67,7 @@ class Batches:
         self._service = service
 
     async def page(
-        self, request: Request, after: str | None, status: int = 200, *, wrong: str = ""
+        self, request: Request, after: str | None, status: int | Problem = 200, *, wrong: str = ""
     ) -> Response:
         """Batches, the newest first, with what was just said of one."""
         found = await self._store.batches.list(limit=_SHOWN + 1, after=after)
@@ -125,9 +124,9 @@ def router(service: ChatService) -> APIRouter:
         try:
             await batches.begin(request)
         except Refusal as exc:
-            return _form(request, exc.problem.status, wrong=exc.problem.message)
+            return _form(request, exc.problem, wrong=exc.problem.message)
         except RallyChatError as exc:
-            return _form(request, status_of(exc), wrong=exc.sentence)
+            return _form(request, problem_of(exc), wrong=exc.sentence)
         return led(request, "/batches")
 
     @routes.post("/batches/{batch_id}/cancel")
@@ -135,13 +134,13 @@ def router(service: ChatService) -> APIRouter:
         try:
             await service.store.batches.cancel(batch_id)
         except RallyChatError as exc:
-            return await batches.page(request, None, status_of(exc), wrong=exc.sentence)
+            return await batches.page(request, None, problem_of(exc), wrong=exc.sentence)
         runner_of(request).wake()
         return led(request, "/batches")
 
     return routes
 
 
-def _form(request: Request, status: int = 200, *, wrong: str = "") -> Response:
+def _form(request: Request, status: int | Problem = 200, *, wrong: str = "") -> Response:
     values: dict[str, Any] = {"endpoints": _ENDPOINTS, "wrong": wrong}
     return shown(request, "batch_new", status, **values)

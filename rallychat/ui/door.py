@@ -61,11 +61,6 @@ def elsewhere(request: Request) -> str | None:
     return None
 
 
-def status_of(exc: RallyChatError) -> int:
-    """As which status a page answers with one of our errors."""
-    return problem_of(exc).status
-
-
 def _refusal(request: Request) -> str | None:
     """Why a state-changing request may not come in, or None."""
     if request.method in _READS:

@@ -11,13 +11,13 @@ from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse
 
 from rallychat.accounts.oidc import Flow
+from rallychat.api.errors import Problem, problem_of
 from rallychat.api.gate import drop_cookie
 from rallychat.api.myself import address_of, session_of
 from rallychat.chat import ChatService
 from rallychat.errors import LoginFailed, NotFound, RallyChatError
 from rallychat.identity import current
 from rallychat.ui.account_door import FormRoute, device_of, entered, is_https, led, shown
-from rallychat.ui.door import status_of
 
 Field = Annotated[str, Form(max_length=2000)]
 AWAY: Final = "rallychat_away"
@@ -38,7 +38,7 @@ class Entrance:
         try:
             entry = await self._accounts.log_in(name, password, **where)
         except RallyChatError as exc:
-            return self.form(request, status_of(exc), following, name=name, wrong=exc.sentence)
+            return self.form(request, problem_of(exc), following, name=name, wrong=exc.sentence)
         await self._forget(request)  # a login is a new session, whatever was there
         return entered(request, entry, following)
 
@@ -54,7 +54,7 @@ class Entrance:
         try:
             invite = await self._accounts.invited(token)
         except RallyChatError as exc:
-            return shown(request, "said", status_of(exc), title="Invitation", text=exc.sentence)
+            return shown(request, "said", problem_of(exc), title="Invitation", text=exc.sentence)
         return shown(request, "invite", token=token, role=invite.role, name="", wrong="")
 
     async def accept(self, request: Request, token: str, name: str, password: str, again: str) -> Response:
@@ -62,14 +62,14 @@ class Entrance:
         try:
             role = (await self._accounts.invited(token)).role
         except RallyChatError as exc:
-            return shown(request, "said", status_of(exc), title="Invitation", text=exc.sentence)
+            return shown(request, "said", problem_of(exc), title="Invitation", text=exc.sentence)
         values = {"token": token, "role": role, "name": name[:100]}
         if password != again:
             return shown(request, "invite", 400, **values, wrong="The two passwords differ.")
         try:
             user = await self._accounts.accept(token, name, password)
         except RallyChatError as exc:
-            return shown(request, "invite", status_of(exc), **values, wrong=exc.sentence)
+            return shown(request, "invite", problem_of(exc), **values, wrong=exc.sentence)
         await self._forget(request)
         entry = await self._accounts.enter(user, device=device_of(request), address=address_of(request))
         return entered(request, entry, "/")
@@ -81,7 +81,7 @@ class Entrance:
         try:
             url, flow = await provider.begin(_callback(request))
         except RallyChatError as exc:
-            return self.form(request, status_of(exc), following, wrong=exc.sentence)
+            return self.form(request, problem_of(exc), following, wrong=exc.sentence)
         response = RedirectResponse(url, 303, {"cache-control": "no-store"})
         kept = urlencode({**asdict(flow), "next": following[:2000]})
         https = request.url.scheme == "https"
@@ -103,7 +103,7 @@ class Entrance:
             vouched = await provider.finish(flow, request.query_params, _callback(request))
             entry = await self._accounts.enter_vouched(vouched, **where)
         except RallyChatError as exc:
-            response: Response = self.form(request, status_of(exc), "/", wrong=exc.sentence)
+            response: Response = self.form(request, problem_of(exc), "/", wrong=exc.sentence)
         else:
             await self._forget(request)
             response = entered(request, entry, kept.get("next", "/"))
@@ -111,7 +111,7 @@ class Entrance:
         return response
 
     def form(
-        self, request: Request, status: int, following: str, *, name: str = "", wrong: str = ""
+        self, request: Request, status: int | Problem, following: str, *, name: str = "", wrong: str = ""
     ) -> Response:
         """The page to log in on."""
         named = self._service.settings.oidc_name if self._accounts.provider else ""

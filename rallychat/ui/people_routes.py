@@ -8,11 +8,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Form, Request, Response
 
 from rallychat.accounts import admin
+from rallychat.api.errors import Problem, problem_of
 from rallychat.chat import ChatService
 from rallychat.errors import InvalidRequest, RallyChatError
 from rallychat.identity import LOCAL_USER, current
 from rallychat.ui.account_door import FormRoute, led, shown
-from rallychat.ui.door import status_of
 
 Field = Annotated[str, Form(max_length=2000)]
 
@@ -23,7 +23,7 @@ class People:
     def __init__(self, service: ChatService) -> None:
         self._accounts = service.accounts
 
-    async def page(self, request: Request, status: int = 200, **told: Any) -> Response:
+    async def page(self, request: Request, status: int | Problem = 200, **told: Any) -> Response:
         """With what there is, and what was just said of it."""
         users = await self._accounts.people.list()
         return shown(
@@ -44,7 +44,7 @@ class People:
         try:
             await deed
         except RallyChatError as exc:
-            return await self.page(request, status_of(exc), wrong=exc.sentence)
+            return await self.page(request, problem_of(exc), wrong=exc.sentence)
         return led(request, "/people")
 
     async def invite(self, request: Request, role: str, note: str) -> Response:
