@@ -18,7 +18,7 @@ from rallychat.context.strategies import strategy_named
 from rallychat.context.types import Budget, Compaction, Memory, Pace, Strategy, answer_reserve
 from rallychat.errors import InvalidRequest, NotFound
 from rallychat.messages import Message, Text
-from rallychat.planning import Plan, Voice, leading_system, plan_turn, turns_of
+from rallychat.planning import Plan, Voice, leading_system, plan_turn
 from rallychat.pool import Engine
 from rallychat.recall import Recall, searched
 from rallychat.recent import Recent
@@ -26,6 +26,7 @@ from rallychat.settings import Settings
 from rallychat.store import Conversation, ConversationStore, StoredMessage
 from rallychat.store.contexts import newest
 from rallychat.store.types import Mark
+from rallychat.turns import Turns, turns_of
 from rallychat.wishes import AS_EVER, Asked, Wish
 
 REMEMBERED = 256
@@ -60,6 +61,7 @@ class Contexts:
         self.latency = latency
         self._summary_prompt = summary_prompt
         self._recall = Recall(settings, store)
+        self._turns = Turns()
         self._last: Recent[str, list[int]] = Recent(REMEMBERED)
         self._background: Recent[str, float] = Recent(REMEMBERED)
 
@@ -80,7 +82,8 @@ class Contexts:
         Raises:
             ContextOverflow: what must stay does not fit. InvalidRequest: the question itself is excluded.
         """
-        path = [wish.marked(row) for row in await self._store.path(conversation.id, tip=tip)]
+        path, memory = await self._store.view(conversation.id, tip=tip)
+        path = wish.marking(path)
         if path[-1].mark == "exclude":
             raise InvalidRequest(
                 "This message is excluded, so it cannot be answered.", hint="include it again"
@@ -93,10 +96,11 @@ class Contexts:
             voice=voice,
             strategy=self.strategy(conversation, model, wish.strategy),
             budget=self.budget(conversation, model, engine, max_tokens, asked=wish.budget),
-            memory=await self.memory(conversation.id, path),
+            memory=memory,
             search=partial(self._recall.search, conversation.id),
             elsewhere=partial(self._recall.elsewhere, conversation.id) if elsewhere else None,
             previous=self._last.get(conversation.id),
+            turns_as=partial(self._turns.of, conversation.id),
         )
         if plan.fresh is not None:
             stored = await self._store.contexts.remember(conversation.id, plan.fresh)
@@ -197,7 +201,8 @@ class Contexts:
                 what it answers is for `Compaction.check` or the title; it enters no conversation.
             growing: what the newest answer, which is not complete, says so far.
         """
-        path = [wish.marked(row) for row in await self._store.path(conversation.id)]
+        path, standing = await self._store.view(conversation.id)
+        path = wish.marking(path)
         strategy = self.strategy(conversation, model, wish.strategy)
         if not ask and growing is None and strategy.retrieves:
             await self._recall.keep(conversation.id, turns_of(path))
@@ -212,7 +217,8 @@ class Contexts:
             voice=voice,
             strategy=strategy,
             budget=self.budget(conversation, model, engine, max_tokens, asked=wish.budget),
-            memory=memory or await self.memory(conversation.id, path),
+            memory=memory or standing,
+            turns_as=partial(self._turns.of, conversation.id),
         )
 
     async def due(
@@ -226,10 +232,7 @@ class Contexts:
         tip: str | None = None,
     ) -> Compaction | None:
         """What is to be compacted now that an answer is there (the newest, or `tip`); None if nothing is too long."""
-        path = [
-            wish.marked(row)
-            for row in await self._store.path(conversation.id, tip=tip or conversation.tip_id)
-        ]
+        path = wish.marking(await self._store.path(conversation.id, tip=tip or conversation.tip_id))
         if not path or path[-1].role != "assistant" or path[-1].status == "running":
             return None
         voice, path = self._voice(conversation, path, model, engine)
@@ -247,7 +250,7 @@ class Contexts:
     ) -> tuple[object, ...] | None:
         """What a memory up to `until` is made of; None where that is not in view. While it stands the memory does."""
         conversation = await self._store.get(conversation_id)
-        path = [(row.id, wish.marked(row).mark) for row in await self._store.path(conversation_id)]
+        path = [(row.id, row.mark) for row in wish.marking(await self._store.path(conversation_id))]
         at = next((index for index, (row, _) in enumerate(path) if row == until), None)
         if at is None:
             return None
@@ -271,12 +274,9 @@ class Contexts:
 
     # --- what a person says -------------------------------------------------------------------------------
 
-    async def memory(
-        self, conversation_id: str, path: Sequence[StoredMessage] | None = None
-    ) -> Memory | None:
-        """The memory in force on a branch (the one in view if not given)."""
-        path = await self._store.path(conversation_id) if path is None else path
-        return newest(await self._store.contexts.memories(conversation_id), [row.id for row in path])
+    async def memory(self, conversation_id: str) -> Memory | None:
+        """The memory in force on the branch in view."""
+        return (await self._store.view(conversation_id))[1]
 
     async def memories(self, conversation_id: str) -> list[Memory]:
         """Every version of a conversation's memory, oldest first, those that were undone among them."""

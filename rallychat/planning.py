@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 from rallychat.context import log as token_log
@@ -18,6 +18,7 @@ from rallychat.messages import ContextReport, Message, Piece, Role, Segment
 from rallychat.prompts import PromptTemplate, Rendered
 from rallychat.reporting import Sized, report_of
 from rallychat.store import StoredMessage, TokenSpan
+from rallychat.turns import TurnsOf, turns_of
 
 T = TypeVar("T")
 MUCH = 100_000
@@ -32,14 +33,14 @@ PIECES = 8192
 class Plan:
     """A prompt ready for the engine.
 
-    `spans` are the ids each message got, to be kept; `key` is that of the answer's. `fresh` is a memory that was
-    made for this prompt and belongs into the store before it is used.
+    `spans` are the ids of the last message, and of those that had none, or others, to be kept; `key` is that of the
+    answer's. `fresh` is a memory that was made for this prompt and belongs into the store before it is used.
     """
 
     ids: list[int]
     report: ContextReport
     key: str = ""
-    spans: dict[str, TokenSpan] | None = None
+    spans: Mapping[str, TokenSpan] = field(default_factory=dict)
     fresh: Memory | None = None
 
 
@@ -72,6 +73,7 @@ async def plan_turn(
     search: Search | None = None,
     elsewhere: Elsewhere | None = None,
     previous: list[int] | None = None,
+    turns_as: TurnsOf = turns_of,
 ) -> Plan:
     """The prompt of a conversation: what its strategy selects, in the order system, memory, turns, question.
 
@@ -83,26 +85,29 @@ async def plan_turn(
         search: asked for older turns where the strategy quotes them.
         elsewhere: asked for quotes of other conversations, whatever the strategy.
         previous: the ids of this conversation's prompt before, to tell where this one leaves it.
+        turns_as: makes the turns of the branch.
 
     Raises:
         ContextOverflow: not even what must stay fits.
     """
     path = _without_barred(path)
-    sized = await _fitting(path, voice, strategy, budget, memory)
+    turns = turns_as(path, _base(voice, memory))
+    sized = await _fitting(path, turns, voice, strategy, budget, memory)
     if path[-1].role == "user":
         here = search if strategy.retrieves else None
-        sized = await _with_quotes(path, sized, voice, budget, here, elsewhere)
+        sized = await _with_quotes(path, turns, sized, voice, budget, here, elsewhere)
     if sized.total >= budget.window:
         pins = "unpin a message, " if any(row.mark == "pin" for row in path) else ""
         hint = f"{pins}shorten the message, or pick a model with a longer window"
         raise ContextOverflow(needed=sized.total + 1, window=budget.window, hint=hint)
     ids = [token for entry in sized.entries for token in entry.ids or ()]
+    known = {row.id: row.span for row in path[:-1]}
     spans = {e.message_id: e.span for e in sized.entries if e.message_id and e.span}
     return Plan(
         ids=ids,
         report=report_of(path, sized, strategy, budget, previous or [], ids),
         key=token_log.said_key(_base(voice, sized.selection.memory)),
-        spans=spans or None,
+        spans={name: span for name, span in spans.items() if span != known.get(name)},
         fresh=sized.selection.memory if sized.selection.fresh else None,
     )
 
@@ -121,10 +126,14 @@ def _without_barred(path: Sequence[StoredMessage]) -> Sequence[StoredMessage]:
 
 
 async def _fitting(
-    path: Sequence[StoredMessage], voice: Voice, strategy: Strategy, budget: Budget, memory: Memory | None
+    path: Sequence[StoredMessage],
+    turns: list[Turn],
+    voice: Voice,
+    strategy: Strategy,
+    budget: Budget,
+    memory: Memory | None,
 ) -> Sized:
     """The strategy's selection with exact counts; asked again where its own were too low."""
-    turns = turns_of(path, _base(voice, memory))
     budget = replace(budget, fixed=len(voice.system) // 5)
     for _ in range(4):
         selection = strategy.select(turns, memory, budget)
@@ -136,31 +145,6 @@ async def _fitting(
             break
         turns, budget = counted
     return sized
-
-
-def turns_of(path: Sequence[StoredMessage], base: str = "") -> list[Turn]:
-    """The messages of a branch as a strategy sees them; tokens estimated where their log is another."""
-    return [
-        Turn(
-            id=row.id,
-            role=row.role,
-            text=row.text,
-            tokens=_tokens(row, base),
-            date=row.created_at if row.created_at.year > 1 else None,
-            pinned=row.mark == "pin",
-            excluded=row.mark == "exclude",
-        )
-        for row in path
-    ]
-
-
-def _tokens(row: StoredMessage, base: str) -> int:
-    if row.span is None:
-        return len(row.text) // 4 + 8
-    tokens = len(row.span.ids)
-    if row.span.quoted and not token_log.quoted_in(row, base):
-        tokens = tokens * (len(row.text) + 1) // (len(row.text) + len(row.span.quoted) + 1)
-    return tokens
 
 
 def _counted(turns: list[Turn], sized: Sized, budget: Budget) -> tuple[list[Turn], Budget]:
@@ -178,6 +162,7 @@ def _counted(turns: list[Turn], sized: Sized, budget: Budget) -> tuple[list[Turn
 
 async def _with_quotes(
     path: Sequence[StoredMessage],
+    turns: Sequence[Turn],
     sized: Sized,
     voice: Voice,
     budget: Budget,
@@ -192,7 +177,7 @@ async def _with_quotes(
     other = await elsewhere(question.text, int(room * ELSEWHERE_SHARE)) if elsewhere and room > 0 else ()
     room -= sum(quote.tokens for quote in other)
     slow = budget.slow and not there
-    here = await _older(path, sized, question.text, room, search, slow=slow) if search else ()
+    here = await _older(turns, sized, question.text, room, search, slow=slow) if search else ()
     taken = [*other, *here]
     if there:
         return replace(sized, quotes=[quote for quote in taken if quote.line in there])
@@ -208,13 +193,12 @@ async def _with_quotes(
 
 
 async def _older(
-    path: Sequence[StoredMessage], sized: Sized, question: str, room: int, search: Search, *, slow: bool
+    turns: Sequence[Turn], sized: Sized, question: str, room: int, search: Search, *, slow: bool
 ) -> list[Quote]:
     """Quotes of this conversation's turns that are not in the prompt; where reading is `slow`, only sure ones."""
     out = {*sized.selection.compacted, *sized.selection.dropped}
     if not out:
         return []
-    turns = turns_of(path)
     found = scores(turns[:-1], await search(turns[:-1], question), question)
     if slow and not sure(found, turns, question):
         return []

@@ -74,7 +74,7 @@ class Recorder:
             if tell is not None:
                 tell(delta)
         plan = growth.plan
-        if plan is not None and plan.spans:
+        if plan is not None:
             await self._store.save_spans({key: span for key, span in plan.spans.items() if key != answer.id})
         finish = partial(
             self._store.answers.finish,
@@ -120,7 +120,7 @@ class Recorder:
             ids = await logged_ids(growth, engine.client)
         except EngineError:  # it has just died: the next turn tokenises the text again
             return None
-        before = (growth.plan.spans or {}).get(answer.id)
+        before = growth.plan.spans.get(answer.id)
         return TokenSpan(growth.plan.key, (*(before.ids if before else ()), *ids)) if ids else None
 
     async def save(self, runs: list[Run]) -> set[str]:

@@ -343,6 +343,7 @@ class Runs:
             del self._unstored[run.id]
 
     async def _save_while_growing(self) -> None:
+        await asyncio.sleep(SAVE_EVERY)  # nothing has grown yet
         while growing := [run for run in self._growing.values() if run.made_here]:
             try:
                 unwanted = await self._save(growing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -48,8 +49,11 @@ class Wish:
     exclude: tuple[str, ...] = ()
     elsewhere: bool | None = None
 
-    def marked(self, row: StoredMessage) -> StoredMessage:
-        """The message with the mark that it has for this answer."""
+    def marking(self, path: Sequence[StoredMessage]) -> list[StoredMessage]:
+        """The messages with the marks that they have for this answer."""
+        return [self._marked(row) for row in path] if self.pin or self.exclude else list(path)
+
+    def _marked(self, row: StoredMessage) -> StoredMessage:
         mark: Mark | None = "exclude" if row.id in self.exclude else "pin" if row.id in self.pin else row.mark
         return row if mark == row.mark else replace(row, mark=mark)
 

@@ -99,8 +99,7 @@ class Talk:
         plan = await self.plan()
         if plan.fresh is not None:
             self.memories.append(replace(plan.fresh, version=len(self.memories) + 1))
-        spans = plan.spans or {}
-        self.path = [replace(row, span=spans.get(row.id, row.span)) for row in self.path]
+        self.path = [replace(row, span=plan.spans.get(row.id, row.span)) for row in self.path]
         said = self.tokens.ids(thought + answer)
         self.add("assistant", answer, TokenSpan(plan.key, tuple(said)))
         self.previous = plan.ids

@@ -17,10 +17,11 @@ from rallychat.context.selection import exchanges
 from rallychat.context.strategies import names, strategy_named
 from rallychat.errors import ContextOverflow
 from rallychat.messages import Message
-from rallychat.planning import Plan, turns_of
+from rallychat.planning import Plan
 from rallychat.prompts import PromptTemplate
 from rallychat.settings import Settings
 from rallychat.templates import of_family
+from rallychat.turns import turns_of
 from tests.context_world import CHATML, Talk
 
 STRICT = (

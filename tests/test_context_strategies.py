@@ -13,8 +13,8 @@ from rallychat.context.selection import exchanges, tokens_of_text
 from rallychat.context.strategies import LastN, Remembering, names, register_strategy, strategy_named
 from rallychat.context.types import Budget, Memory, Refused, Selection, Turn, answer_reserve
 from rallychat.errors import ContextOverflow, InvalidRequest
-from rallychat.planning import turns_of
 from rallychat.prompts import PromptTemplate
+from rallychat.turns import turns_of
 from tests.context_world import DAY, Talk
 
 

@@ -15,8 +15,7 @@ from rallychat.catalog.types import Sampling
 from rallychat.errors import Conflict, InvalidRequest, NotFound
 from rallychat.messages import ContextReport, Message, Reasoning, Segment, Text, Timings, Usage
 from rallychat.settings import Settings
-from rallychat.store import Conversation, ConversationStore, StoredMessage, TokenSpan, ids
-from rallychat.store.branches import Branches
+from rallychat.store import Conversation, ConversationStore, StoredMessage, TokenSpan, branches, ids
 from rallychat.store.ids import new_id
 from rallychat.store.tables import conversations, messages
 
@@ -443,11 +442,11 @@ async def test_a_branch_is_read_whole_though_another_reader_drops_what_was_kept_
     await say(store, conversation, "one")
     await say(store, conversation, "two")
     whole = await store.path(conversation.id)
-    read = Branches._read
+    read = branches._read
 
-    async def dropped(self: Branches, *given: Any) -> Any:
-        self._known.clear()
-        return await read(self, *given)
+    async def dropped(*given: Any, **asked: Any) -> Any:
+        store._branches._kept.clear()
+        return await read(*given, **asked)
 
-    monkeypatch.setattr(Branches, "_read", dropped)
+    monkeypatch.setattr(branches, "_read", dropped)
     assert await store.path(conversation.id) == whole

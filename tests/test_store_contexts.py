@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rallychat.errors import NotFound
 from rallychat.messages import Message, Text
 from rallychat.settings import Settings
-from rallychat.store import ConversationStore, Memory, TokenSpan
+from rallychat.store import ConversationStore, Memory, StoredMessage, TokenSpan, branches, codec
+from rallychat.store.branches import FEW
 from rallychat.store.contexts import newest
 
 
@@ -87,3 +89,73 @@ async def test_strategy_and_budget_are_the_conversation_s(store: ConversationSto
     assert (changed.strategy, changed.budget) == ("ledger", 900)
     assert await store.get(chat) == changed
     assert (await store.update(chat, strategy=None)).strategy is None
+
+
+async def test_a_branch_kept_by_one_process_shows_what_another_changed(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    async with ConversationStore.open(settings) as here, ConversationStore.open(settings) as there:
+        chat = (await here.create()).id
+        one, two = await exchange(here, chat, "a", "b")
+        three, four = await exchange(here, chat, "c", "d")
+        for number in range(4):
+            await exchange(here, chat, f"{number}", "e")
+        changes = [
+            there.contexts.mark(one, "pin"),
+            there.save_spans({two: TokenSpan("k:said", (1, 2, 3))}),
+            there.save_spans({two: TokenSpan("k:said", (1, 2, 4))}),  # as long as the one before
+            there.contexts.mark(one, None),
+            there.items.remove(chat, three, parts=[0]),
+            there.items.remove(chat, four, parts=[0]),
+        ]
+        for change in changes:
+            kept = await here.path(chat)
+            await change
+            assert await here.path(chat) == await there.path(chat) != kept
+        tip = (await here.get(chat)).tip_id
+        assert tip is not None
+        await there.answers.resume(tip)
+        assert (await here.path(chat))[-1].status == "running"
+
+
+async def test_a_turn_of_a_long_conversation_reads_its_newest_messages_alone(
+    store: ConversationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = (await store.create()).id
+    for number in range(20):
+        await exchange(store, chat, f"{number}", "yes")
+    before = await store.path(chat)
+    read: list[str] = []
+    message_from = codec.message_from
+
+    def counted(row: Any) -> StoredMessage:
+        read.append(row["id"])
+        return message_from(row)
+
+    monkeypatch.setattr(codec, "message_from", counted)
+    asked, _ = await store.answers.begin(
+        chat, parent_id=before[-1].id, user=Message.of("user", "and?"), model="m"
+    )
+    assert asked is not None
+    read.clear()
+    path = await store.path(chat, tip=asked.id)
+    assert [row.text for row in path] == [*(row.text for row in before), "and?"]
+    assert len(read) <= FEW
+    await store.save_spans({asked.id: TokenSpan("k", (1,))})  # nobody keeps what is not answered yet
+    read.clear()
+    assert (await store.path(chat))[-2].span == TokenSpan("k", (1,))
+    assert len(read) <= FEW
+
+
+async def test_what_is_kept_of_branches_is_bounded(
+    store: ConversationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(branches, "MOST", 9)
+    kept = branches.Branches()
+    monkeypatch.setattr(store, "_branches", kept)
+    chats = [(await store.create()).id for _ in range(6)]
+    for chat in chats:
+        await exchange(store, chat, "a", "b")
+        await exchange(store, chat, "c", "d")
+        assert len(await store.path(chat)) == 4
+    assert [*kept._kept] == chats[-3:]
+    assert sum(len(each.rows) for each in kept._kept.values()) == 9

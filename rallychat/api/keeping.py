@@ -100,8 +100,7 @@ async def mark_item(request: Request, conversation_id: str, item_id: str, asked:
 async def _told(request: Request, conversation_id: str) -> Response:
     service = service_of(request)
     conversation = await service.store.get(conversation_id)
-    path = await service.store.path(conversation_id)
-    in_force = await service.contexts.memory(conversation_id, path)
+    path, in_force = await service.store.view(conversation_id)
     said = {
         "object": "conversation.context",
         "conversation_id": conversation.id,

@@ -79,18 +79,14 @@ class AnswerStore:
             if alone:
                 await queries.refuse_answering(db, row)
             if parent_id is not None:
-                parent = await queries.message_row(db, parent_id, conversation_id=conversation_id)
-                queries.refuse_running(parent)
+                await queries.check_parent(db, parent_id, conversation_id)
             newest = (await db.scalars(queries.newest_query(conversation_id))).one()
             if asked:
                 asked |= {"id": new_id("msg", after=newest), "parent_id": parent_id}
                 newest = parent_id = asked["id"]
-                await db.execute(insert(messages).values(**asked))
             answer |= {"id": new_id("msg", after=newest), "parent_id": parent_id}
-            await db.execute(insert(messages).values(**answer))
-            await queries.set_tip(db, conversation_id, answer["id"], at=now)
-            if alone:
-                await queries.set_answering(db, conversation_id, answer["id"])
+            await db.execute(insert(messages), [asked, answer] if asked else [answer])
+            await queries.set_tip(db, conversation_id, answer["id"], at=now, answering=alone)
         return codec.message_from(asked) if asked else None, codec.message_from(answer)
 
     async def resume(self, message_id: str, *, alone: bool = False) -> StoredMessage:
@@ -124,9 +120,9 @@ class AnswerStore:
             if alone:
                 await queries.refuse_answering(db, await queries.conversation_row(db, row["conversation_id"]))
             await db.execute(update(messages).where(this).values(**running, owner=self._owner.id))
-            await queries.set_tip(db, row["conversation_id"], message_id, at=datetime.now(UTC))
-            if alone:
-                await queries.set_answering(db, row["conversation_id"], message_id)
+            now = datetime.now(UTC)
+            await queries.set_tip(db, row["conversation_id"], message_id, at=now, answering=alone)
+            await queries.changed(db, conversations.c.id == row["conversation_id"])
         return codec.message_from(row | running)
 
     async def _abandon(self, message_id: str) -> None:
@@ -205,4 +201,6 @@ class AnswerStore:
             active = conversations.c.id == row["conversation_id"]
             await db.execute(update(conversations).where(active).values(updated_at=datetime.now(UTC)))
             await queries.answered(db, conversations.c.answering == message_id)
+            if row["status"] != "running":
+                await queries.changed(db, active)
         return codec.message_from(row | ended)

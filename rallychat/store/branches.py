@@ -1,70 +1,87 @@
-"""Branches, read again and again: messages that have not changed are not decoded twice.
+"""Branches, read again and again: what was read of a conversation once is not read a second time.
 
-A message counts as unchanged while its stamp is: where it hangs, its state, its marks, and the lengths of what is
-long. Whatever writes changes one of these, another process too.
+A message is settled as soon as the one below it is complete. Whatever changes a settled message raises its
+conversation's `revision` in the same transaction, in whichever process (`queries.changed`). So while the revision
+stands, a branch is what was kept of it and the few messages below that.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-from sqlalchemy import Text, cast, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from rallychat.recent import Recent
 from rallychat.store import codec, queries
-from rallychat.store.tables import messages
 from rallychat.store.types import StoredMessage
 
-MOST = 4000
-"""Messages remembered; those read longest ago are forgotten first."""
-_STAMP = (
-    messages.c.id,
-    messages.c.parent_id,
-    messages.c.status,
-    messages.c.finish_reason,
-    messages.c.mark,
-    messages.c.span_key,
-    func.length(messages.c.span_ids).label("ids"),
-    func.length(cast(messages.c.parts, Text)).label("said"),
-)
+MOST = 10_000
+"""Messages kept over all conversations, about 30 MB; the conversation read longest ago is forgotten first."""
+FEW = 4
+"""Messages read below what is kept: the question, the answer before it, and one more exchange for those who watch."""
+AT_ONCE = 200
+"""Messages decoded before others have their turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """The settled messages of one branch, oldest first; `places` is where each stands in it."""
+
+    revision: int
+    rows: Sequence[StoredMessage]
+    places: dict[str, int]
+
+    def down_to(self, message_id: str | None) -> Sequence[StoredMessage] | None:
+        """What is kept down to a message; None if that is not here."""
+        at = self.places.get(message_id) if message_id else None
+        return None if at is None else self.rows[: at + 1]
 
 
 class Branches:
-    """The messages read last, by id."""
+    """The branches read last, one of each conversation."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[tuple[Any, ...], StoredMessage]] = {}
+        self._kept: Recent[str, _Kept] = Recent(MOST, size=lambda kept: len(kept.rows))
 
-    async def read(self, db: AsyncConnection, conversation_id: str, tip: str) -> list[StoredMessage]:
-        """The branch that ends at `tip`, oldest first; empty if there is no such message here."""
-        stamps = (await db.execute(queries.path_query(conversation_id, tip, _STAMP))).all()
-        fresh = [row.id for row in stamps if row.id == tip or not self._is_known(row.id, tuple(row))]
-        held = {
-            row.id: self._known[row.id][1] for row in stamps if row.id in self._known
-        }  # others may drop it
-        read = held | await self._read(db, fresh, tip)
-        found: list[StoredMessage] = []
-        for row in stamps:
-            message = read[row.id]
-            self._known.pop(row.id, None)
-            if row.id != tip and message.status == "complete":
-                self._known[row.id] = (tuple(row), message)
-            found.append(message)
-        while len(self._known) > MOST:
-            del self._known[next(iter(self._known))]
-        return found
+    async def read(self, db: AsyncConnection, conversation: dict[str, Any], tip: str) -> list[StoredMessage]:
+        """The branch that ends at `tip`, oldest first; empty if there is no such message here.
 
-    def _is_known(self, message_id: str, stamp: tuple[Any, ...]) -> bool:
-        known = self._known.get(message_id)
-        return known is not None and known[0] == stamp
+        Args:
+            conversation: its row, as this transaction sees it.
+        """
+        chat, revision = conversation["id"], conversation["revision"]
+        kept = self._kept.get(chat)
+        branch = None
+        if kept is not None and kept.revision == revision:
+            newest = await _read(db, chat, tip, most=FEW)
+            above = kept.down_to(newest[0].parent_id) if newest else None
+            branch = [*above, *newest] if above is not None else None
+        if branch is None:
+            branch = await _read(db, chat, tip)
+        self._keep(chat, revision, branch)
+        return branch
 
-    async def _read(self, db: AsyncConnection, ids: Sequence[str], tip: str) -> dict[str, StoredMessage]:
-        read: dict[str, StoredMessage] = {}
-        for start in range(0, len(ids), 200):
-            some = messages.c.id.in_(ids[start : start + 200])
-            rows = await db.execute(select(*queries.message_columns(tip)).where(some))
-            read |= {row["id"]: codec.message_from(row) for row in rows.mappings()}
+    def _keep(self, chat: str, revision: int, branch: Sequence[StoredMessage]) -> None:
+        settled = [row for row, below in pairwise(branch) if row.status == below.status == "complete"]
+        kept = self._kept.pop(chat, None)
+        if kept is None or kept.revision != revision or not _is_longer(kept, settled):
+            kept = _Kept(revision, settled, {row.id: place for place, row in enumerate(settled)})
+        self._kept[chat] = kept
+
+
+def _is_longer(kept: _Kept, settled: Sequence[StoredMessage]) -> bool:
+    return not settled or kept.places.get(settled[-1].id) is not None
+
+
+async def _read(db: AsyncConnection, chat: str, tip: str, *, most: int | None = None) -> list[StoredMessage]:
+    rows = await db.execute(queries.path_query(chat, tip, queries.message_columns(tip), most=most))
+    read: list[StoredMessage] = []
+    for row in rows.mappings():
+        read.append(codec.message_from(row))
+        if len(read) % AT_ONCE == 0:
             await asyncio.sleep(0)  # thousands of messages are read without holding up anybody's stream
-        return read
+    return read

@@ -30,8 +30,9 @@ class ContextStore:
     async def mark(self, message_id: str, mark: Mark | None) -> None:
         """Pins or excludes a message; None takes that back."""
         async with self._database.write() as db:
-            await queries.message_row(db, message_id)
+            row = await queries.message_row(db, message_id)
             await db.execute(update(messages).where(messages.c.id == message_id).values(mark=mark))
+            await queries.changed(db, conversations.c.id == row["conversation_id"])
 
     @whole
     async def memories(self, conversation_id: str) -> list[Memory]:
@@ -114,6 +115,19 @@ class ContextStore:
             for chat, tip in {row["conversation_id"]: row["tip_id"] for row in found}.items():
                 in_view |= set(await db.scalars(queries.path_query(chat, tip, [messages.c.id])))
         return [(codec.message_from(row), row["title"]) for row in found if row["id"] in in_view]
+
+
+async def memory_of(
+    db: AsyncConnection, conversation_id: str, branch: Sequence[StoredMessage]
+) -> Memory | None:
+    """The memory in force on a branch. Nearly always the newest of the conversation: others are read where not."""
+    active = (memories.c.conversation_id == conversation_id) & memories.c.active
+    last = select(memories).where(active).order_by(memories.c.version.desc()).limit(1)
+    row = (await db.execute(last)).mappings().one_or_none()
+    ids = [message.id for message in branch]
+    if row is None or row["until"] in set(ids):
+        return None if row is None else codec.memory_from(row)
+    return newest(await _memories(db, conversation_id), ids)
 
 
 async def _memories(db: AsyncConnection, conversation_id: str) -> list[Memory]:

@@ -36,7 +36,7 @@ class ItemStore:
         async with self._database.write() as db:
             row = await queries.conversation_row(db, conversation_id)
             if row["tip_id"] is not None:
-                queries.refuse_running(await queries.message_row(db, row["tip_id"]))
+                await queries.check_parent(db, row["tip_id"], conversation_id)
             rows = await insert_chain(db, conversation_id, row["tip_id"], said)
             await queries.set_tip(db, conversation_id, rows[-1]["id"], at=datetime.now(UTC))
         return [codec.message_from(row) for row in rows]
@@ -57,6 +57,7 @@ class ItemStore:
             if left:
                 shorter = {"parts": left, **codec.span_columns(None)}
                 await db.execute(update(messages).where(messages.c.id == message_id).values(**shorter))
+                await queries.changed(db, conversations.c.id == conversation_id)
             else:
                 await take_out(db, row)
 
@@ -91,6 +92,7 @@ async def take_out(db: AsyncConnection, row: dict[str, Any]) -> None:
     tip = conversations.c.tip_id == this
     await db.execute(update(conversations).where(tip).values(tip_id=parent))
     await db.execute(delete(messages).where(messages.c.id == this))
+    await queries.changed(db, conversations.c.id == row["conversation_id"])
 
 
 async def is_followed(db: AsyncConnection, message_id: str) -> bool:

@@ -14,6 +14,7 @@ from sqlalchemy import (
     delete,
     exists,
     func,
+    literal,
     null,
     or_,
     select,
@@ -73,6 +74,18 @@ async def message_row(
     raise NotFound("message", message_id)
 
 
+async def check_parent(db: AsyncConnection, message_id: str, conversation_id: str) -> None:
+    """NotFound if there is no such message in this conversation, Conflict if it is still being written."""
+    row = None
+    if is_id(message_id):
+        here = and_(messages.c.id == message_id, messages.c.conversation_id == conversation_id)
+        found = await db.execute(select(messages.c.id, messages.c.status).where(here))
+        row = found.mappings().one_or_none()
+    if row is None:
+        raise NotFound("message", message_id)
+    refuse_running(dict(row))
+
+
 def refuse_running(row: dict[str, Any]) -> None:
     """Conflict if the message is still being written."""
     if row["status"] == "running":
@@ -87,31 +100,55 @@ async def refuse_answering(db: AsyncConnection, conversation: dict[str, Any]) ->
             raise Conflict("This conversation is still answering.", hint="stop it or wait for its end")
 
 
-async def set_answering(db: AsyncConnection, conversation_id: str, answer: str) -> None:
-    """From now on `answer` is being made on the branch in view."""
-    this = conversations.c.id == conversation_id
-    await db.execute(update(conversations).where(this).values(answering=answer))
-
-
 async def answered(db: AsyncConnection, which: ColumnElement[bool]) -> None:
     """Those conversations are free again."""
     await db.execute(update(conversations).where(which).values(answering=None))
 
 
-async def set_tip(db: AsyncConnection, conversation_id: str, tip: str, *, at: datetime | None = None) -> None:
-    """Makes `tip` the end of the branch in view; `at` also moves the conversation up the list."""
-    moved = {} if at is None else {"updated_at": at}
+async def set_tip(
+    db: AsyncConnection,
+    conversation_id: str,
+    tip: str,
+    *,
+    at: datetime | None = None,
+    answering: bool = False,
+) -> None:
+    """Makes `tip` the end of the branch in view; `at` also moves the conversation up the list.
+
+    `answering`: it is an answer that is being made from now on.
+    """
+    moved: dict[str, Any] = {} if at is None else {"updated_at": at}
+    moved |= {"answering": tip} if answering else {}
     this = conversations.c.id == conversation_id
     await db.execute(update(conversations).where(this).values(tip_id=tip, **moved))
 
 
-def path_query(conversation_id: str, tip: str, columns: Sequence[Any]) -> Select[Any]:
-    """These columns of the messages from the root to `tip`. One query however long it is."""
+async def changed(db: AsyncConnection, which: ColumnElement[bool]) -> None:
+    """Call where a message that is complete is changed, or moved, in those conversations: see `branches.py`."""
+    raised = conversations.c.revision + 1
+    await db.execute(update(conversations).where(which).values(revision=raised))
+
+
+def with_settled(message_ids: Sequence[str]) -> ColumnElement[bool]:
+    """This person's conversations in which one of these messages has a complete one below it."""
+    below = messages.alias("below")
+    settled = select(below.c.conversation_id).where(
+        below.c.parent_id.in_(message_ids), below.c.status == "complete"
+    )
+    return and_(conversations.c.id.in_(settled), mine())
+
+
+def path_query(
+    conversation_id: str, tip: str, columns: Sequence[Any], *, most: int | None = None
+) -> Select[Any]:
+    """These columns of the messages from the root to `tip`, or of the `most` newest of them. One query."""
     parent = messages.alias("parent")
     start = and_(messages.c.id == tip, messages.c.conversation_id == conversation_id)
-    walk = select(messages.c.id, messages.c.parent_id).where(start).cte("walk", recursive=True)
-    step = select(parent.c.id, parent.c.parent_id).join(walk, parent.c.id == walk.c.parent_id)
-    walk = walk.union_all(step)
+    first = select(messages.c.id, messages.c.parent_id, literal(1).label("depth")).where(start)
+    walk = first.cte("walk", recursive=True)
+    above = parent.c.id == walk.c.parent_id
+    step = select(parent.c.id, parent.c.parent_id, walk.c.depth + 1).join(walk, above)
+    walk = walk.union_all(step if most is None else step.where(walk.c.depth < most))
     # A child's id is greater than its parent's.
     return select(*columns).join(walk, messages.c.id == walk.c.id).order_by(messages.c.id)
 

@@ -75,8 +75,7 @@ class ResponseStore:
             conversation = await queries.conversation_row(db, conversation_id)
             parent = conversation["tip_id"] if parent_id is UNSET else parent_id
             if parent is not None:
-                row = await queries.message_row(db, parent, conversation_id=conversation_id)
-                queries.refuse_running(row)
+                await queries.check_parent(db, parent, conversation_id)
             if parent_id is UNSET:
                 await queries.refuse_answering(db, conversation)
             rows = await insert_chain(db, conversation_id, parent, said)
@@ -86,9 +85,8 @@ class ResponseStore:
             noted = {**request, "input": [row["id"] for row in rows]}
             await db.execute(insert(responses).values(message_id=answer["id"], request=noted))
             if parent_id is UNSET or not conversation["listed"]:  # a chain is seen from its newest answer
-                await queries.set_tip(db, conversation_id, answer["id"], at=now)
-            if parent_id is UNSET:
-                await queries.set_answering(db, conversation_id, answer["id"])
+                in_view = parent_id is UNSET
+                await queries.set_tip(db, conversation_id, answer["id"], at=now, answering=in_view)
             if key is not None:
                 mine = (idempotency_keys.c.user_id == current().id, idempotency_keys.c.key == key)
                 leads = {"response_id": response_id(answer["id"]), "owner": None}

@@ -86,7 +86,7 @@ class ShareStore:
                 raise NotFound("shared conversation", "this link")
             with acting_as(row["user_id"]):
                 whose = await queries.conversation_row(db, row["conversation_id"])
-                branch = await self._branches.read(db, row["conversation_id"], row["tip_id"])
+                branch = await self._branches.read(db, whose, row["tip_id"])
         if not branch:
             raise NotFound("shared conversation", "this link")
         return codec.conversation_from(whose), branch

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rallychat.catalog.types import Sampling
 from rallychat.errors import InvalidRequest, NotFound
@@ -25,7 +26,7 @@ from rallychat.store.backup import BackupStore
 from rallychat.store.batches import BatchStore
 from rallychat.store.belongings import Belongings
 from rallychat.store.branches import Branches
-from rallychat.store.contexts import ContextStore
+from rallychat.store.contexts import ContextStore, memory_of
 from rallychat.store.credentials import CredentialStore
 from rallychat.store.database import Database
 from rallychat.store.deeds import DeedStore
@@ -44,7 +45,7 @@ from rallychat.store.processes import Processes
 from rallychat.store.responses import ResponseStore
 from rallychat.store.shares import PersonaStore, ShareStore
 from rallychat.store.tables import conversations, messages, preferences
-from rallychat.store.types import Conversation, StoredMessage, TokenSpan
+from rallychat.store.types import Conversation, Memory, StoredMessage, TokenSpan
 from rallychat.store.whole import whole
 from rallychat.unset import UNSET, Unset
 
@@ -197,13 +198,24 @@ class ConversationStore:
         Only the last message carries its report. An empty conversation has an empty path.
         """
         async with self._database.read() as db:
-            row = await queries.conversation_row(db, conversation_id)
-            end: str | None = row["tip_id"] if tip is None else tip
-            if end is None:
-                return []
-            if not codec.is_id(end):
-                raise NotFound("message", end)
-            branch = await self._branches.read(db, conversation_id, end)
+            return await self._path(db, await queries.conversation_row(db, conversation_id), tip)
+
+    @whole
+    async def view(
+        self, conversation_id: str, *, tip: str | None = None
+    ) -> tuple[builtins.list[StoredMessage], Memory | None]:
+        """The branch, as `path` gives it, and the memory in force on it; one look at both."""
+        async with self._database.read() as db:
+            branch = await self._path(db, await queries.conversation_row(db, conversation_id), tip)
+            return branch, await memory_of(db, conversation_id, branch)
+
+    async def _path(
+        self, db: AsyncConnection, row: dict[str, Any], tip: str | None
+    ) -> builtins.list[StoredMessage]:
+        end: str | None = row["tip_id"] if tip is None else tip
+        if end is None:
+            return []
+        branch = await self._branches.read(db, row, end) if codec.is_id(end) else []
         if not branch:
             raise NotFound("message", end)
         return branch
@@ -234,6 +246,7 @@ class ConversationStore:
             for message_id, span in spans.items():
                 this = (messages.c.id == message_id) & queries.of_mine()
                 await db.execute(update(messages).where(this).values(**codec.span_columns(span)))
+            await queries.changed(db, queries.with_settled([*spans]))
 
     @whole
     async def get_preference(self, name: str) -> str | None:

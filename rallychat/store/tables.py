@@ -84,6 +84,10 @@ conversations = Table(
     Column("pinned", Boolean, nullable=False, server_default=false()),
     Column("archived", Boolean, nullable=False, server_default=false()),
     Column("folder", String(100)),
+    # Raised when a message that others may have kept is changed: see `branches.py`.
+    Column("revision", Integer, nullable=False, server_default="0"),
+    # How its newest answer was asked for, where that was not as it is set: idle time prepares for the same.
+    Column("asked", JSON(none_as_null=True)),
     # In the trash since; nothing but the library sees it there.
     Column("deleted_at", UtcDateTime),
     # What it was imported from, so that a second import brings nothing twice.
