@@ -27,6 +27,7 @@ from rallychat.bench.talk import some
 from rallychat.bench.ways import NAMES, OURS, TURN_2, Way, apart, naive, ours
 from rallychat.errors import InvalidRequest
 from rallychat.settings import Settings
+from rallychat.signals import on_signals
 
 EARLY = slice(1, 10)
 """Turns 2 to 10: what later ones are compared with."""
@@ -140,23 +141,15 @@ def _append(path: Path, line: dict[str, Any]) -> None:
 @contextmanager
 def wish_to_stop() -> Iterator[asyncio.Event]:
     """Set by the first SIGINT or SIGTERM; the second ends the command at once."""
-    stop, loop, mine = asyncio.Event(), asyncio.get_running_loop(), asyncio.current_task()
+    stop, mine = asyncio.Event(), asyncio.current_task()
 
     def asked() -> None:
         if stop.is_set() and mine is not None:
             mine.cancel()
         stop.set()
 
-    signals = (signal.SIGINT, signal.SIGTERM)
-    with suppress(NotImplementedError, RuntimeError):  # there are none on Windows, nor in another thread
-        for number in signals:
-            loop.add_signal_handler(number, asked)
-    try:
+    with on_signals(asked, signal.SIGINT, signal.SIGTERM):
         yield stop
-    finally:
-        with suppress(NotImplementedError, RuntimeError):
-            for number in signals:
-                loop.remove_signal_handler(number)
 
 
 def share(values: Sequence[float], part: float) -> float:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ from rallychat.messages import (
 )
 from rallychat.runs import Run
 from rallychat.settings import Settings
+from rallychat.signals import on_signals
 from rallychat.store import Conversation
 from rallychat.texts import place_in_line
 
@@ -170,7 +171,7 @@ class Talk:
             if not stopping:
                 stopping.append(asyncio.create_task(self.service.stop(run.id)))
 
-        with on_interrupt(stop), MarkdownStream(self.console) as stream:
+        with on_signals(stop, signal.SIGINT), MarkdownStream(self.console) as stream:
             async with aclosing(run.attach()) as events:
                 end = await show_events(events, stream)
         await asyncio.gather(*stopping)
@@ -203,17 +204,6 @@ async def show_events(events: AsyncIterator[Event], stream: MarkdownStream) -> F
             case Finished() | Failed():
                 return event
     return None
-
-
-@contextmanager
-def on_interrupt(act: Callable[[], None]) -> Iterator[None]:
-    """Call `act` in the event loop on Ctrl-C, instead of ending the program."""
-    loop = asyncio.get_running_loop()
-    before = signal.signal(signal.SIGINT, lambda *_: loop.call_soon_threadsafe(act))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from rallychat import sources
 from rallychat.catalog import Catalog, Model
 from rallychat.catalog.sizing import memory_by_precision, needed_memory, precision
 from rallychat.cli.progress import fetch_with_bar
+from rallychat.cli.running import run
 from rallychat.errors import InvalidRequest
 from rallychat.settings import Settings
 
@@ -135,7 +135,7 @@ def download_model(settings: Settings, name: str, *, force: bool = False) -> Non
         finally:
             await downloads.aclose()
 
-    asyncio.run(fetch())
+    run(fetch())
     console.print(f"{escape(model.name)} is here: {escape(str(sources.weights_path(model, settings)))}")
 
 

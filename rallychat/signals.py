@@ -1,0 +1,20 @@
+"""What a signal does while something runs. Needs the main thread, as Python itself does."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def on_signals(act: Callable[[], object], *numbers: signal.Signals) -> Iterator[None]:
+    """Until the block ends, these signals call `act` in the event loop, in place of what they did before."""
+    loop = asyncio.get_running_loop()
+    before = {number: signal.signal(number, lambda *_: loop.call_soon_threadsafe(act)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
