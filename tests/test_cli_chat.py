@@ -255,6 +255,14 @@ async def test_parameters_are_kept_with_the_conversation(tmp_path: Path) -> None
         assert "temperature          0.5" in shown
 
 
+async def test_a_parameter_that_looks_like_markup_is_shown_as_it_is(tmp_path: Path) -> None:
+    async with terminal(tmp_path) as at:
+        shown = await at.types("/set stop [/INST]", "/set")
+        assert stored(at).sampling.as_dict() == {"stop": ["[/INST]"]}
+        assert "stop is [/INST]." in shown
+        assert "['[/INST]']" in shown
+
+
 @pytest.mark.parametrize(
     "line", ["/set temperature hot", "/set temperature 9", "/set warmth 1", "/set top_k -1"]
 )

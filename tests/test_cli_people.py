@@ -88,6 +88,13 @@ def test_a_key_is_printed_alone_listed_by_its_beginning_and_revoked_by_it(cli: A
     assert json.loads(cli("keys", "list", "--json").stdout)[0]["revoked_at"] is not None
 
 
+def test_a_name_that_looks_like_markup_is_listed_as_it_is(cli: Any) -> None:
+    cli("keys", "create", "[/x]")
+    assert "[/x]" in cli("keys", "list").stdout
+    cli("users", "add", "ada", "--email", "[/x]@example.com", given=f"{PASSWORD}\n")
+    assert "[/x]@example.com" in cli("users", "list").stdout
+
+
 async def test_an_invitation_printed_while_a_server_runs_is_good_there(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path)
     async with ConversationStore.open(settings) as store:

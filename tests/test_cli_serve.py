@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import platform
 import re
@@ -17,8 +18,9 @@ from typing import Any
 
 import httpx
 import pytest
+from rich.console import Console
 
-from rallychat.cli.serve import listen, refuse_contradictions, refuse_strangers, url_of
+from rallychat.cli.serve import greet, listen, refuse_contradictions, refuse_strangers, url_of
 from rallychat.errors import SettingsError
 from rallychat.settings import Settings
 from tests.cli_world import ROOT
@@ -124,6 +126,13 @@ def test_this_machine_needs_no_login(tmp_path: Path, host: str) -> None:
 )
 def test_the_url_is_one_a_browser_opens(tmp_path: Path, host: str, url: str) -> None:
     assert url_of(Settings(data_dir=tmp_path, host=host)) == url
+
+
+def test_the_url_is_told_whole_whatever_letters_an_address_has(tmp_path: Path) -> None:
+    screen = io.StringIO()
+    settings = Settings(data_dir=tmp_path, host="fd00::5", open_browser=False)
+    greet(url_of(settings), settings, Console(file=screen, width=100))
+    assert "http://[fd00::5]:7860/ " in screen.getvalue()
 
 
 def test_a_port_taken_by_something_else_is_named_with_the_way_out(tmp_path: Path, taken: int) -> None:

@@ -215,7 +215,7 @@ class _Speed(ProgressColumn):
 def bar(console: Console) -> Progress:
     """Lines done, tokens a second, time left; prints nothing where there is no terminal."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         _Speed(),

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from rallychat.accounts import SCOPES, Accounts, ApiKey, Limits, User
@@ -58,8 +59,8 @@ async def list_users(settings: Settings, *, as_json: bool) -> None:
         table.add_row(
             user.name,
             user.role,
-            user.email or "-",
-            "disabled" if user.disabled else way,
+            escape(user.email or "-"),
+            "disabled" if user.disabled else escape(way),
             _time(user.seen_at),
             limits or "-",
         )
@@ -167,7 +168,7 @@ async def list_keys(settings: Settings, *, user: str | None, as_json: bool) -> N
         table.add_row(
             f"{key.prefix}…",
             key.id,
-            key.name,
+            escape(key.name),
             names.get(key.user_id, key.user_id),
             ", ".join(key.scopes),
             _time(key.used_at),

@@ -27,7 +27,7 @@ STAGES = {"download": "Downloading", "unpack": "Unpacking", "verify": "Verifying
 def bar(console: Console) -> Progress:
     """The bar itself; on something that is no terminal it prints nothing until it ends."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
@@ -49,7 +49,7 @@ async def fetch_with_bar(
     if sources.is_here(model, settings) and not force:
         return
     if not console.is_terminal:
-        console.print(f"Downloading {model.name} ...")
+        console.print(f"Downloading {model.name} ...", markup=False)
     with bar(console) as progress:
         task = progress.add_task(f"Downloading {model.name}", total=None)
         async for at in downloads.watch(model, force=force):

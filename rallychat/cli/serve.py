@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from rich.console import Console
+from rich.markup import escape
 
 from rallychat import logs
 from rallychat.cli.imports import write_no_stubs
@@ -100,7 +101,7 @@ async def make_ready(service: ChatService, console: Console) -> None:
     except RallyChatError as exc:
         complain(exc.message, exc.hint)
     else:
-        console.print(f"{model.name} is ready.")
+        console.print(f"{escape(model.name)} is ready.")
 
 
 def tell_estimate(model: Model, settings: Settings, console: Console) -> None:
@@ -111,7 +112,9 @@ def tell_estimate(model: Model, settings: Settings, console: Console) -> None:
     chosen = precision(model, settings) if model.engine == "transformers" else None
     if chosen is not None:
         there = f"{size(chosen.needed)} of {size(chosen.room)}"
-        console.print(f"Loading {model.name} as {chosen.precision}: about {there} of memory.", style="dim")
+        console.print(
+            f"Loading {escape(model.name)} as {chosen.precision}: about {there} of memory.", style="dim"
+        )
 
 
 # --- the address --------------------------------------------------------------------------------------------
@@ -216,7 +219,7 @@ def url_of(settings: Settings, listener: socket.socket | None = None) -> str:
 def show_running(settings: Settings, console: Console) -> int:
     """RallyChat runs here already: say so and open its page."""
     url = url_of(settings)
-    console.print(f"RallyChat is already running at [bold]{url}[/]")
+    console.print(f"RallyChat is already running at [bold]{escape(url)}[/]")
     console.print("For a second one choose another port: rallychat serve --port 0", style="dim")
     if settings.open_browser and not settings.api_only:
         open_page(url)
@@ -226,7 +229,7 @@ def show_running(settings: Settings, console: Console) -> int:
 def greet(url: str, settings: Settings, console: Console) -> None:
     """Say where the page is, and open it."""
     what = "API" if settings.api_only else "page"
-    console.print(f"RallyChat's {what} is at [bold]{url}[/] [dim](Ctrl-C stops)[/]")
+    console.print(f"RallyChat's {what} is at [bold]{escape(url)}[/] [dim](Ctrl-C stops)[/]")
     if settings.open_browser and not settings.api_only:
         open_page(url)
 
@@ -246,7 +249,7 @@ async def shared(settings: Settings, listener: socket.socket, console: Console) 
         except RallyChatError as exc:
             complain(exc.message, exc.hint)
         else:
-            console.print(f"Everyone on the internet reaches it at [bold]{url}[/]")
+            console.print(f"Everyone on the internet reaches it at [bold]{escape(url)}[/]")
 
     sharing = asyncio.create_task(share())
     try:

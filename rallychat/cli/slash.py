@@ -172,12 +172,13 @@ async def set_(talk: Talk, text: str) -> None:
     if len(words) < 2:
         given = now.as_dict()
         for name in SamplingFacts.model_fields:
-            talk.console.print(f"  {name:20} {given.get(name, '[dim]not set[/]')}")
+            shown = escape(str(given[name])) if name in given else "[dim]not set[/]"
+            talk.console.print(f"  {name:20} {shown}")
         return
     sampling = changed(now, words[0], words[1])
     current = await talk.stored()
     talk.conversation = await talk.service.store.update(current.id, sampling=sampling)
-    talk.console.print(f"{words[0]} is {words[1]}.", style="dim")
+    talk.console.print(f"{words[0]} is {escape(words[1])}.", style="dim")
 
 
 def changed(sampling: Sampling, name: str, text: str) -> Sampling:
