@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from rallychat.context import embedding
-from rallychat.context.index import Index
+from rallychat.context.index import AT_ONCE, Index
 from rallychat.context.passages import LENGTH, WHOLE, passages
 from rallychat.context.retrieval import Found, Quote, block, looks_back, quotes, scores, sure, wanted
 from rallychat.context.strategies import strategy_named
@@ -192,6 +193,33 @@ def test_a_message_that_was_changed_is_found_by_what_it_says_now() -> None:
     index.take([turn("m", "my dog is called Rex")])
     assert index.find("cat?") == []
     assert [hit.id for hit in index.find("dog?")] == ["m"]
+
+
+class Slow(Synonyms):
+    """Makes its vectors once somebody has found something meanwhile, or gives up."""
+
+    def __init__(self) -> None:
+        self.begun, self.found = threading.Event(), threading.Event()
+        self.found_meanwhile = False
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        self.begun.set()
+        self.found_meanwhile = self.found.wait(30)
+        return super().embed(texts)
+
+
+def test_who_searches_does_not_wait_for_vectors_that_are_being_made() -> None:
+    slow = Slow()
+    index = Index(slow)
+    index.take([turn("m", "my cat is called Miro"), *(turn(f"{n}", "the train") for n in range(AT_ONCE))])
+    making = threading.Thread(target=index.understand)
+    making.start()
+    assert slow.begun.wait(30)
+    assert [hit.id for hit in index.find("cat?")] == ["m"]
+    slow.found.set()
+    making.join()
+    assert slow.found_meanwhile
+    assert index.without_meaning == 0
 
 
 def test_our_own_vectors_need_no_network_and_leave_the_logging_alone() -> None:

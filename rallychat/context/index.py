@@ -76,8 +76,11 @@ class Index:
     @property
     def without_meaning(self) -> int:
         """Passages that have no vector yet."""
-        there = 0 if self._vectors is None else len(self._vectors)
-        return 0 if self._embedder is None else len(self._places) - there
+        return 0 if self._embedder is None else len(self._places) - self._understood
+
+    @property
+    def _understood(self) -> int:
+        return 0 if self._vectors is None else len(self._vectors)
 
     def take(self, turns: Iterable[Turn], *, embedder: Embedder | None = None) -> None:
         """Indexes the words of what is new or was changed. Vectors are made by `understand`."""
@@ -93,9 +96,16 @@ class Index:
                 self._known[turn.id] = mark, [self._add(turn, span) for span in passages(turn.text)]
 
     def understand(self) -> None:
-        """Makes the vectors that are missing."""
+        """Makes the vectors that are missing. Who searches meanwhile does not wait, and goes by words alone."""
         with self._lock:
-            self._understand()
+            embedder, there = self._embedder, self._understood
+            texts = self._texts[there:]
+        if embedder is None or not texts:
+            return
+        fresh = embedder.embed(texts)
+        with self._lock:
+            if there == self._understood:
+                self._keep(fresh)
 
     def find(self, question: str) -> list[Hit]:
         """Passages that fit a question, the best of each kind; in no order."""
@@ -129,8 +139,8 @@ class Index:
     def _by_meaning(self, question: str) -> list[tuple[int, float]]:
         if self._embedder is None or not self._embedder.knows(question):
             return []
-        if self.without_meaning <= AT_ONCE:
-            self._understand()
+        if 0 < self.without_meaning <= AT_ONCE:
+            self._keep(self._embedder.embed(self._texts[self._understood :]))
         if self._vectors is None or self.without_meaning:
             return []
         import numpy as np
@@ -139,12 +149,9 @@ class Index:
         best = np.argsort(-alike, kind="stable")[:MOST_ALIKE]
         return [(int(row), float(alike[row])) for row in best if alike[row] >= LEAST_ALIKE]
 
-    def _understand(self) -> None:
-        if self._embedder is None or not self.without_meaning:
-            return
+    def _keep(self, fresh: NDArray[np.float32]) -> None:
         import numpy as np
 
-        there = 0 if self._vectors is None else len(self._vectors)
-        fresh = self._embedder.embed(self._texts[there:])
+        there = self._understood
         self._vectors = fresh if self._vectors is None else np.concatenate([self._vectors, fresh])
-        self._texts[there:] = [""] * (len(self._texts) - there)
+        self._texts[there : self._understood] = [""] * len(fresh)
