@@ -338,8 +338,10 @@ class Runs:
                     await run.unstored()
             except StoreError:
                 continue
-            except Exception as exc:
-                log.error("the answer %s could not be stored: %s", run.message_id, type(exc).__name__)
+            except RallyChatError as exc:  # it is gone, with its conversation or its user
+                log.error("the answer %s could not be stored: %s", run.message_id, exc)
+            except Exception:
+                log.exception("the answer %s could not be stored", run.message_id)
             del self._unstored[run.id]
 
     async def _save_while_growing(self) -> None:

@@ -30,6 +30,9 @@ class Chunks(Protocol):
     def closing(self, finished: Finished) -> bytes:
         """Why it ended, what it cost if asked for, and the end mark."""
 
+    def whole(self, answer: Answer) -> Mapping[str, Any]:
+        """The answer as one object."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
-import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from rallychat.api.answers import Completion
 from rallychat.api.chunks import TextAnswer
-from rallychat.api.delivery import CLIENT_GONE, EventStream, whole
+from rallychat.api.delivery import delivered
 from rallychat.api.idempotency import IdempotencyKey, KeyedRoute
 from rallychat.api.routing import EVENT_STREAM, problems
 from rallychat.api.schemas import CompletionRequest
@@ -39,12 +38,7 @@ async def create_completion(
 ) -> Response:
     """Continues a prompt. Nothing is stored; hanging up stops the generation."""
     events, answer = begin(service_of(request), asked)
-    if asked.stream:
-        return EventStream(events, answer)
-    gathered = await whole(request.receive, events, prompt=answer.prompt)
-    if gathered is None:
-        return Response(status_code=CLIENT_GONE)
-    return Response(orjson.dumps(answer.whole(gathered)), media_type="application/json")
+    return await delivered(request.receive, events, answer, stream=bool(asked.stream))
 
 
 def begin(

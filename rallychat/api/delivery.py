@@ -70,6 +70,22 @@ async def gathered(events: AsyncGenerator[Event], prompt: str) -> Answer:
     raise AssertionError("a turn ends with Finished or Failed")
 
 
+async def delivered(
+    receive: Receive, events: AsyncGenerator[Event], chunks: Chunks, *, stream: bool
+) -> Response:
+    """An answer as it was asked for: a stream, or whole.
+
+    Raises:
+        Refusal: it is to be whole, and the turn failed.
+    """
+    if stream:
+        return EventStream(events, chunks)
+    answer = await whole(receive, events, prompt=chunks.prompt)
+    if answer is None:
+        return Response(status_code=CLIENT_GONE)
+    return Response(orjson.dumps(chunks.whole(answer)), media_type="application/json")
+
+
 class Stream(Response):
     """Server-sent events. A subclass says in `_relay` how they are made."""
 

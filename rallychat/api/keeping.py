@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from rallychat.api.conversations import row_of
 from rallychat.api.responses.requests import Name
-from rallychat.api.routing import JsonRoute, problems
+from rallychat.api.routing import ANY_OBJECT, JsonRoute, problems
 from rallychat.api.schemas import INT32, Asked
 from rallychat.api.serving import service_of
 from rallychat.store import Memory
@@ -20,9 +20,6 @@ router = APIRouter(route_class=JsonRoute, tags=["conversations"])
 _ONE = "/v1/conversations/{conversation_id}"
 _MADE = problems(400, 401, 403, 404, 409, 413, 415, 500, 503)
 _READ = problems(400, 401, 403, 404, 500, 503)
-_ANY: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"application/json": {"schema": {"type": "object"}}}}
-}
 
 
 class Keeping(Asked):
@@ -50,13 +47,13 @@ class Marked(Asked):
     mark: Literal["pin", "exclude"] | None
 
 
-@router.get(f"{_ONE}/context", response_model=None, responses={**_ANY, **_READ})
+@router.get(f"{_ONE}/context", response_model=None, responses={**ANY_OBJECT, **_READ})
 async def retrieve_context(request: Request, conversation_id: str) -> Response:
     """How it is kept short, every version of what is remembered of it, and what is pinned or excluded."""
     return await _told(request, conversation_id)
 
 
-@router.patch(f"{_ONE}/context", response_model=None, responses={**_ANY, **_MADE})
+@router.patch(f"{_ONE}/context", response_model=None, responses={**ANY_OBJECT, **_MADE})
 async def keep_context(request: Request, conversation_id: str, asked: Keeping) -> Response:
     """Chooses strategy and budget for all its answers from now on."""
     contexts = service_of(request).contexts
@@ -67,28 +64,28 @@ async def keep_context(request: Request, conversation_id: str, asked: Keeping) -
     return await _told(request, conversation_id)
 
 
-@router.post(f"{_ONE}/memory", response_model=None, responses={**_ANY, **_MADE})
+@router.post(f"{_ONE}/memory", response_model=None, responses={**ANY_OBJECT, **_MADE})
 async def edit_memory(request: Request, conversation_id: str, asked: Remembered) -> Response:
     """Says what is to be remembered in place of the memory in force, as a new version of it."""
     await service_of(request).contexts.edit_memory(conversation_id, asked.text)
     return await _told(request, conversation_id)
 
 
-@router.post(f"{_ONE}/memory/undo", response_model=None, responses={**_ANY, **_READ})
+@router.post(f"{_ONE}/memory/undo", response_model=None, responses={**ANY_OBJECT, **_READ})
 async def undo_memory(request: Request, conversation_id: str) -> Response:
     """Undoes the version in force: the one before holds again, or the older turns themselves."""
     await service_of(request).contexts.revert_memory(conversation_id)
     return await _told(request, conversation_id)
 
 
-@router.post(f"{_ONE}/memory/restore", response_model=None, responses={**_ANY, **_MADE})
+@router.post(f"{_ONE}/memory/restore", response_model=None, responses={**ANY_OBJECT, **_MADE})
 async def restore_memory(request: Request, conversation_id: str, asked: Version) -> Response:
     """Takes back that a version was undone."""
     await service_of(request).contexts.restore_memory(conversation_id, asked.version)
     return await _told(request, conversation_id)
 
 
-@router.post(f"{_ONE}/items/{{item_id}}/mark", response_model=None, responses={**_ANY, **_MADE})
+@router.post(f"{_ONE}/items/{{item_id}}/mark", response_model=None, responses={**ANY_OBJECT, **_MADE})
 async def mark_item(request: Request, conversation_id: str, item_id: str, asked: Marked) -> Response:
     """Pins an item's message (it never leaves the prompt), excludes it (it never enters it), or neither."""
     service = service_of(request)

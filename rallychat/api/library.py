@@ -18,7 +18,7 @@ from rallychat.api.responses.answers import ConversationOut
 from rallychat.api.responses.items import place_of
 from rallychat.api.responses.pages import Limit, listed
 from rallychat.api.responses.requests import Name
-from rallychat.api.routing import JsonRoute, problems
+from rallychat.api.routing import ANY_OBJECT, JsonRoute, problems
 from rallychat.api.schemas import Asked
 from rallychat.api.serving import service_of
 from rallychat.errors import Forbidden
@@ -29,9 +29,6 @@ router = APIRouter(route_class=JsonRoute, tags=["conversations"])
 _ONE = "/v1/conversations/{conversation_id}"
 _MADE = problems(400, 401, 403, 404, 409, 413, 415, 500, 503)
 _READ = problems(400, 401, 403, 404, 500, 503)
-_ANY: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"application/json": {"schema": {"type": "object"}}}}
-}
 _FILE: dict[int | str, dict[str, Any]] = {
     200: {
         "content": {
@@ -63,7 +60,7 @@ class ShareRequest(Asked):
     message_id: Name | None = None
 
 
-@router.get("/v1/conversations/search", response_model=None, responses={**_ANY, **_READ})
+@router.get("/v1/conversations/search", response_model=None, responses={**ANY_OBJECT, **_READ})
 async def search_conversations(
     request: Request,
     q: Annotated[str, Query(max_length=500, description="Words that all must be there.")],
@@ -77,13 +74,13 @@ async def search_conversations(
     )
 
 
-@router.get("/v1/conversations/folders", response_model=None, responses={**_ANY, **_READ})
+@router.get("/v1/conversations/folders", response_model=None, responses={**ANY_OBJECT, **_READ})
 async def list_folders(request: Request) -> Response:
     """The names of the folders that hold something."""
     return _json({"object": "list", "data": await service_of(request).store.library.folders()})
 
 
-@router.get("/v1/conversations/export", response_model=None, responses={**_ANY, **_READ})
+@router.get("/v1/conversations/export", response_model=None, responses={**ANY_OBJECT, **_READ})
 async def export_conversations(request: Request) -> Response:
     """All conversations but those of the trash, with every branch, as one JSON file."""
     headers = {"content-disposition": 'attachment; filename="rallychat-conversations.json"'}
@@ -92,7 +89,7 @@ async def export_conversations(request: Request) -> Response:
     )
 
 
-@router.post("/v1/conversations/import", response_model=None, responses={**_ANY, **_MADE})
+@router.post("/v1/conversations/import", response_model=None, responses={**ANY_OBJECT, **_MADE})
 async def import_conversations(request: Request) -> Response:
     """Takes in the file that is the body: our export, ChatGPT's (JSON or ZIP) or Open WebUI's. Twice does no harm."""
     service = service_of(request)
@@ -116,7 +113,7 @@ async def import_conversations(request: Request) -> Response:
     )
 
 
-@router.delete("/v1/conversations/trash", response_model=None, responses={**_ANY, **_READ})
+@router.delete("/v1/conversations/trash", response_model=None, responses={**ANY_OBJECT, **_READ})
 async def empty_trash(request: Request) -> Response:
     """Deletes what is in the trash for good."""
     return _json({"object": "trash.emptied", "deleted": await service_of(request).store.library.empty()})
@@ -167,7 +164,7 @@ async def export_conversation(
     return Response(body, media_type=media, headers={"content-disposition": f'attachment; filename="{name}"'})
 
 
-@router.post(f"{_ONE}/shares", response_model=None, responses={**_ANY, **_MADE})
+@router.post(f"{_ONE}/shares", response_model=None, responses={**ANY_OBJECT, **_MADE})
 async def share_conversation(request: Request, conversation_id: str, asked: ShareRequest) -> Response:
     """A link that shows what was said up to a message, the newest if none is named, to whoever has it."""
     service = service_of(request)
@@ -177,14 +174,14 @@ async def share_conversation(request: Request, conversation_id: str, asked: Shar
     return _json(share_out(await service.store.shares.make(conversation_id, message_id=message_id)))
 
 
-@router.get(f"{_ONE}/shares", response_model=None, responses={**_ANY, **_READ})
+@router.get(f"{_ONE}/shares", response_model=None, responses={**ANY_OBJECT, **_READ})
 async def list_shares(request: Request, conversation_id: str) -> Response:
     """The links to it that work."""
     found = await service_of(request).store.shares.list(conversation_id)
     return _json(listed([share_out(share) for share in found]))
 
 
-@router.delete(f"{_ONE}/shares/{{share_id}}", response_model=None, responses={**_ANY, **_READ})
+@router.delete(f"{_ONE}/shares/{{share_id}}", response_model=None, responses={**ANY_OBJECT, **_READ})
 async def revoke_share(request: Request, conversation_id: str, share_id: str) -> Response:
     """Ends a link for good."""
     store = service_of(request).store

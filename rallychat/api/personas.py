@@ -10,7 +10,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from rallychat.api.responses.pages import listed
-from rallychat.api.routing import JsonRoute, problems
+from rallychat.api.routing import ANY_OBJECT, JsonRoute, problems
 from rallychat.api.schemas import Asked
 from rallychat.api.serving import service_of
 from rallychat.catalog.types import SamplingFacts
@@ -18,9 +18,6 @@ from rallychat.store import Persona
 
 router = APIRouter(route_class=JsonRoute, tags=["personas"])
 _ONE = "/v1/personas/{persona_id}"
-_ANY: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"application/json": {"schema": {"type": "object"}}}}
-}
 _MADE = problems(400, 401, 403, 404, 413, 415, 500, 503)
 _READ = problems(401, 403, 404, 500, 503)
 
@@ -40,32 +37,32 @@ class PersonaUpdate(PersonaRequest):
     name: Annotated[str, Field(min_length=1, max_length=100)] = " "
 
 
-@router.get("/v1/personas", response_model=None, responses={**_ANY, **_READ})
+@router.get("/v1/personas", response_model=None, responses={**ANY_OBJECT, **_READ})
 async def list_personas(request: Request) -> Response:
     """All of them, by name."""
     return _json(listed([persona_out(one) for one in await service_of(request).store.personas.list()]))
 
 
-@router.post("/v1/personas", response_model=None, responses={**_ANY, **_MADE})
+@router.post("/v1/personas", response_model=None, responses={**ANY_OBJECT, **_MADE})
 async def create_persona(request: Request, asked: PersonaRequest) -> Response:
     """A new one."""
     return _json(persona_out(await service_of(request).store.personas.create(**_given(request, asked))))
 
 
-@router.get(_ONE, response_model=None, responses={**_ANY, **_READ})
+@router.get(_ONE, response_model=None, responses={**ANY_OBJECT, **_READ})
 async def retrieve_persona(request: Request, persona_id: str) -> Response:
     """One of them."""
     return _json(persona_out(await service_of(request).store.personas.get(persona_id)))
 
 
-@router.post(_ONE, response_model=None, responses={**_ANY, **_MADE})
+@router.post(_ONE, response_model=None, responses={**ANY_OBJECT, **_MADE})
 async def update_persona(request: Request, persona_id: str, asked: PersonaUpdate) -> Response:
     """Changes it; conversations that began with it stay as they are."""
     changed = await service_of(request).store.personas.update(persona_id, **_given(request, asked))
     return _json(persona_out(changed))
 
 
-@router.delete(_ONE, response_model=None, responses={**_ANY, **_READ})
+@router.delete(_ONE, response_model=None, responses={**ANY_OBJECT, **_READ})
 async def delete_persona(request: Request, persona_id: str) -> Response:
     """Forgets it."""
     await service_of(request).store.personas.delete(persona_id)

@@ -61,6 +61,12 @@ NAMED_EVENTS = {
 """The same of a stream whose events have names; `data` is the event as JSON, with the name as its `type`."""
 
 
+ANY_OBJECT: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/json": {"schema": {"type": "object"}}}}
+}
+"""OpenAPI's description of an answer that is an object of our own."""
+
+
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """OpenAPI's description of the errors a route may answer with."""
     return {status: {"model": ErrorBody, "description": DESCRIPTIONS[status]} for status in statuses}
