@@ -35,6 +35,11 @@ async def test_a_deleted_conversation_comes_back_from_the_trash_with_everything(
         await http.delete(f"/v1/conversations/{gone}")
         assert (await http.delete("/v1/conversations/trash")).json()["deleted"] == 1
         assert (await http.post(f"/v1/conversations/{gone}/restore")).status_code == 404
+        gone = await made(http, "Out of the trash")
+        await http.delete(f"/v1/conversations/{gone}")
+        assert (await http.delete(f"/v1/conversations/{gone}")).status_code == 404
+        assert (await http.delete(f"/v1/conversations/{gone}", params={"forever": True})).status_code == 200
+        assert (await http.post(f"/v1/conversations/{gone}/restore")).status_code == 404
         for_good = await made(http, "Never mind")
         await http.delete(f"/v1/conversations/{for_good}", params={"forever": True})
         assert await listed(http, deleted=True) == []

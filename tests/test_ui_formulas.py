@@ -28,6 +28,12 @@ def test_a_formula_in_a_sentence_stays_in_it() -> None:
     assert "≥" in html
 
 
+def test_the_name_of_a_function_stands_off_from_its_neighbours_but_not_from_brackets() -> None:
+    thin = '<mspace width="0.167em"></mspace>'
+    assert f"<mi>n</mi>{thin}<mi>log</mi>{thin}<mi>n</mi>" in render(r"\(n \log n\)")
+    assert thin not in render(r"\(\max(a, b) + 1\)")
+
+
 def test_lines_of_a_formula_are_not_taken_for_lists_headings_or_quotes() -> None:
     html = render("So\n\\[\na\n- b\n= c\n\n> 0\n\\]\nand on.")
     assert [html.count(tag) for tag in ("<ul", "<h1", "<h2", "<blockquote", "<math")] == [0, 0, 0, 0, 1]
@@ -43,10 +49,12 @@ def test_a_formula_stands_in_lists_quotes_and_tables() -> None:
     assert "<td><math" in render("| a |\n|---|\n| \\(x_1\\) |\n")
 
 
-@pytest.mark.parametrize("tex", ["x", "x'", "x^2", "a + b", "n>1", r"\sqrt{2}", "f(x) = 2x", r"\alpha"])
+@pytest.mark.parametrize(
+    "tex", ["x", "x'", "x^2", "a + b", "n>1", r"\sqrt{2}", "f(x) = 2x", r"\alpha", "O(n)", "2n", "n!"]
+)
 def test_a_formula_may_stand_between_two_dollars(tex: str) -> None:
     html = render(f"Let ${tex}$, which is **(${tex}$)** small.")
-    assert html.count("<math") == 2
+    assert html.count('<math display="inline">') == html.count("<math") == 2
     assert "$" not in html
 
 

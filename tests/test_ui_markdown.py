@@ -24,6 +24,8 @@ ALLOWED: dict[str, set[str]] = {
     "pre": {"tabindex"},
     "span": {"class"},
     "button": {"type", "class", "data-action"},
+    "li": {"class"},
+    "input": {"type", "disabled", "checked", "aria-label"},
 }
 MATHML = "math mrow mi mn mo mtext mspace mfrac msqrt mroot msub msup msubsup munder mover munderover mtable mtr mtd "
 MATHML += "mstyle mpadded mphantom menclose mlabeledtr"
@@ -47,6 +49,7 @@ CLASSES = {
     "code",
     "code-language",
     "code-copy",
+    "task",
 }
 
 CORPUS = [
@@ -265,6 +268,13 @@ def test_tables_and_strikethrough_work_and_alignment_is_a_class() -> None:
     assert "<s>1</s>" in html
     assert '<td class="right">2</td>' in html
     assert "style=" not in html
+
+
+def test_a_list_of_tasks_has_boxes_nobody_can_tick() -> None:
+    html = render("- [x] done\n- [ ] to do\n- [y] neither")
+    assert html.count('<li class="task"><input type="checkbox" disabled') == 2
+    assert html.count(" checked>done") == 1
+    assert "<li>[y] neither</li>" in html
 
 
 def test_text_that_makes_a_search_begin_anew_at_each_letter_is_read_in_one_go() -> None:

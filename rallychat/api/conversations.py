@@ -95,8 +95,13 @@ async def delete_conversation(
     It stands in the trash for `trash_days` days, unless it is to go `forever`.
     """
     service = service_of(request)
-    conversation = await service.store.get(conversation_id)
-    if (run := await service.answering(conversation)) is not None:
+    try:
+        run = await service.answering(await service.store.get(conversation_id))
+    except NotFound:
+        if not forever:
+            raise
+        run = None  # in the trash nothing is answered
+    if run is not None:
         await run.stop()
     if forever:
         await service.store.library.erase(conversation_id)

@@ -298,7 +298,10 @@ def snippet(text: str, words: Sequence[str]) -> tuple[str, tuple[tuple[int, int]
     """What stands around the first of the words, on one line, and where the words are in it."""
     low = folded(text)
     places = [at for word in words if (at := _find(low, word)) >= 0]
-    start = max(0, min(places, default=0) - _AROUND)
+    first = min(places, default=0)
+    start = max(0, first - _AROUND)
+    if start and (space := text.find(" ", start, first)) >= 0:
+        start = space + 1
     end = min(len(text), start + 3 * _AROUND)
     shown = "".join(" " if letter.isspace() else letter for letter in text[start:end])
     here = low[start:end]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Final
 from xml.etree.ElementTree import Element
@@ -19,6 +20,8 @@ from markdown_it.rules_inline import StateInline
 
 LONGEST: Final = 2_000
 """Characters of a formula; what is longer stays text."""
+DISPLAYED: Final = frozenset(["$$", r"\["])
+"""What opens a formula that has a line of its own; the others stand in theirs."""
 _CLOSERS: Final = {"$$": "$$", r"\[": r"\]", r"\(": r"\)"}
 _OPENER: Final = re.compile(r"\\\\|\$\$|\\[\[(]")
 _FENCE: Final = re.compile(r"\s*(?:```|~~~)")
@@ -26,8 +29,9 @@ _TELLING: Final = re.compile(r"[\\^_=+*/<>|\d-]")
 """A formula between dollars with spaces inside has one of these, else it is about money."""
 _SINGLE: Final = re.compile(rf"\$(?![\s$])([^$\n]{{0,{LONGEST}}}[^$\s\\])\$(?![\w$])")
 """Between two dollars: no space at either end, and no word or number after them."""
-_BETWEEN: Final = re.compile(r"[\\^_={}]|^[A-Za-z]'?$|^\w+ ?[-+*/<>] ?\w+$")
-"""A formula between two dollars has such a sign, is a letter, or two things and a sign between them."""
+_BETWEEN: Final = re.compile(r"[\\^_={}]|^\d*[A-Za-z]['!]?$|^[A-Za-z]'?\([^()]*\)$|^\w+ ?[-+*/<>] ?\w+$")
+"""A formula between two dollars has such a sign, is a letter (`2n`, `n!`), a function's value (`O(n)`), or two things
+and a sign between them."""
 _ALIGNED: Final = re.compile(r"\\(begin|end)\{(?:aligned|gathered|equation|eqnarray)(\*?)\}")
 _TAGS: Final = frozenset(
     [
@@ -98,6 +102,9 @@ _ATTRIBUTES: Final = frozenset(
         "linebreak",
     ]
 )
+_NAMED: Final = re.compile(r"[A-Za-z]{2,}")
+"""`log`, `sin`, `max`: a function by its name, which stands off from what it is applied to."""
+_THIN: Final = '<mspace width="0.167em"></mspace>'
 _VALUE: Final = re.compile(r"[\w .%#+-]{0,60}")
 
 
@@ -224,5 +231,20 @@ def _markup(element: Element) -> str:
         if name in _ATTRIBUTES and _VALUE.fullmatch(value)
     )
     inside = html.escape(html.unescape(element.text or ""), quote=False)
-    inside += "".join(map(_markup, element))
+    inside += "".join(_spaced(element))
     return f"<{element.tag}{given}>{inside}</{element.tag}>"
+
+
+def _spaced(element: Element) -> Iterator[str]:
+    """What an element holds, with the space that TeX sets between a function's name and a neighbour, as in n log n."""
+    before: Element | None = None
+    for each in element:
+        if before is not None and element.tag in {"math", "mrow"} and "mo" not in {before.tag, each.tag}:
+            yield _THIN if _is_named(before) or _is_named(each) else ""
+        yield _markup(each)
+        before = each
+
+
+def _is_named(element: Element) -> bool:
+    base = element[0] if element.tag in {"msub", "msup", "msubsup", "munder"} and len(element) else element
+    return base.tag in {"mi", "mo"} and _NAMED.fullmatch(base.text or "") is not None

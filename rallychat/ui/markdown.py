@@ -35,6 +35,7 @@ _URL_IN_TEXT: Final = re.compile(r"https?://[^\s<>\"'`|\\^{}]+", re.IGNORECASE)
 _LANGUAGE: Final = re.compile(r"[A-Za-z0-9_+#.-]{1,24}")
 _ELSEWHERE: Final = 'target="_blank" rel="noopener noreferrer nofollow"'
 _HIGHLIGHT_LIMIT: Final = 100_000
+_TASK: Final = re.compile(r"\[([ xX])\]\s+")
 _ALIGNMENTS: Final = {f"text-align:{side}": side for side in ("left", "center", "right")}
 
 
@@ -87,6 +88,8 @@ def _markdown() -> MarkdownIt:
     parser.validateLink = _is_safe_link  # type: ignore[method-assign]
     parser.core.ruler.push("bare_links", _bare_links)
     parser.core.ruler.push("alignment_classes", _alignment_classes)
+    parser.core.ruler.push("tasks", _tasks)
+    parser.add_render_rule("task", _task)
     parser.add_render_rule("fence", _fence)
     parser.add_render_rule("code_block", _fence)
     parser.add_render_rule("image", _image)
@@ -115,7 +118,7 @@ def _fence(_: RendererProtocol, tokens: Sequence[Token], index: int, options: Op
 
 def _formula(_: RendererProtocol, tokens: Sequence[Token], index: int, options: OptionsDict, env: Env) -> str:
     token = tokens[index]
-    drawn = formulas.rendered(token.content, display=token.markup != r"\(")
+    drawn = formulas.rendered(token.content, display=token.markup in formulas.DISPLAYED)
     return f'<div class="formulas">{drawn}</div>\n' if token.type == "formula_block" else drawn
 
 
@@ -156,6 +159,26 @@ def _alignment_classes(state: StateCore) -> None:
         side = _ALIGNMENTS.get(str(token.attrs.pop("style", "")))
         if side is not None:
             token.attrSet("class", side)
+
+
+def _tasks(state: StateCore) -> None:
+    """`- [x] done` and `- [ ] to do` become boxes: nobody's to tick, for they are what was said."""
+    for item, paragraph, inline in zip(state.tokens, state.tokens[1:], state.tokens[2:], strict=False):
+        if (item.type, paragraph.type, inline.type) != ("list_item_open", "paragraph_open", "inline"):
+            continue
+        first = inline.children[0] if inline.children else None
+        found = _TASK.match(first.content) if first is not None and first.type == "text" else None
+        if first is None or found is None or inline.children is None:
+            continue
+        first.content = first.content[found.end() :]
+        item.attrSet("class", "task")
+        inline.children.insert(0, Token("task", "input", 0, content=found[1].strip()))
+
+
+def _task(_: RendererProtocol, tokens: Sequence[Token], index: int, options: OptionsDict, env: Env) -> str:
+    ticked = bool(tokens[index].content)
+    label = "done" if ticked else "to do"
+    return f'<input type="checkbox" disabled aria-label="{label}"{" checked" if ticked else ""}>'
 
 
 def _bare_links(state: StateCore) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import answered, say
+from tests.browser.conftest import Served, Visiting, answered, say
 
 pytestmark = pytest.mark.browser
 
@@ -46,3 +46,67 @@ def test_a_conversation_is_put_into_a_folder_that_stays_open_after_a_refresh(pag
     expect(page.locator(".in-folder[open] .conversation")).to_have_text("an errand")
     page.reload()
     expect(page.locator(".in-folder[open] .conversation")).to_have_text("an errand")
+
+
+def test_a_conversation_in_a_folder_is_renamed_by_its_own_title(page: Page) -> None:
+    say(page, "an errand in town")
+    answered(page)
+    row = page.locator(".conversation").filter(has_text="an errand in town")
+    row.hover()
+    row.get_by_role("button", name="More for").click()
+    page.get_by_label("Folder").fill("Chores")
+    page.get_by_label("Folder").press("Tab")
+    page.get_by_role("button", name="Pin on top").click()
+    expect(row.locator(".folder")).to_have_text("Chores")
+    row.hover()
+    row.get_by_role("button", name="More for").click()
+    page.locator("#rc-conversation").get_by_role("button", name="Rename").click()
+    expect(page.get_by_label("New name")).to_have_value("an errand in town")
+
+
+def test_what_is_in_the_trash_can_be_deleted_for_good(page: Page) -> None:
+    for text in ("a secret one", "another secret"):
+        say(page, text)
+        answered(page)
+        row = page.locator(".conversation").filter(has_text=text)
+        row.hover()
+        row.get_by_role("button", name="More for").click()
+        page.locator("#rc-conversation").get_by_role("button", name="Delete").click()
+        expect(row).to_have_count(0)
+    page.get_by_role("button", name="Trash").click()
+    page.get_by_role("button", name="Delete a secret one for good").click()
+    expect(page.locator("#rc-confirm")).to_contain_text("a secret one")
+    page.locator("#rc-confirm").get_by_role("button", name="Delete", exact=True).click()
+    expect(page.locator("#rc-conversations")).not_to_contain_text("a secret one")
+    expect(page.locator("#rc-conversations")).to_contain_text("another secret")
+    page.get_by_role("button", name="Empty the trash").click()
+    page.get_by_role("button", name="Delete all").click()
+    expect(page.locator("#rc-conversations")).to_have_text("The trash is empty.")
+
+
+def test_what_is_told_while_a_dialog_is_open_stands_in_it(page: Page) -> None:
+    say(page, "to be shared")
+    answered(page)
+    row = page.locator(".conversation").filter(has_text="to be shared")
+    row.hover()
+    row.get_by_role("button", name="More for").click()
+    page.get_by_role("button", name="Share as a link").click()
+    expect(page.locator("#rc-conversation .toast")).to_be_visible()
+    page.locator("#rc-conversation").get_by_role("button", name="Close").click()
+    row.hover()
+    row.get_by_role("button", name="Delete").click()
+    expect(page.get_by_role("button", name="Undo")).to_be_visible()
+
+
+def test_on_a_phone_a_tap_beside_the_list_closes_it_and_does_nothing_else(
+    served: Served, visiting: Visiting
+) -> None:
+    phone = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
+    with visiting(served.url, **phone) as visit:
+        visit.page.get_by_label("Show the list").tap()
+        expect(visit.page.locator("#rc-left.open")).to_have_count(1)
+        box = visit.page.locator(".examples button").first.bounding_box()
+        assert box is not None
+        visit.page.touchscreen.tap(box["x"] + box["width"] - 3, box["y"] + box["height"] / 2)
+        expect(visit.page.locator("#rc-left.open")).to_have_count(0)
+        assert visit.page.get_by_label("Message", exact=True).input_value() == ""

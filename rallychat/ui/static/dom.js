@@ -44,7 +44,7 @@ export function use(name) {
 
 /** @param {string} text @param {{kind?: "error" | "info", undo?: () => unknown}} [options] */
 export function toast(text, { kind = "info", undo } = {}) {
-  const box = document.createElement("p");
+  const box = document.createElement("div");
   box.className = `toast ${kind}`;
   box.textContent = text;
   if (undo) {
@@ -55,7 +55,12 @@ export function toast(text, { kind = "info", undo } = {}) {
     });
     box.append(" ", button);
   }
-  byId("rc-toasts").append(box);
+  const toasts = byId("rc-toasts");
+  const dialog = document.querySelector("dialog[open]"); // what is outside an open one is dimmed, and not read aloud
+  const home = dialog ?? byId("rc-stage").parentElement;
+  if (toasts.parentElement !== home) home?.append(toasts);
+  dialog?.addEventListener("close", () => byId("rc-stage").after(toasts), { once: true });
+  toasts.append(box);
   setTimeout(() => box.remove(), kind === "error" || undo ? 9000 : 3000);
 }
 

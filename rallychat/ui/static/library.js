@@ -21,6 +21,7 @@ async function told(action) {
 /** @param {HTMLElement} element */
 async function more(element) {
   id = /** @type {HTMLElement} */ (element.closest(".conversation")).dataset.conversation ?? "";
+  box().dataset.conversation = id;
   const { title, pinned, archived } = element.dataset;
   byId("rc-conversation-title").textContent = title ?? "";
   button("pin-conversation", pinned ? "Unpin" : "Pin on top", pinned);
@@ -57,6 +58,13 @@ function line(share) {
   link.href = new URL(share.path.slice(1), new URL("./", location.href)).href;
   link.textContent = link.href;
   link.target = "_blank";
+  const take = Object.assign(document.createElement("button"), { type: "button", className: "quiet", textContent: "Copy" });
+  take.addEventListener("click", () =>
+    told(async () => {
+      await copy(link.href);
+      toast("The link is copied.");
+    }),
+  );
   const end = Object.assign(document.createElement("button"), { type: "button", className: "quiet danger", textContent: "Revoke" });
   end.addEventListener("click", () =>
     told(async () => {
@@ -65,7 +73,7 @@ function line(share) {
       toast("The link shows nothing any more.");
     }),
   );
-  row.append(link, end);
+  row.append(link, take, end);
   return row;
 }
 

@@ -37,6 +37,9 @@ export async function refresh() {
     draw();
   } catch {
     byId("rc-model-state").textContent = "no connection";
+    document.querySelector(".model-pill")?.setAttribute("data-state", "unavailable");
+    timer = setTimeout(refresh, 2000);
+    return;
   }
   const busy = menu.models.some((entry) => BUSY.includes(entry.state));
   timer = setTimeout(refresh, busy ? 500 : watched() ? 2000 : 8000);
@@ -139,5 +142,6 @@ export function start() {
   onAction("unload-model", (element) => tell("unload", modelOf(element)));
   onAction("remove-model", (element) => removeModel(modelOf(element)));
   for (const name of /** @type {const} */ (["opened", "run", "ended"])) on(name, () => void refresh());
+  for (const name of ["offline", "online"]) window.addEventListener(name, () => void refresh());
   void refresh();
 }

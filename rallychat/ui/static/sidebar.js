@@ -2,12 +2,13 @@
 /** The list of conversations, and opening and closing the two sidebars (Gradio's own, by its buttons). */
 import { html, patch, post, remove } from "./api.js";
 import { begin, open, openAt } from "./conversation.js";
-import { byId, chatOnly, fragment, isPhone, onAction, toast } from "./dom.js";
+import { byId, chatOnly, confirmed, fragment, isPhone, onAction, toast } from "./dom.js";
 import { chat, emit, learn, on, tellTabs } from "./state.js";
 
 const list = () => byId("rc-conversations");
 const offset = () => -new Date().getTimezoneOffset();
 let shown = "";
+let searched = "";
 let shelf = "recent";
 const FOLDERS = "rallychat.folders";
 /** @type {string[]} */
@@ -35,6 +36,8 @@ export async function refresh() {
     const path = asked ? `/found?q=${encodeURIComponent(asked)}` : `/conversations?utc_offset=${offset()}&shelf=${shelf}${open}`;
     const fresh = await html(path);
     if (asked !== wanted()) return;
+    if (asked !== searched) list().scrollTop = 0;
+    searched = asked;
     const focused = list().contains(document.activeElement) ? document.activeElement?.closest("[data-folder]") : null;
     if (fresh !== shown && !list().querySelector(".renaming")) {
       shown = fresh;
@@ -61,16 +64,22 @@ function mark() {
   document.title = chat.id && chat.title ? `${chat.title} · RallyChat` : "RallyChat";
 }
 
-/** @param {HTMLElement} element */
-const itemOf = (element) => /** @type {HTMLElement} */ (element.closest(".conversation"));
+/** The line in the list that a button belongs to, which may stand in the dialog of a conversation. @param {HTMLElement} element */
+function itemOf(element) {
+  const nearest = /** @type {HTMLElement} */ (element.closest("[data-conversation]"));
+  if (!(nearest instanceof HTMLDialogElement)) return nearest;
+  nearest.close();
+  const id = CSS.escape(nearest.dataset.conversation ?? "");
+  return /** @type {HTMLElement} */ (list().querySelector(`.conversation[data-conversation="${id}"]`) ?? nearest);
+}
 
 /** @param {HTMLElement} element */
 function rename(element) {
   const item = itemOf(element);
   const id = item.dataset.conversation ?? "";
-  const link = item.querySelector("a");
+  const link = item.querySelector(":scope > a");
   if (!link || item.classList.contains("renaming")) return;
-  const before = link.textContent ?? "";
+  const before = link.querySelector(".title")?.textContent ?? "";
   const box = document.createElement("input");
   box.value = before;
   box.maxLength = 200;
@@ -128,6 +137,29 @@ async function restore(id) {
   await refresh();
 }
 
+/** @param {{title: string, text: string, yes: string}} question @param {string} path */
+async function deleted(question, path) {
+  if (!(await confirmed(question))) return;
+  try {
+    await remove(path);
+  } catch (error) {
+    toast(/** @type {Error} */ (error).message, { kind: "error" });
+  }
+  await refresh();
+}
+
+/** @param {HTMLElement} element */
+function forever(element) {
+  const item = itemOf(element);
+  const text = `“${item.querySelector(".title")?.textContent}” cannot be brought back then.`;
+  return deleted({ title: "Delete for good?", text, yes: "Delete" }, `/v1/conversations/${item.dataset.conversation}?forever=true`);
+}
+
+function emptyTrash() {
+  const text = "What is in it cannot be brought back then.";
+  return deleted({ title: "Empty the trash?", text, yes: "Delete all" }, "/v1/conversations/trash");
+}
+
 /** @param {HTMLElement} element */
 function show(element) {
   shelf = element.dataset.shelf ?? "recent";
@@ -178,8 +210,14 @@ export function start() {
     const { conversation = "", at } = itemOf(link).dataset;
     void (at ? openAt(conversation, at) : open(conversation));
   });
+  document.addEventListener("click", (event) => {
+    const beside = event.target instanceof Element && !event.target.closest("#rc-left, dialog, .toasts");
+    if (beside && isPhone() && isOpen("left")) toggle("left", false);
+  }, { capture: true });
   onAction("rename", rename);
   onAction("delete", erase);
+  onAction("erase", forever);
+  onAction("empty-trash", emptyTrash);
   onAction("restore", (element) => restore(itemOf(element).dataset.conversation ?? ""));
   onAction("shelf", show);
   let typing = 0;
