@@ -48,7 +48,6 @@ async def filled(where: Settings, *, turns: int = 3) -> str:
                 answer.id, parts=(Text("answer"),), reason="stop", usage=None, timings=None, span=span
             )
             tip = answer.id
-        await store.set_preference("model", "echo")
     for name, text in (("catalog/models/mine.toml", "x = 1"), ("models/weights.gguf", "heavy")):
         path = where.data_dir / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,14 +72,13 @@ async def all_of(where: Settings, chat: str) -> list[object]:
             await store.get(chat),
             await store.path(chat),
             len(found),
-            await store.get_preference("model"),
         ]
 
 
 async def test_everything_but_weights_comes_back_in_an_empty_place(tmp_path: Path) -> None:
     one, two, file = sqlite(tmp_path / "one"), sqlite(tmp_path / "two"), tmp_path / "all.zip"
     chat = await filled(one)
-    assert await written(one, file) == await restored(two, file) == 8
+    assert await written(one, file) == await restored(two, file) == 7
     assert file.stat().st_mode & 0o777 == 0o600
     assert await all_of(two, chat) == await all_of(one, chat)
     assert (two.data_dir / "catalog/models/mine.toml").read_text() == "x = 1"
@@ -120,7 +118,7 @@ async def test_what_was_sqlite_becomes_postgresql_and_sqlite_again(tmp_path: Pat
     two = Settings(data_dir=tmp_path / "two", database_url=url)
     chat = await filled(one)
     await written(one, tmp_path / "first.zip")
-    assert await restored(two, tmp_path / "first.zip") == 8
+    assert await restored(two, tmp_path / "first.zip") == 7
     assert await all_of(two, chat) == await all_of(one, chat)
     await written(two, tmp_path / "second.zip")
     await restored(three, tmp_path / "second.zip")
@@ -222,7 +220,7 @@ async def test_a_backup_of_an_older_schema_is_restored_into_todays(tmp_path: Pat
     chat = await filled(one)
     await written(one, file)
     old = without(file, tmp_path / "old.zip", table="conversations", column="elsewhere", schema="0007")
-    assert await restored(two, old) == 8
+    assert await restored(two, old) == 7
     assert await all_of(two, chat) == await all_of(one, chat)
     async with ConversationStore.open(two) as store:
         assert (await store.get(chat)).elsewhere is None
@@ -299,7 +297,6 @@ def test_a_damaged_backup_is_refused_whole(tmp_path: Path, data: st.DataObject) 
             [conversation] = await store.list()
             assert len(await store.path(conversation.id)) == 6
             await store.delete(conversation.id)
-            await store.set_preference("model", None)
         for path in (two.data_dir / "catalog/models/mine.toml",):
             path.unlink()
             path.parent.rmdir()

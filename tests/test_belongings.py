@@ -38,7 +38,6 @@ async def lived(world: World, name: str) -> None:
         again = await service.regenerate(first.message_id)
         await again.wait()
         await service.store.contexts.remember(conversation.id, Memory("facts", CANARY, again.message_id))
-        await service.store.set_preference("note", CANARY)
         await service.accounts.create_key(CANARY)
     answer = await world.ask(
         "POST", "/v1/responses", as_=name, json={"input": CANARY}, headers={"idempotency-key": "k"}
@@ -71,7 +70,7 @@ async def test_an_export_holds_every_branch_and_no_secret_and_nothing_of_others(
     assert [memory["text"] for memory in one["memories"]] == [CANARY]
     assert any(each["responses"] for each in held)
     assert [text for name, text in files.items() if name.startswith("files/")] == [CANARY]
-    assert {"users.json", "preferences.json", "api_keys.json", "sessions.json", "about.json"} <= set(files)
+    assert {"users.json", "api_keys.json", "sessions.json", "about.json"} <= set(files)
     whole = "".join(files.values())
     assert "eve's own" not in whole
     for hidden in ("$argon2", "hash", world.tokens["ben"], PASSWORD):

@@ -104,14 +104,12 @@ async def test_nothing_of_others_is_listed_found_or_overwritten(tmp_path: Path) 
     async with ConversationStore.open(settings(tmp_path)) as store:
         with acting_as("user_her"):
             hers = await made(store)
-            await store.set_preference("theme", "dark")
             await store.keys.claim("key", "f1")
             taken = await store.responses.get(hers.response)
         with acting_as("user_him"):
             assert await store.list() == []
             assert await store.contexts.search("zebras") == []
             assert await store.contexts.search("zebras", conversation_id=hers.conversation) == []
-            assert await store.get_preference("theme") is None
             assert await store.keys.claim("key", "f2") is None
             assert await store.responses.inputs(taken) == []
             await store.save_spans({hers.said: TokenSpan("k", (1, 2))})

@@ -91,7 +91,6 @@ async def test_a_database_of_the_first_schema_is_read_by_todays_code(where: Sett
         assert (asked.text, answer.text, answer.message.reasoning) == ("Do they sleep?", "Yes.", "hm")
         assert answer.span is not None
         assert answer.span.ids == (1, 2)
-        assert await store.get_preference("model") == "echo"
         assert [found for found, _ in await store.contexts.search("sleeping")] == ["msg_1"]
         await store.answers.begin(
             "conv_1", parent_id="msg_2", user=Message.of("user", "Where?"), model="echo"

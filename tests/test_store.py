@@ -346,15 +346,6 @@ async def test_spans_are_kept_beside_messages(store: ConversationStore) -> None:
     assert [m.span for m in await store.path(conversation.id)] == [TokenSpan("k", (5, 6)), TokenSpan("k", ())]
 
 
-async def test_a_preference_is_kept_replaced_and_forgotten(store: ConversationStore) -> None:
-    assert await store.get_preference("model") is None
-    await store.set_preference("model", "a")
-    await store.set_preference("model", "b")
-    assert await store.get_preference("model") == "b"
-    await store.set_preference("model", None)
-    assert await store.get_preference("model") is None
-
-
 @pytest.mark.parametrize(
     ("text", "why"), [("a\0b", "NUL"), ("a\ud800", "half of a character"), ("\udc00b", "U\\+DC00")]
 )
@@ -369,8 +360,6 @@ async def test_a_persons_text_that_cannot_be_stored_is_refused_and_nothing_is_ha
         store.update(conversation.id, title="new", model=text),
         store.answers.begin(conversation.id, parent_id=None, user=Message.of("user", text), model="m"),
         store.answers.begin(conversation.id, parent_id=None, user=Message.of("user", "fine"), model=text),
-        store.set_preference("name", text),
-        store.get_preference(text),
     ):
         with pytest.raises(InvalidRequest, match=why):
             await refused

@@ -1,4 +1,4 @@
-"""What is remembered: conversations, their messages as a tree, preferences. See docs/storage.md."""
+"""What is remembered: conversations, their messages as a tree. See docs/storage.md."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from rallychat.store.tables import conversations, messages, metadata
 from rallychat.store.whole import whole
 from rallychat.unset import UNSET, Unset
 
-_NOT_ADOPTED = frozenset({"api_keys", "idempotency_keys", "preferences", "sessions"})
+_NOT_ADOPTED = frozenset({"api_keys", "idempotency_keys", "sessions"})
 
 
 class PeopleStore:

@@ -31,7 +31,6 @@ from rallychat.store.tables import (
     conversations,
     idempotency_keys,
     messages,
-    preferences,
     responses,
 )
 
@@ -233,8 +232,3 @@ async def interrupt(db: AsyncConnection, which: ColumnElement[bool], *, error: s
         "stop_at": None,
     }
     return (await db.execute(update(messages).where(running).values(**ended))).rowcount
-
-
-def is_preference(name: str) -> ColumnElement[bool]:
-    """The row of one preference."""
-    return and_(preferences.c.user_id == current().id, preferences.c.name == name)

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, insert, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rallychat.catalog.types import Sampling
@@ -44,7 +44,7 @@ from rallychat.store.people import PeopleStore
 from rallychat.store.processes import Processes
 from rallychat.store.responses import ResponseStore
 from rallychat.store.shares import PersonaStore, ShareStore
-from rallychat.store.tables import conversations, messages, preferences
+from rallychat.store.tables import conversations, messages
 from rallychat.store.types import Conversation, Memory, StoredMessage, TokenSpan
 from rallychat.store.whole import whole
 from rallychat.unset import UNSET, Unset
@@ -247,23 +247,6 @@ class ConversationStore:
                 this = (messages.c.id == message_id) & queries.of_mine()
                 await db.execute(update(messages).where(this).values(**codec.span_columns(span)))
             await queries.changed(db, queries.with_settled([*spans]))
-
-    @whole
-    async def get_preference(self, name: str) -> str | None:
-        """What was last set under `name`, or None."""
-        this = queries.is_preference(codec.checked(name, param="name"))
-        async with self._database.read() as db:
-            return (await db.scalars(select(preferences.c.value).where(this))).one_or_none()
-
-    @whole
-    async def set_preference(self, name: str, value: str | None) -> None:
-        """Keeps `value` under `name`; None forgets it."""
-        this = queries.is_preference(codec.checked(name, param="name"))
-        async with self._database.write() as db:
-            await db.execute(delete(preferences).where(this))
-            if value is not None:
-                row = {"user_id": current().id, "name": name, "value": codec.checked(value, param="value")}
-                await db.execute(insert(preferences).values(**row))
 
     @whole
     async def list(self, *, limit: int = 50, before: str | None = None) -> builtins.list[Conversation]:

@@ -160,14 +160,6 @@ passages = Table(
     Index("ix_passages_message_id", "message_id", unique=True),
 )
 
-preferences = Table(
-    "preferences",
-    metadata,
-    Column("user_id", String(64), primary_key=True, server_default=LOCAL_USER),
-    Column("name", String(100), primary_key=True),
-    Column("value", Text, nullable=False),
-)
-
 responses = Table(
     "responses",
     metadata,
