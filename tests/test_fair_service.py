@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from rallychat.api.batch_lines import BatchLines
+from rallychat.batches import Line
 from rallychat.bench.beside import run_beside
 from rallychat.bench.fair import ARMS, run_fair
 from rallychat.catalog import ANY, Sampling
@@ -202,6 +205,27 @@ async def test_the_measurement_of_a_flood_smaller_than_the_slots_ends_in_time_an
     assert [row["jain"] is None for row in rows] == [True, False, False]
     assert all(row["tokens"] > 0 for row in rows[1:])
     assert len(told) == 6
+
+
+async def test_a_batch_gets_on_beside_somebody_who_never_stops_where_that_slows_nobody(
+    tmp_path: Path,
+) -> None:
+    write_models(tmp_path)
+    async with ChatService.open(settings(tmp_path, slots=4)) as service:
+        engine = await service.pool.open(service.resolve("slow"))
+        talk = asyncio.create_task(answer(service, "a", "!count 100000"))
+        await until(lambda: engine.queue.busy == 1)
+        lines = BatchLines(service, longest=2**20)
+        with acting_as("b"):
+            asked = {"model": "slow", "messages": [{"role": "user", "content": "hello"}]}
+            done = await asyncio.gather(
+                *(lines.answer(Line(n, json.dumps(asked).encode())) for n in range(6))
+            )
+        assert all(outcome.ok for outcome in done)
+        assert not talk.done()
+        assert engine.queue.pauses == 0
+        talk.cancel()
+        await asyncio.gather(talk, return_exceptions=True)
 
 
 async def test_the_measurement_of_a_batch_beside_people_ends_in_time_and_its_batch_gets_on(

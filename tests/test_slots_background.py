@@ -14,7 +14,8 @@ from rallychat.identity import acting_as
 from rallychat.pool import Apart, Crowded, Priority, Slot
 from rallychat.pool.background import PASSED
 from rallychat.pool.engine import SIP, SIPS, STEP, sip_after
-from rallychat.pool.slots import SlotQueue
+from rallychat.pool.slots import LOOK, SlotQueue
+from rallychat.pool.strain import ENOUGH
 
 
 class Worker:
@@ -96,6 +97,56 @@ async def test_background_leaves_at_once_when_a_person_comes_though_a_slot_is_fr
     assert (work.preempted, work.done) == (True, True)
     assert person.slot is not None
     await person.leave()
+
+
+def measured(queue: SlotQueue, paces: dict[int, float]) -> None:
+    """What a token takes was heard, by how many answers are made at a time."""
+    for answers, seconds in paces.items():
+        for _ in range(ENOUGH):
+            queue._strain.said(answers, seconds)
+
+
+async def test_a_batch_goes_on_beside_people_as_far_as_that_slows_nobody() -> None:
+    queue = ready(4)
+    measured(queue, {1: 0.01, 2: 0.01, 3: 0.02})
+    person = Worker(queue, [1])
+    await settle()
+    batch = [Worker(queue, [n], Priority.BATCH) for n in range(2, 5)]
+    await settle()
+    assert [work.slot is not None for work in batch] == [False, False, False]  # a first token is waited for
+    assert person.slot is not None
+    queue.begun(person.slot)
+    await settle()
+    assert [work.slot is not None for work in batch] == [True, False, False]
+    measured(queue, {2: 0.02})
+    queue.charge(person.slot, LOOK)
+    await settle()
+    assert (batch[0].preempted, batch[1].slot) == (True, None)
+    await person.leave()
+    for work in batch[1:]:
+        await work.leave()
+
+
+async def test_lines_beside_people_make_way_while_they_read_and_where_a_slot_is_short() -> None:
+    queue = ready(3)
+    measured(queue, {1: 0.01, 2: 0.01, 3: 0.01})
+    first = Worker(queue, [1])
+    await settle()
+    assert first.slot is not None
+    queue.begun(first.slot)
+    said, reads = Worker(queue, [2], Priority.BATCH), Worker(queue, [3], Priority.BATCH)
+    await settle()
+    assert said.slot is not None
+    queue.charge(said.slot, 5, said=5)
+    second = Worker(queue, [4])
+    await settle()
+    assert (second.slot is not None, said.preempted, reads.preempted) == (True, False, True)
+    third = Worker(queue, [5])
+    await settle()
+    assert (third.slot is not None, said.preempted) == (True, True)
+    for person in (first, second, third):
+        await person.leave()
+    assert queue.idle
 
 
 async def test_background_waits_as_long_as_a_person_is_answered_though_a_slot_is_free() -> None:

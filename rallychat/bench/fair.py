@@ -165,6 +165,7 @@ async def _backlogged(scene: _Scene, found: _Seen) -> None:
         await _passed(scene, lambda: scene.queue.busy >= min(len(asking), len(scene.queue.slots)))
         scene.queue.on_said = heard
         await _passed(scene, lambda: False)
+        await _passed(scene, lambda: said.total() > 0, seconds=PATIENCE)
     finally:
         scene.queue.on_said = None
         await _ended(tasks)

@@ -28,6 +28,7 @@ from rallychat.bench.client import Cut, Plain, Refused, Sent
 from rallychat.bench.people import Person, Turn, made_up, rounds, traced
 from rallychat.bench.server import ServerProcess, free_port, running
 from rallychat.bench.turns import share, wish_to_stop
+from rallychat.catalog import ANY
 from rallychat.chat import ChatService
 from rallychat.engines.protocol import WorkerSpec
 from rallychat.errors import EngineUnavailable
@@ -117,15 +118,23 @@ class Direct:
 
     Args:
         slots: how many there are, each person keeps one of them; None: the engine chooses.
+        penalty: on repetition, as RallyChat asks for it; without it answers are as long as they are not there.
     """
 
     def __init__(
-        self, name: str, process: asyncio.subprocess.Process, http: httpx.AsyncClient, slots: int | None
+        self,
+        name: str,
+        process: asyncio.subprocess.Process,
+        http: httpx.AsyncClient,
+        *,
+        slots: int | None,
+        penalty: float,
     ) -> None:
         self.name = name
         self._process = process
         self._http = http
         self._slots = slots
+        self._penalty = penalty
 
     async def talk(self, person: Person, number: int, tell: Callable[[Said], None]) -> None:
         """See `Arm`."""
@@ -143,7 +152,8 @@ class Direct:
     ) -> tuple[Said, str]:
         body = {
             "messages": list(history), "max_tokens": max_tokens, "temperature": 0, "stream": True,
-            "stream_options": {"include_usage": True}, "cache_prompt": True, **slot,
+            "stream_options": {"include_usage": True}, "cache_prompt": True,
+            "repeat_penalty": self._penalty, "repeat_last_n": -1, **slot,
         }  # fmt: skip
         began, first, answer, usage = time.monotonic(), 0.0, "", dict[str, Any]()
         try:
@@ -246,6 +256,7 @@ async def run_load(
 async def _arms(settings: Settings, users: int, stack: AsyncExitStack) -> list[Arm]:
     async with ChatService.open(settings) as chat:
         model = chat.resolve(None)
+        penalty = chat.sampling(model, ANY).repetition_penalty or 1.0
         await chat.load(chat.settings.model)  # fetched, if it is not here
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rallychat-bench-")))
     (folder / "models").symlink_to(settings.models_dir.resolve())
@@ -269,8 +280,8 @@ async def _arms(settings: Settings, users: int, stack: AsyncExitStack) -> list[A
 
     arms: list[Arm] = [
         Ours(server, await to(server.url)),
-        Direct("raw engine, slots by hand", by_hand, await to(here), slots),
-        Direct("llama-server style", plain, await to(there), None),
+        Direct("raw engine, slots by hand", by_hand, await to(here), slots=slots, penalty=penalty),
+        Direct("llama-server style", plain, await to(there), slots=None, penalty=penalty),
     ]
     for arm in arms:
         warm = Person(0.0, (Turn("Hello!", 0.0, 4),))

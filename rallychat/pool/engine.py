@@ -173,7 +173,6 @@ class Engine:
                             held = request.prompt[: event.processed]
                             self._read(slot, fresh, time.monotonic() - told_at)
                         case Tokens():
-                            self.queue.begun(slot)
                             self._said(slot, max(1, len(event.ids)), time.monotonic() - told_at)
                             held = held if len(held) >= len(request.prompt) else list(request.prompt)
                             held.extend(event.ids)
@@ -194,6 +193,10 @@ class Engine:
             self.queue.charge(slot, tokens * self.queue.costs.of_prompt)
 
     def _said(self, slot: Slot, tokens: int, seconds: float) -> None:
+        if slot.reading:
+            self.queue.begun(slot)
+        else:
+            self.queue.spoke(slot, seconds / tokens)
         self.queue.costs.say(tokens, seconds)
         self.queue.charge(slot, tokens, said=tokens)
 

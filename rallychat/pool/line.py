@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from rallychat.errors import Late
+from rallychat.errors import Busy, Full, Late
 from rallychat.messages import Queued
 from rallychat.pool.affinity import Asked, Priority, Slot
 from rallychat.pool.fairness import Claim
@@ -79,4 +80,36 @@ def late(waiting: Waiting, how: str, *, retry_after: float) -> Late:
         f"The turn of this request {how} come within {allowed:g} s, which is its timeout.",
         retry_after=retry_after,
         hint="try again later, or give it more time",
+    )
+
+
+def to_refuse(
+    asked: Asked, line: Sequence[Waiting], pace: Pace, *, limit: int, by_user: bool
+) -> Waiting | None:
+    """Who was refused so that one more may wait: the newest of who has most in a full line; None: there is room.
+
+    Args:
+        line: those that wait for the same kind of service.
+        by_user: who has more than `asked`'s user makes room; else nobody does.
+
+    Raises:
+        Busy: nobody has more. Full: and `asked`'s user has nothing in it.
+    """
+    if len(line) < limit:
+        return None
+    lines = Counter(waiting.asked.user for waiting in line)
+    longest, most = max(lines.items(), key=lambda item: item[1], default=("", 0))
+    if by_user and lines[asked.user] + 1 < most:
+        newest = max((w for w in line if w.asked.user == longest), key=lambda w: w.arrival)
+        newest.granted.set_exception(_refusal(Busy, most, pace))
+        return newest
+    others = asked.priority is Priority.CHAT and lines and not lines[asked.user]
+    raise _refusal(Full if others else Busy, len(line), pace)
+
+
+def _refusal(kind: type[Busy], ahead: int, pace: Pace) -> Busy:
+    return kind(
+        f"{ahead} requests are already waiting for this model.",
+        retry_after=pace.estimate(ahead + 1),
+        hint="try again later, or raise max_queue",
     )

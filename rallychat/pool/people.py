@@ -64,6 +64,20 @@ def unwatched_to_leave(people: int, slots: Sequence[Slot]) -> list[Slot]:
     return patient[max(0, len(patient) - max(0, short)) :]
 
 
+def harmless(people: int, slots: Sequence[Slot], room: int, *, pressed: bool) -> list[Slot]:
+    """Lines of a batch that go on beside people: those that have said most, as many as slow nobody.
+
+    Args:
+        people: who wait for a slot.
+        room: how many slow nobody.
+        pressed: somebody waits for a first token; who still reads would make that later.
+    """
+    lines = [slot for slot in slots if slot.holder is Priority.BATCH and (slot.said or not pressed)]
+    lines.sort(key=lambda slot: slot.said, reverse=True)
+    left = len(slots) - people - sum(_answers(slot) and not slot.leaving for slot in slots)
+    return lines[: max(0, min(room, left))]
+
+
 def spared(
     asked: Asked, free: Sequence[Slot], slots: Sequence[Slot], others: Sequence[str]
 ) -> dict[int, float]:

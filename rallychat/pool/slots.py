@@ -6,9 +6,9 @@ order of priority, then arrival. The first in line picks its slot (`affinity`).
 While a person is served or waits, nothing else is granted a slot, and whatever else runs is told to leave
 (`Slot.wanted`), which it does within one engine step: a short one, for few are prepared for at a time. So is told an
 answer of somebody who has more than a fair share.
-Two exceptions: answers that nobody watches go on while people leave them a slot; and work that asks to go on `beside`
-answers may have a slot while they are written, one at a time. Neither begins while anybody waits for a slot or for a
-first token.
+Three exceptions: answers that nobody watches go on while people leave them a slot; work that asks to go on `beside`
+answers may have a slot while they are written, one at a time; and as much of a batch goes on as was measured to slow
+nobody (`strain`). None begins while anybody waits for a slot or for a first token.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from rallychat.errors import Busy, Full, RallyChatError
+from rallychat.errors import RallyChatError
 from rallychat.messages import Queued
 from rallychat.pool.affinity import Apart, Asked, Crowded, Priority, Slot, best, until_expendable
 from rallychat.pool.background import following, to_leave
 from rallychat.pool.fairness import Costs, Shares
-from rallychat.pool.line import Notify, Pace, Waiting, late
-from rallychat.pool.people import in_turn, spared, to_make_way, unwatched_to_leave
+from rallychat.pool.line import Notify, Pace, Waiting, late, to_refuse
+from rallychat.pool.people import harmless, in_turn, spared, to_make_way, unwatched_to_leave
+from rallychat.pool.strain import Strain
 
 LOOK = 64
-"""Tokens served between two looks at whether somebody has by now had more than who waits."""
+"""Tokens served between two looks at whether somebody has by now had more than who waits, or a batch too much."""
 MOVED = 5.0
 """Seconds by which an estimate must have changed to be told again where the place has not."""
 LATELY = 60.0
@@ -58,6 +58,7 @@ class SlotQueue:
         self._people_at = -LATELY
         self._again: asyncio.TimerHandle | None = None  # a look at whether somebody may have a slot by now
         self._shares = Shares()
+        self._strain = Strain()
         self.costs = Costs()
         self.by_user = True
         """False: people are served in order of arrival, which is what measurements compare with."""
@@ -112,6 +113,11 @@ class SlotQueue:
             slot.reading = False
             self._grant()
 
+    def spoke(self, slot: Slot, seconds: float) -> None:
+        """A token of an answer took so long, which was not its first."""
+        if slot.holder is Priority.CHAT and not self.pressed:
+            self._strain.said(self.busy, seconds)
+
     @property
     def idle(self) -> bool:
         """Nobody is served and nobody waits."""
@@ -130,7 +136,7 @@ class SlotQueue:
         if said and self.on_said is not None:
             self.on_said(slot.user, said)
         self._unseen += tokens
-        if self._line and self._unseen >= LOOK:
+        if self._unseen >= LOOK:
             self._grant()
 
     def resume(self, *, rollback: bool = True, pausing: bool = True) -> None:
@@ -275,26 +281,13 @@ class SlotQueue:
     def _admit(self, asked: Asked) -> None:
         """Refuses who finds the line full, unless another has more in it: then that one's newest is refused."""
         person = asked.priority is Priority.CHAT
-        line = [waiting for waiting in self._line if waiting.person is person]
         idle = [slot for slot in self._slots if not slot.busy]
-        if len(line) < self._limit or (person and self._open and self._without_spared(idle, asked)):
+        if person and self._open and self._without_spared(idle, asked):
             return
-        lines = Counter(waiting.asked.user for waiting in line)
-        longest, most = max(lines.items(), key=lambda item: item[1], default=("", 0))
-        if person and self.by_user and lines[asked.user] + 1 < most:
-            newest = max((w for w in line if w.asked.user == longest), key=lambda w: w.arrival)
+        line = [waiting for waiting in self._line if waiting.person is person]
+        newest = to_refuse(asked, line, self._pace, limit=self._limit, by_user=person and self.by_user)
+        if newest is not None:
             self._line.remove(newest)
-            newest.granted.set_exception(self._refusal(Busy, most))
-            return
-        others = person and len(line) > lines[asked.user]
-        raise self._refusal(Full if others and not lines[asked.user] else Busy, len(line))
-
-    def _refusal(self, kind: type[Busy], ahead: int) -> Busy:
-        return kind(
-            f"{ahead} requests are already waiting for this model.",
-            retry_after=self._pace.estimate(ahead + 1),
-            hint="try again later, or raise max_queue",
-        )
 
     def _grant(self) -> None:
         self._unseen = 0.0
@@ -325,8 +318,10 @@ class SlotQueue:
     def _make_way(self, people: list[Waiting]) -> None:
         """Tells those to leave who are in the way of somebody who goes first."""
         if self.people:
+            staying = harmless(len(people), self._slots, self._room(), pressed=self.pressed)
             for slot in self._slots:
-                if not (slot.holder is None or slot.holder.foreground) and (self.pressed or not slot.beside):
+                behind = slot.busy and not (slot.holder or Priority.CHAT).foreground
+                if behind and slot not in staying and (self.pressed or not slot.beside):
                     slot.wanted.set()
             for slot in unwatched_to_leave(len(people), self._slots):
                 slot.wanted.set()
@@ -336,6 +331,11 @@ class SlotQueue:
                     self.pauses += 1
         elif (last := to_leave(self._line, self._slots)) is not None:
             last.wanted.set()
+
+    def _room(self) -> int:
+        """Lines of a batch that may be worked on beside people."""
+        answers = sum(slot.holder is not None and slot.holder.foreground for slot in self._slots)
+        return self._strain.room(answers, len(self._slots) - answers)
 
     def _serve_background(self) -> None:
         """What may go on now gets a slot; what finds none without harm lets others go first."""
@@ -350,7 +350,9 @@ class SlotQueue:
     def _next_of_background(self, passed_over: list[Waiting]) -> Waiting | None:
         line = [w for w in self._line if not w.person and w not in passed_over]
         if self.people:
-            line = [] if self.pressed else [w for w in line if w.asked.priority is Priority.PATIENT]
+            batches = sum(slot.holder is Priority.BATCH for slot in self._slots)
+            kinds = {Priority.PATIENT} | ({Priority.BATCH} if batches < self._room() else set())
+            line = [] if self.pressed else [w for w in line if w.asked.priority in kinds]
         found = following(line, self._slots)
         if found is None or found.asked.priority is not Priority.PATIENT:
             return found
