@@ -19,8 +19,8 @@ from rallychat.recent import Recent
 from rallychat.store import codec, queries
 from rallychat.store.types import StoredMessage
 
-MOST = 10_000
-"""Messages kept over all conversations, about 30 MB; the conversation read longest ago is forgotten first."""
+MOST = 4000
+"""Messages kept over all conversations, about 12 MB; the conversation read longest ago is forgotten first."""
 FEW = 4
 """Messages read below what is kept: the question, the answer before it, and one more exchange for those who watch."""
 AT_ONCE = 200
