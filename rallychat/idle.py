@@ -34,14 +34,14 @@ from rallychat.settings import Settings
 from rallychat.store import Conversation, ConversationStore
 from rallychat.texts import title_of
 from rallychat.titles import TITLE_PROMPT, TITLE_TOKENS, checked_title
-from rallychat.wishes import AS_EVER, Wish
+from rallychat.wishes import AS_EVER, Habit, Wish
 
 log = logging.getLogger(__name__)
 
 REST = 0.3
 """Seconds after an answer before anything begins: who goes on at once is not disturbed."""
 ASKED = 1024
-"""Conversations of which it is remembered what was asked of the newest answer, and that they were named."""
+"""Conversations of which it is remembered that they were named, and how they were asked until that is stored."""
 RECENT = 64
 """Conversations remembered as open, to be warmed again after an engine's restart."""
 
@@ -59,16 +59,6 @@ class Voices:
     """Older turns became a memory, for the model of this id."""
     said: Callable[[str], str | None]
     """What the growing answer of a conversation says so far; None: none grows."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What was asked of a conversation's newest answer: the model, whichever the conversation's own was then."""
-
-    model: str
-    instead_of: str | None
-    max_tokens: int | None
-    wish: Wish
 
 
 class Idle:
@@ -94,7 +84,7 @@ class Idle:
         self._compacting = Compacting(contexts, voices.compacted)
         self._riding = Riding(store, contexts, self._compacting, voices.said)
         self._named: Recent[str, None] = Recent(ASKED)
-        self._asked_for: Recent[str, _Asked] = Recent(ASKED)
+        self._habits: Recent[str, Habit] = Recent(ASKED)  # those that are not stored yet
         self._closed = False
         pool.came_back = self._came_back
 
@@ -109,7 +99,7 @@ class Idle:
     ) -> None:
         """This model, so long an answer and a context so kept are asked for, and likely will be again: the next
         prompt depends on them."""
-        self._asked_for[conversation.id] = _Asked(model.id, conversation.model, max_tokens, wish)
+        self._habits[conversation.id] = Habit(model.id, conversation.model, max_tokens, wish)
 
     def answered(self, conversation_id: str) -> None:
         """An answer has ended: there may be time."""
@@ -178,6 +168,7 @@ class Idle:
 
     async def _work(self, conversation_id: str, rest: float) -> None:
         since = time.monotonic()
+        await self._keep_habit(conversation_id)
         await asyncio.sleep(rest)
         for step in (self._warm, self._compact, self._title, self._measure):
             try:
@@ -189,6 +180,25 @@ class Idle:
             except Exception:
                 log.exception("preparing conversation %s failed", conversation_id)
                 return
+
+    async def _keep_habit(self, conversation_id: str) -> None:
+        """Stores how the newest answer was asked for, unless it is known: also after a restart it holds."""
+        habit = self._habits.get(conversation_id)
+        if habit is None:
+            return
+        try:
+            conversation = await self._store.get(conversation_id)
+            asked = None if self._is_usual(conversation, habit) else habit.as_json()
+            if asked != conversation.asked:
+                await self._store.contexts.keep_asked(conversation_id, asked)
+        except RallyChatError as exc:
+            log.info("how conversation %s was asked is not kept: %s", conversation_id, exc)
+        else:
+            self._habits.pop(conversation_id, None)
+
+    def _is_usual(self, conversation: Conversation, habit: Habit) -> bool:
+        usual = (self._voices.resolve(conversation.model).id, self._voices.max_tokens(conversation), AS_EVER)
+        return (habit.model, habit.max_tokens, habit.wish) == usual
 
     async def _ride(self, conversation_id: str, report: ContextReport) -> None:
         """Beside the growing answer."""
@@ -228,7 +238,7 @@ class Idle:
         if conversation.tip_id is None or (self._voices.said(conversation_id) is not None) is not growing:
             return None
         tip = await self._store.message(conversation.tip_id)
-        known = self._asked_for.get(conversation_id)
+        known = self._habits.get(conversation_id) or Habit.stored(conversation.asked)
         again = known if known is not None and known.instead_of == conversation.model else conversation
         model = self._voices.resolve(again.model)
         engine = self._pool.find(model.id)

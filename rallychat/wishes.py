@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from rallychat.messages import Message
 from rallychat.store import StoredMessage
@@ -60,3 +63,33 @@ class Wish:
 
 AS_EVER = Wish()
 """As the conversation has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Habit:
+    """How the newest answer of a conversation was asked for; the next one likely will be, too.
+
+    Args:
+        model: its id, whichever the conversation's own was then: `instead_of`.
+        max_tokens: of the answer.
+    """
+
+    model: str
+    instead_of: str | None
+    max_tokens: int | None
+    wish: Wish = AS_EVER
+
+    def as_json(self) -> dict[str, Any]:
+        """As it is stored."""
+        return _HABIT.dump_python(self, mode="json", exclude_defaults=True)  # type: ignore[no-any-return]
+
+    @classmethod
+    def stored(cls, written: Mapping[str, Any] | None) -> Habit | None:
+        """What was stored; None where nothing was, or by a version that wrote it otherwise."""
+        try:
+            return None if written is None else _HABIT.validate_python(written)
+        except ValidationError:
+            return None
+
+
+_HABIT = TypeAdapter(Habit)

@@ -99,12 +99,12 @@ async def until(true: Callable[[], bool]) -> None:
             await asyncio.sleep(0)
 
 
-async def due(service: ChatService, conversation_id: str) -> bool:
+async def due(service: ChatService, conversation_id: str, wish: Wish = AS_EVER) -> bool:
     model = service.resolve(None)
     engine = await service.pool.open(model)
     limit = service.sampling(model).max_tokens
     conversation = await service.store.get(conversation_id)
-    found = await service.contexts.due(conversation, model=model, engine=engine, max_tokens=limit)
+    found = await service.contexts.due(conversation, model=model, engine=engine, max_tokens=limit, wish=wish)
     return found is not None
 
 
@@ -218,6 +218,30 @@ async def test_idle_time_keeps_to_the_strategy_that_a_message_asked_for(world: W
             assert evaluated(end) < 100 or number == 0
             await service.idle.settled()
         assert {memory.kind for memory in await service.contexts.memories(chat)} == {"ledger"}
+
+
+async def test_idle_time_keeps_to_what_a_message_asked_for_after_a_restart(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wish = Wish(strategy="ledger")
+    monkeypatch.setattr(idle, "REST", 600.0)
+    async with world(strategy="full") as service:
+        chat = (await service.store.create()).id
+        while not await due(service, chat, wish):
+            await say(service, chat, LONG, wish)
+        async with asyncio.timeout(10):
+            while (await service.store.get(chat)).asked is None:  # noqa: ASYNC110 - a row tells nobody
+                await asyncio.sleep(0)
+        assert await service.contexts.memories(chat) == []
+    monkeypatch.setattr(idle, "REST", 0.0)
+    async with world(strategy="full") as service:
+        await service.load("scripted")
+        await service.open_conversation(chat)
+        await service.idle.settled()
+        assert [memory.kind for memory in await service.contexts.memories(chat)] == ["ledger"]
+        await say(service, chat, LONG)
+        await service.idle.settled()
+        assert (await service.store.get(chat)).asked is None
 
 
 async def test_idle_time_makes_no_memory_that_a_message_did_not_ask_for(world: World) -> None:

@@ -181,6 +181,7 @@ def conversation_from(row: Mapping[str, Any]) -> Conversation:
             folder=row.get("folder"),
             deleted_at=row.get("deleted_at"),
             answering=row.get("answering"),
+            asked=row.get("asked"),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
         raise StoreError(f"Conversation '{row['id']}' in the database is damaged: {exc!r}.") from exc

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -33,6 +33,13 @@ class ContextStore:
             row = await queries.message_row(db, message_id)
             await db.execute(update(messages).where(messages.c.id == message_id).values(mark=mark))
             await queries.changed(db, conversations.c.id == row["conversation_id"])
+
+    @whole
+    async def keep_asked(self, conversation_id: str, asked: Mapping[str, Any] | None) -> None:
+        """Keeps how the newest answer was asked for; None: as the conversation is set."""
+        this = (conversations.c.id == conversation_id) & queries.mine()
+        async with self._database.write("growing") as db:
+            await db.execute(update(conversations).where(this).values(asked=asked))
 
     @whole
     async def memories(self, conversation_id: str) -> list[Memory]:

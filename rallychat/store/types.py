@@ -81,6 +81,8 @@ class Conversation:
     """In the trash since."""
     answering: str | None = None
     """The answer that is being made on its branch in view, in whichever process."""
+    asked: Mapping[str, Any] | None = None
+    """How its newest answer was asked for, where that was not as it is set."""
 
 
 @dataclass(frozen=True, slots=True)
