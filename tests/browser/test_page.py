@@ -131,6 +131,19 @@ def test_a_conversation_is_renamed_opened_and_deleted(page: Page) -> None:
     expect(page).not_to_have_url(re.compile("c="))
 
 
+def test_an_answer_in_hebrew_runs_from_the_right_and_its_code_from_the_left(page: Page) -> None:
+    page.get_by_label("Message", exact=True).fill("!say שלום\n\n- אחת\n\n```\nx = 1\n```\n\nEnglish.")
+    page.get_by_role("button", name="Send").click()
+    answered(page)
+    ways = {
+        name: page.locator(f".answer {name}").first.evaluate("e => getComputedStyle(e).direction")
+        for name in ("p", "ul", "figure")
+    }
+    assert ways == {"p": "rtl", "ul": "rtl", "figure": "ltr"}
+    last = page.locator(".answer p").last.evaluate("e => getComputedStyle(e).unicodeBidi")
+    assert last == "plaintext"
+
+
 def test_back_returns_to_the_conversation_before(page: Page) -> None:
     say(page, "number one")
     answered(page)
