@@ -80,9 +80,8 @@ def create_app(service: ChatService, settings: Settings) -> FastAPI:
         lambda model: BatchLines(service, model=model, longest=settings.max_body_bytes, ward=ward).answer,
     )
     errors.install(app)
-    for router in ROUTERS:
-        app.include_router(router)
-    app.include_router(_nothing_else)
+    for router in (*ROUTERS, _nothing_else):
+        app.router.routes += router.routes  # as they are: `include_router` would build each of them a second time
     app.add_middleware(Gate, accounts=service.accounts, settings=settings)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes, uploads=settings.max_file_bytes)
     app.add_middleware(Guard, settings=settings)
