@@ -35,10 +35,10 @@ def scripted_spec(**options: Any) -> WorkerSpec:
 
 def real_spec(request: pytest.FixtureRequest) -> WorkerSpec:
     path = request.getfixturevalue("smollm2_gguf")
-    return WorkerSpec("llamacpp", "smollm2", path=str(path), slots=SLOTS, window=WINDOW)
+    return WorkerSpec("llamacpp", "smollm2", path=str(path), slots=SLOTS, window=WINDOW, threads=1)
 
 
-def transformers_spec(folder: Path, *, threads: int | None = None) -> WorkerSpec:
+def transformers_spec(folder: Path) -> WorkerSpec:
     options = {"device": "cpu", "dtype": "float32", "quantize": "none"}
     return WorkerSpec(
         "transformers",
@@ -46,7 +46,7 @@ def transformers_spec(folder: Path, *, threads: int | None = None) -> WorkerSpec
         path=str(folder),
         slots=SLOTS,
         window=WINDOW,
-        threads=threads,
+        threads=1,
         options=options,
     )
 
@@ -59,7 +59,7 @@ def spec_of(request: pytest.FixtureRequest, **scripted: Any) -> WorkerSpec:
         case "llamacpp":
             return real_spec(request)
         case "transformers":
-            return transformers_spec(request.getfixturevalue("taught_llama"), threads=1)
+            return transformers_spec(request.getfixturevalue("taught_llama"))
         case _:
             return transformers_spec(request.getfixturevalue("smollm2_checkpoint"))
 
