@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import pytest
@@ -55,12 +55,17 @@ class World:
 
 @asynccontextmanager
 async def people(
-    folder: Path, *, mount: bool = False, batches: bool = False, **given: Any
+    folder: Path, *, mount: bool | Literal["login"] = False, batches: bool = False, **given: Any
 ) -> AsyncIterator[World]:
-    """The world, with the echo engine behind it; with `mount` also its page, with `batches` what answers those."""
+    """The world, with the echo engine behind it; with `mount` also its page, or its login alone, with `batches` what
+    answers those."""
     async with ChatService.open(settings(folder, auth="required", **given)) as service:
         app = create_app(service, service.settings)
-        if mount:
+        if mount == "login":
+            from rallychat.ui import login_routes
+
+            app.include_router(login_routes.router(service))
+        elif mount:
             from rallychat import ui
 
             ui.mount(app, service)

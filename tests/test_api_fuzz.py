@@ -19,10 +19,11 @@ def test_every_answer_is_as_the_document_says(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "schemathesis.cli", "run", "--no-color"]
     how = ["--mode=all", "--phases=coverage,fuzzing", "--max-examples=20", f"--exclude-checks={NOT_PROMISED}"]
     repeatable = ["--generation-deterministic", "--continue-on-failure"]
+    patient = ["--request-timeout=120", "--suppress-health-check=too_slow"]  # a busy machine is no failure
     with live(tmp_path / "data") as server:
         where = [f"{server.url}/openapi.json"]
         done = subprocess.run(
-            [*command, *how, *repeatable, *where], capture_output=True, text=True, cwd=tmp_path, timeout=580
+            [*command, *how, *repeatable, *patient, *where], capture_output=True, text=True, cwd=tmp_path, timeout=580
         )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "75 passed" in done.stdout, done.stdout

@@ -23,7 +23,6 @@ engine = "echo"
 [weights]
 kind = "none"
 [options]
-delay_ms = 2
 """
 
 
@@ -197,34 +196,41 @@ def test_a_model_that_cannot_be_had_ends_the_batch_before_it_begins(person: Pers
 # --- killed -------------------------------------------------------------------------------------------------
 
 
-def begun(folder: Path, count: int) -> list[str]:
-    """A batch that takes a while, and its command."""
+def speak(folder: Path, *, delay_ms: int) -> None:
+    """From now on the model takes so long for a token."""
     models = folder / "data" / "catalog" / "models"
-    models.mkdir(parents=True)
-    (models / "slow.toml").write_text(SLOW)
-    asked = [{"prompt": f"!count {20 + number * 37 % 60}", "id": number} for number in range(count)]
+    models.mkdir(parents=True, exist_ok=True)
+    (models / "slow.toml").write_text(SLOW + f"delay_ms = {delay_ms}\n")
+
+
+def begun(folder: Path, counts: Sequence[int]) -> list[str]:
+    """The command of a batch whose lines each are so many tokens, of a model that takes a while for them."""
+    speak(folder, delay_ms=50)
+    asked = [{"prompt": f"!count {tokens}", "id": number} for number, tokens in enumerate(counts)]
     (folder / "in.jsonl").write_text(lines(*asked))
     return ["in.jsonl", "-o", "out.jsonl", "--model", "slow", "--slots", "4"]
 
 
 def test_a_batch_that_is_killed_again_and_again_loses_and_repeats_nothing(tmp_path: Path) -> None:
-    command = begun(tmp_path, 60)
+    counts = [2 + n * 37 % 9 for n in range(30)] + [200 + n * 37 % 9 for n in range(30)]
+    command = begun(tmp_path, counts)  # it cannot end before it is killed: the later half takes over a minute
     out = tmp_path / "out.jsonl"
     seen = 0
-    for more in (5, 25):
+    for more in (5, 15):
         with rallychat(tmp_path, *command) as process:
             grows(process, out, seen + more)
             process.send_signal(signal.SIGKILL)
         assert process.returncode == -signal.SIGKILL
         assert (tmp_path / "out.jsonl.journal").exists()
         seen = count(out)
+    speak(tmp_path, delay_ms=0)
     with rallychat(tmp_path, *command) as process:
         said = process.communicate()[1].decode()
     assert process.returncode == 0
     assert "60 lines answered (" in said
     found = outcomes(out)
     assert [line["id"] for line in found] == list(range(60))
-    assert all(line["text"].endswith(f" {20 + line['id'] * 37 % 60}") for line in found)
+    assert all(line["text"].endswith(f" {tokens}") for line, tokens in zip(found, counts, strict=True))
     assert not (tmp_path / "out.jsonl.journal").exists()
 
 
@@ -242,7 +248,7 @@ def count(path: Path) -> int:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_batch_that_is_interrupted_says_how_it_goes_on(tmp_path: Path, number: signal.Signals) -> None:
-    command = begun(tmp_path, 2000)  # more than can be done before the signal is heard
+    command = begun(tmp_path, [2] * 2000)  # more than can be done before the signal is heard
     with rallychat(tmp_path, *command) as process:
         grows(process, tmp_path / "out.jsonl", 3)
         process.send_signal(number)
@@ -253,7 +259,7 @@ def test_a_batch_that_is_interrupted_says_how_it_goes_on(tmp_path: Path, number:
 
 
 def test_an_input_that_has_changed_is_noticed(tmp_path: Path) -> None:
-    command = begun(tmp_path, 60)
+    command = begun(tmp_path, [2] * 2000)
     with rallychat(tmp_path, *command) as process:
         grows(process, tmp_path / "out.jsonl", 3)
         process.kill()

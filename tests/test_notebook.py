@@ -6,6 +6,8 @@ import ast
 import json
 import os
 import socket
+import sys
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -35,13 +37,23 @@ def said(cell: Any) -> str:
     return "".join(output.get("text", "") for output in cell["outputs"])
 
 
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A port that nobody else is given during the test; where it is bound but not listened on, a server still may."""
+    with socket.socket() as ours:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        ours.bind(("127.0.0.1", 0))
+        found: int = ours.getsockname()[1]
+        if sys.platform != "linux":  # elsewhere a bound port is taken
+            ours.close()
+        yield found
+
+
 @pytest.mark.real
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_notebook_installs_starts_opens_the_page_and_asks(
-    tmp_path: Path, smollm2_gguf: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, smollm2_gguf: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     for name in [name for name in os.environ if name.startswith("RALLYCHAT_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("RALLYCHAT_DATA_DIR", str(tmp_path / "data"))

@@ -61,7 +61,7 @@ class Met:
 async def met(folder: Path, **given: Any) -> AsyncIterator[Met]:
     with openid() as provider:
         given = {"oidc_client_id": CLIENT, "oidc_client_secret": SECRET} | given
-        async with people(folder, mount=True, oidc_issuer=provider.url, **given) as world:
+        async with people(folder, mount="login", oidc_issuer=provider.url, **given) as world:
             yield Met(world, provider)
 
 
@@ -205,7 +205,7 @@ async def test_a_provider_that_is_not_the_one_named_or_not_there_is_said(tmp_pat
         here.provider.calls_itself = "https://evil.example"
         assert "calls itself otherwise" in (await here.world.ask("GET", "/login/oidc")).text
     async with people(
-        tmp_path / "x", mount=True, oidc_issuer="http://127.0.0.1:9", oidc_client_id="x"
+        tmp_path / "x", mount="login", oidc_issuer="http://127.0.0.1:9", oidc_client_id="x"
     ) as world:
         assert "cannot be reached" in (await world.ask("GET", "/login/oidc")).text
 
@@ -216,7 +216,7 @@ async def test_a_login_through_the_provider_leads_nowhere_but_here(tmp_path: Pat
 
 
 async def test_without_a_provider_its_routes_lead_to_the_login(tmp_path: Path) -> None:
-    async with people(tmp_path, mount=True) as world:
+    async with people(tmp_path, mount="login") as world:
         for path in ("/login/oidc", "/login/oidc/callback?code=x&state=y"):
             assert (await world.ask("GET", path)).headers["location"] == "/login"
         data = {"name": "ada", "password": PASSWORD}
