@@ -23,7 +23,11 @@ def test_every_answer_is_as_the_document_says(tmp_path: Path) -> None:
     with live(tmp_path / "data") as server:
         where = [f"{server.url}/openapi.json"]
         done = subprocess.run(
-            [*command, *how, *repeatable, *patient, *where], capture_output=True, text=True, cwd=tmp_path, timeout=580
+            [*command, *how, *repeatable, *patient, *where],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            timeout=580,
         )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "75 passed" in done.stdout, done.stdout

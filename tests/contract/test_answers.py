@@ -82,8 +82,11 @@ async def test_a_stop_token_ends_the_answer_and_is_no_part_of_it(rig: Rig) -> No
 async def test_usage_counts_the_tokens_of_an_answer_that_a_stop_string_ended(rig: Rig) -> None:
     prompt = await rig.chat("Write one sentence about the sea and the wind.")
     whole = await rig.answer(prompt)
-    answer = await rig.answer(prompt, stop=[whole.text[8:12]])
-    assert 0 < answer.done.completion_tokens < whole.done.completion_tokens
+    stop = whole.text[8:12]
+    answer = await rig.answer(prompt, stop=[stop])
+    assert answer.ids == whole.ids[: len(answer.ids)]
+    assert stop in await rig.client.detokenize(answer.ids)  # and maybe what was generated before it was found
+    assert answer.done.completion_tokens == len(answer.ids)
     assert answer.done.prompt_tokens == len(prompt)
 
 

@@ -62,26 +62,33 @@ async def test_prefill_is_reported_from_what_is_cached_to_the_whole(rig: Rig) ->
 
 async def test_all_slots_answer_at_the_same_time(rig: Rig) -> None:
     prompt = await rig.chat("Count from one to one hundred.")
-    seen: list[tuple[int, str]] = []
+    answering: set[int] = set()
 
     async def watch(slot: int) -> None:
-        async with rig.begun(prompt, slot=slot, ignore_eos=True, max_tokens=40) as stream:
+        async with rig.begun(prompt, slot=slot, ignore_eos=True, max_tokens=WINDOW) as stream:
             async for event in stream:
-                seen.append((slot, type(event).__name__))
+                assert not isinstance(event, Done), f"slot {slot} ended while only {answering} had begun"
+                if isinstance(event, Tokens):
+                    answering.add(slot)
+                if len(answering) == SLOTS:
+                    return
 
     await asyncio.gather(*(watch(slot) for slot in range(SLOTS)))
-    first_end = next(at for at, (_, kind) in enumerate(seen) if kind == Done.__name__)
-    assert {slot for slot, kind in seen[:first_end] if kind == Tokens.__name__} == set(range(SLOTS))
 
 
 async def test_more_than_there_are_slots_for_waits_until_somebody_has_left(rig: Rig) -> None:
     prompt = await rig.chat("Talk without end.")
-    async with AsyncExitStack() as stack:
-        for slot in range(SLOTS):
-            await stack.enter_async_context(rig.begun(prompt, slot=slot, ignore_eos=True, max_tokens=WINDOW))
-        late = asyncio.create_task(rig.answer(prompt, max_tokens=1))
-        assert (await rig.client.health())["free_slots"] == 0
-    assert (await late).done.completion_tokens == 1
+    for _ in range(20):  # the answers of a small model may end before this process has its next turn
+        async with AsyncExitStack() as stack:
+            for slot in range(SLOTS):
+                talk = rig.begun(prompt, slot=slot, ignore_eos=True, max_tokens=WINDOW)
+                await stack.enter_async_context(talk)
+            late = asyncio.create_task(rig.answer(prompt, max_tokens=1))
+            full = (await rig.client.health())["free_slots"] == 0
+        assert (await late).done.completion_tokens == 1
+        if full:
+            return
+    pytest.fail("there always was a free slot")
 
 
 async def test_leaving_an_answer_frees_its_slot(rig: Rig) -> None:
@@ -122,5 +129,8 @@ async def test_two_hundred_vanishing_clients_leave_no_busy_slot(rig: Rig) -> Non
 
 
 async def _few(stream: AsyncIterator[EngineEvent], count: int) -> AsyncIterator[EngineEvent]:
-    for _ in range(count):
-        yield await anext(stream)
+    async for event in stream:
+        yield event
+        count -= 1
+        if not count:
+            return
