@@ -264,7 +264,7 @@ async def test_an_engine_answers_as_if_each_conversation_had_it_to_itself(
         path, settings = "", scripted(tmp_path, "", **given)
     else:
         path = str(request.getfixturevalue("smollm2_gguf"))
-        settings = Settings(data_dir=tmp_path, model=path, **given)
+        settings = Settings(data_dir=tmp_path, model=path, threads=1, **given)
     async with ChatService.open(settings) as service:
         chats = {word: (await service.store.create(system=f"The word is {word}.")).id for word in REAL}
         for question in ("Which word is it?", "Say it again."):
@@ -275,7 +275,7 @@ async def test_an_engine_answers_as_if_each_conversation_had_it_to_itself(
     answers = [one for one in requests if one.whole and one.asked.max_tokens]
     assert len(answers) >= 2 * len(REAL) + 1
     assert any(one.cached for one in answers)
-    with rig_of(WorkerSpec(engine, "alone", path=path, slots=1, window=WINDOW)) as alone:
+    with rig_of(WorkerSpec(engine, "alone", path=path, slots=1, window=WINDOW, threads=1)) as alone:
         for one in answers:
             assert gathered(one.events).text == await afresh(alone, one.asked)
 
