@@ -13,6 +13,7 @@ import httpx
 import orjson
 
 from rallychat.api import create_app
+from rallychat.bench.scripted import scripted
 from rallychat.chat import ChatService
 from tests.api_world import client, settings
 
@@ -20,24 +21,9 @@ CHAT = "/v1/chat/completions"
 ENDED = ("failed", "completed", "expired", "cancelled")
 
 
-SLOW = """
-name = "Slow"
-family = "echo"
-engine = "echo"
-license = "Apache-2.0"
-window = 8192
-[weights]
-kind = "none"
-[options]
-delay_ms = 10
-"""
-
-
 def with_slow(folder: Path) -> Path:
     """The model `slow` in a data folder: of `!count 100000` it says no end while a test looks."""
-    models = folder / "catalog" / "models"
-    models.mkdir(parents=True)
-    (models / "slow.toml").write_text(SLOW)
+    scripted(folder, "slow", "delay_ms = 10")
     return folder
 
 

@@ -14,21 +14,12 @@ from typing import Any
 import uvicorn
 
 from rallychat.api import create_app
+from rallychat.bench.scripted import scripted
 from rallychat.chat import ChatService
 from tests.api_world import settings
 
-SLOW = """
-name = "Slow echo"
-family = "echo"
-engine = "echo"
-license = "Apache-2.0"
-window = 8192
-[weights]
-kind = "none"
-[options]
-delay_ms = 5
-"""
-"""A model that counts for minutes when told to "!count 1000", so that only a cancel can end it."""
+SLOW = "delay_ms = 5"
+"""Of a model that counts for minutes when told to "!count 1000", so that only a cancel can end it."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +43,7 @@ class _Server(uvicorn.Server):
 @contextmanager
 def live(folder: Path, **given: Any) -> Iterator[Live]:
     """The API over the echo engine, on a free port, until the block ends."""
-    models = folder / "catalog" / "models"
-    models.mkdir(parents=True, exist_ok=True)
-    (models / "slow.toml").write_text(SLOW)
+    scripted(folder, "slow", SLOW)
     chosen = settings(folder, **given)
     started = threading.Event()
     running: dict[str, Any] = {}

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from rallychat.bench.scripted import scripted
 from rallychat.chat import ChatService
 from rallychat.messages import TextDelta
 from rallychat.runs import Run
@@ -46,14 +47,11 @@ async def world(folder: Path, **given: Any) -> AsyncIterator[tuple[httpx.AsyncCl
 
 def write_models(folder: Path) -> None:
     """Beside `echo`: `slow`, and `thinking`, which has reasoning tags."""
-    for kind, name, text in (
-        ("models", "slow", SLOW),
-        ("models", "thinking", SLOW.replace('family = "echo"', 'family = "thinking"').replace("= 5", "= 0")),
-        ("families", "thinking", THINKING),
-    ):
-        path = folder / "catalog" / kind
-        path.mkdir(parents=True, exist_ok=True)
-        (path / f"{name}.toml").write_text(text)
+    scripted(folder, "slow", SLOW)
+    scripted(folder, "thinking", family="thinking")
+    families = folder / "catalog" / "families"
+    families.mkdir(parents=True, exist_ok=True)
+    (families / "thinking.toml").write_text(THINKING)
 
 
 def events_of(stream: str) -> list[Event]:

@@ -26,6 +26,7 @@ from openai import OpenAI
 from sqlalchemy import update
 
 from rallychat.batches import Turns, check
+from rallychat.bench.scripted import scripted
 from rallychat.errors import StorageFull
 from rallychat.identity import acting_as
 from rallychat.store import ConversationStore
@@ -381,12 +382,7 @@ async def test_people_go_first(tmp_path: Path) -> None:
 
 
 async def test_a_person_who_wants_another_model_does_not_wait_for_the_batch(tmp_path: Path) -> None:
-    models = tmp_path / "catalog" / "models"
-    models.mkdir(parents=True)
-    (models / "other.toml").write_text(
-        'name = "Other"\nfamily = "echo"\nengine = "echo"\nlicense = "Apache-2.0"\nwindow = 8192\n'
-        '[weights]\nkind = "none"\n[options]\ndelay_ms = 1\n'
-    )
+    scripted(tmp_path, "other", "delay_ms = 1")
     lines = [
         line(str(n), "!count 50000", body={"model": "other", **line("", "!count 50000")["body"]})
         for n in range(9)

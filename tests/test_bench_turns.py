@@ -12,6 +12,7 @@ import pytest
 
 from rallychat.bench import talk
 from rallychat.bench.neighbours import run_neighbours
+from rallychat.bench.scripted import scripted
 from rallychat.bench.turns import run_turns
 from rallychat.bench.ways import NAMES
 from rallychat.errors import InvalidRequest
@@ -20,10 +21,7 @@ from rallychat.settings import Settings
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    models = tmp_path / "catalog" / "models"
-    models.mkdir(parents=True)
-    facts = ['name = "Scripted"', 'family = "echo"', 'engine = "echo"', "window = 1024"]
-    (models / "scripted.toml").write_text("\n".join([*facts, "[weights]", 'kind = "none"']))
+    scripted(tmp_path, "scripted", window=1024)
     return Settings(data_dir=tmp_path, model="scripted", slots=4)
 
 

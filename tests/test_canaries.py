@@ -18,6 +18,7 @@ from typing import Any, Literal
 import pytest
 
 from rallychat import idle
+from rallychat.bench.scripted import scripted
 from rallychat.catalog import Sampling
 from rallychat.chat import ChatService
 from rallychat.engines.echo import decode
@@ -168,7 +169,7 @@ async def test_nobody_ever_gets_a_word_of_another_conversation(
 ) -> None:
     monkeypatch.setattr(idle, "TITLE_PROMPT", RECALL)
     options = f"batch = 32\nrollback = {str(rollback).lower()}"
-    settings = scripted(tmp_path, options, slots=slots, window=512, summary_prompt=RECALL)
+    settings = served(tmp_path, options, slots=slots, window=512, summary_prompt=RECALL)
     async with ChatService.open(settings) as service:
         crowd = [Speaker(service, number) for number in range(CROWD)]
         await asyncio.gather(*(speaker.arrive() for speaker in crowd))
@@ -237,13 +238,8 @@ async def assert_hard(service: ChatService, crowd: list[Speaker], requests: list
     assert [row for row in rows if row.report and row.report.retrieved], "nothing was quoted"
 
 
-def scripted(data_dir: Path, options: str, **given: Any) -> Settings:
-    models = data_dir / "catalog" / "models"
-    models.mkdir(parents=True)
-    facts = ['name = "Scripted"', 'family = "echo"', 'engine = "echo"', "window = 1024"]
-    (models / "scripted.toml").write_text(
-        "\n".join([*facts, "[weights]", 'kind = "none"', "[options]", options])
-    )
+def served(data_dir: Path, options: str, **given: Any) -> Settings:
+    scripted(data_dir, "scripted", options, window=1024)
     return Settings(data_dir=data_dir, model="scripted", **given)
 
 
@@ -261,7 +257,7 @@ async def test_an_engine_answers_as_if_each_conversation_had_it_to_itself(
     """What it says on slots that six conversations share is what it says with an empty cache."""
     given: dict[str, Any] = {"slots": 3, "window": WINDOW, "strategy": "ledger", "latency_factor": 0}
     if engine == "echo":
-        path, settings = "", scripted(tmp_path, "", **given)
+        path, settings = "", served(tmp_path, "", **given)
     else:
         path = str(request.getfixturevalue("smollm2_gguf"))
         settings = Settings(data_dir=tmp_path, model=path, threads=1, **given)

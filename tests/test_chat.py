@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from rallychat import answering
+from rallychat.bench.scripted import scripted
 from rallychat.catalog import Sampling
 from rallychat.chat import ChatService
 from rallychat.engines.client import EngineClient
@@ -33,17 +34,7 @@ def world(tmp_path: Path) -> World:
 
     @asynccontextmanager
     async def opened(options: str = "", **given: Any) -> AsyncIterator[ChatService]:
-        models = tmp_path / "catalog" / "models"
-        models.mkdir(parents=True, exist_ok=True)
-        lines = [
-            'name = "Scripted"',
-            'family = "echo"',
-            'engine = "echo"',
-            "window = 1024",
-            "[weights]",
-            'kind = "none"',
-        ]
-        (models / "scripted.toml").write_text("\n".join([*lines, "[options]", options]))
+        scripted(tmp_path, "scripted", options, window=1024)
         settings = Settings(
             data_dir=tmp_path, model="scripted", **{"slots": 2, "stall_timeout": 5.0, **given}
         )

@@ -14,16 +14,8 @@ from typing import Any
 
 import pytest
 
+from rallychat.bench.scripted import scripted
 from tests.cli_world import ROOT, Person
-
-SLOW = """
-name = "Slow"
-family = "echo"
-engine = "echo"
-[weights]
-kind = "none"
-[options]
-"""
 
 
 @pytest.fixture
@@ -185,7 +177,7 @@ def test_an_input_that_is_not_there_is_one_sentence(person: Person) -> None:
 
 
 def test_a_model_that_cannot_be_had_ends_the_batch_before_it_begins(person: Person) -> None:
-    person.adds_model("broken", SLOW + 'load_error = "the weights are damaged"\n')
+    scripted(person.data, "broken", 'load_error = "the weights are damaged"')
     Path("in.jsonl").write_text(lines({"prompt": "x"}))
     done = person.types("batch", "in.jsonl", "-o", "out.jsonl", "--model", "broken")
     assert done.code == 1
@@ -198,9 +190,7 @@ def test_a_model_that_cannot_be_had_ends_the_batch_before_it_begins(person: Pers
 
 def speak(folder: Path, *, delay_ms: int) -> None:
     """From now on the model takes so long for a token."""
-    models = folder / "data" / "catalog" / "models"
-    models.mkdir(parents=True, exist_ok=True)
-    (models / "slow.toml").write_text(SLOW + f"delay_ms = {delay_ms}\n")
+    scripted(folder / "data", "slow", f"delay_ms = {delay_ms}")
 
 
 def begun(folder: Path, counts: Sequence[int]) -> list[str]:

@@ -18,6 +18,7 @@ from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from rich.console import Console
 
+from rallychat.bench.scripted import scripted
 from rallychat.chat import ChatService
 from rallychat.cli.chat import Talk, find, key_bindings, show_events
 from rallychat.cli.render import read
@@ -38,16 +39,6 @@ from rallychat.messages import (
 from rallychat.settings import Settings
 from rallychat.store import Conversation, ConversationStore, Shelf, StoredMessage
 from rallychat.transfer import import_file
-
-SLOW = """
-name = "Slow"
-family = "echo"
-engine = "echo"
-[weights]
-kind = "none"
-[options]
-delay_ms = 2
-"""
 
 
 class Terminal:
@@ -80,9 +71,7 @@ class Terminal:
 
 @asynccontextmanager
 async def terminal(folder: Path, model: str = "echo") -> AsyncIterator[Terminal]:
-    models = folder / "catalog" / "models"
-    models.mkdir(parents=True, exist_ok=True)
-    (models / "slow.toml").write_text(SLOW)
+    scripted(folder, "slow", "delay_ms = 2")
     screen = io.StringIO()
     console = Console(file=screen, width=100, force_terminal=False)
     with create_pipe_input() as keys:

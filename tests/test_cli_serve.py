@@ -20,20 +20,11 @@ import httpx
 import pytest
 from rich.console import Console
 
+from rallychat.bench.scripted import scripted
 from rallychat.cli.serve import greet, listen, refuse_contradictions, refuse_strangers, url_of
 from rallychat.errors import SettingsError
 from rallychat.settings import Settings
 from tests.cli_world import ROOT
-
-SLOW = """
-name = "Slow"
-family = "echo"
-engine = "echo"
-[weights]
-kind = "none"
-[options]
-delay_ms = 5
-"""
 
 
 @dataclass
@@ -52,9 +43,7 @@ class Server:
 @contextmanager
 def server(folder: Path, *args: str) -> Iterator[Server]:
     """`rallychat serve` on a free port, until the block ends."""
-    models = folder / "catalog" / "models"
-    models.mkdir(parents=True, exist_ok=True)
-    (models / "slow.toml").write_text(SLOW)
+    scripted(folder, "slow", "delay_ms = 5")
     command = [sys.executable, "-m", "rallychat", "serve", *args, "--no-browser", "--port", "0"]
     process = subprocess.Popen(
         [*command, "--data-dir", str(folder)], stderr=subprocess.PIPE, text=True, env=environment(), cwd=ROOT

@@ -12,20 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from rallychat.bench.scripted import scripted
 from tests.cli_world import ROOT
 
 pty = pytest.importorskip("pty", reason="Windows has no pseudo-terminals; POSIX runs this")
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][AB0]|\x1b[=>]|\r")
-
-SLOW = """
-name = "Slow"
-family = "echo"
-engine = "echo"
-[weights]
-kind = "none"
-[options]
-delay_ms = 2
-"""
 
 
 class Screen:
@@ -69,9 +60,7 @@ class Screen:
 
 @pytest.fixture
 def screen(tmp_path: Path) -> Iterator[Screen]:
-    models = tmp_path / "catalog" / "models"
-    models.mkdir(parents=True)
-    (models / "slow.toml").write_text(SLOW)
+    scripted(tmp_path, "slow", "delay_ms = 2")
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RALLYCHAT_")}
     master, slave = pty.openpty()
     process = subprocess.Popen(

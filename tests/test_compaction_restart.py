@@ -8,21 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from rallychat.bench.scripted import scripted
 from rallychat.chat import ChatService
 from rallychat.messages import Finished
 from rallychat.settings import Settings
 
-MODEL = """
-name = "Scripted"
-family = "echo"
-engine = "echo"
-window = 1024
-[weights]
-kind = "none"
-[options]
-prefill_ms = 5
-batch = 8
-"""
 TALK = """
 import asyncio, sys
 from pathlib import Path
@@ -78,8 +68,7 @@ def killed_amid(folder: Path, far: str) -> tuple[str, str]:
 async def test_memory_that_was_not_swapped_in_when_the_server_was_killed_is_made_after_its_restart(
     tmp_path: Path, far: str
 ) -> None:
-    (tmp_path / "catalog" / "models").mkdir(parents=True)
-    (tmp_path / "catalog" / "models" / "scripted.toml").write_text(MODEL)
+    scripted(tmp_path, "scripted", "prefill_ms = 5\nbatch = 8", window=1024)
     chat, amid = killed_amid(tmp_path, far)
     assert amid == "amid"
     settings = Settings(data_dir=tmp_path, model="scripted", slots=2, strategy="ledger", titles=False)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from rallychat import idle
+from rallychat.bench.scripted import scripted
 from rallychat.catalog import Sampling
 from rallychat.chat import ChatService
 from rallychat.engines.protocol import CompletionRequest, EngineEvent
@@ -31,11 +32,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
     @asynccontextmanager
     async def opened(options: str = "", **given: Any) -> AsyncIterator[ChatService]:
-        models = tmp_path / "catalog" / "models"
-        models.mkdir(parents=True, exist_ok=True)
-        facts = ['name = "Scripted"', 'family = "echo"', 'engine = "echo"', "window = 1024"]
-        lines = [*facts, "[weights]", 'kind = "none"', "[options]", options]
-        (models / "scripted.toml").write_text("\n".join(lines))
+        scripted(tmp_path, "scripted", options, window=1024)
         settings = Settings(
             data_dir=tmp_path,
             model="scripted",

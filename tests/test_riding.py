@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from rallychat import idle
+from rallychat.bench.scripted import scripted
 from rallychat.chat import ChatService
 from rallychat.compacting import Making, Scene
 from rallychat.engines.protocol import CompletionRequest, Done
@@ -35,12 +36,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
     @asynccontextmanager
     async def opened(options: str = "delay_ms = 3", **given: Any) -> AsyncIterator[ChatService]:
-        models = tmp_path / "catalog" / "models"
-        models.mkdir(parents=True, exist_ok=True)
-        facts = ['name = "Scripted"', 'family = "echo"', 'engine = "echo"', "window = 1024"]
-        (models / "scripted.toml").write_text(
-            "\n".join([*facts, "[weights]", 'kind = "none"', "[options]", options])
-        )
+        scripted(tmp_path, "scripted", options, window=1024)
         settings = Settings(
             data_dir=tmp_path,
             model="scripted",

@@ -10,22 +10,12 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from rallychat.bench.scripted import scripted
 from rallychat.catalog import Sampling
 from rallychat.chat import ChatService
 from rallychat.messages import Finished, Message
 from rallychat.settings import Settings
 from rallychat.ui import context_routes, conversation_routes, list_routes, model_routes, turn_routes
-
-SLOW = """
-name = "Slow echo"
-family = "echo"
-engine = "echo"
-window = 8192
-[weights]
-kind = "none"
-[options]
-delay_ms = 20
-"""
 
 
 @asynccontextmanager
@@ -33,10 +23,9 @@ async def page(
     folder: Path, *, models: Mapping[str, str] | None = None, **given: Any
 ) -> AsyncIterator[tuple[httpx.AsyncClient, ChatService]]:
     """The page's routes over the echo engine, without Gradio's frame; `models` are files of the user's own."""
-    catalog = folder / "catalog" / "models"
-    catalog.mkdir(parents=True)
-    for name, facts in {"slow": SLOW, **(models or {})}.items():
-        (catalog / f"{name}.toml").write_text(facts)
+    scripted(folder, "slow", "delay_ms = 20")
+    for name, facts in (models or {}).items():
+        (folder / "catalog" / "models" / f"{name}.toml").write_text(facts)
     async with ChatService.open(Settings(data_dir=folder, **{"model": "echo", **given})) as service:
         app = FastAPI()
         for each in (list_routes, conversation_routes, context_routes, turn_routes, model_routes):

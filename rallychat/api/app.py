@@ -81,7 +81,9 @@ def create_app(service: ChatService, settings: Settings) -> FastAPI:
     )
     errors.install(app)
     for router in (*ROUTERS, _nothing_else):
-        app.router.routes += router.routes  # as they are: `include_router` would build each of them a second time
+        app.router.routes += (
+            router.routes
+        )  # as they are: `include_router` would build each of them a second time
     app.add_middleware(Gate, accounts=service.accounts, settings=settings)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes, uploads=settings.max_file_bytes)
     app.add_middleware(Guard, settings=settings)

@@ -22,6 +22,7 @@ import httpx
 
 from rallychat.bench.client import PATIENCE, Line, Official, Plain, Sent, Talker, has_openai
 from rallychat.bench.faults import Database, Faults
+from rallychat.bench.scripted import scripted
 from rallychat.bench.server import ServerProcess, running
 from rallychat.bench.turns import wish_to_stop
 from rallychat.settings import Settings
@@ -36,20 +37,11 @@ TURNS = 6
 """Messages of a conversation."""
 ECHO = "chaos"
 """The scripted model's name."""
+PACE = "delay_ms = 10"
+"""Its options."""
 SCRIPTED = "!repeat 40 {name}"
 REAL = "{name} Tell a story, a long one, with many people in it."
 REAL_TOKENS = 48
-MODEL = """
-name = "Chaos"
-family = "echo"
-engine = "echo"
-license = "Apache-2.0"
-window = 8192
-[weights]
-kind = "none"
-[options]
-delay_ms = 10
-"""
 
 
 @dataclass
@@ -82,8 +74,7 @@ async def run_chaos(
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rallychat-bench-")))
         (folder / "models").symlink_to(settings.models_dir.resolve())
-        (folder / "catalog" / "models").mkdir(parents=True)
-        (folder / "catalog" / "models" / f"{ECHO}.toml").write_text(MODEL)
+        scripted(folder, ECHO, PACE)
         database = None
         if postgres:
             database = await asyncio.to_thread(Database)

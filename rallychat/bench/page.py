@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import orjson
 
+from rallychat.bench.scripted import scripted
 from rallychat.chat import ChatService
 from rallychat.messages import Message, Text, Timings, Usage
 from rallychat.settings import Settings
@@ -26,10 +27,6 @@ from rallychat.ui.turn_routes import Turns
 
 PARAGRAPH: Final = "A sentence about **something** with `code` in it, long enough to fill a line or two. " * 3
 ANSWER: Final = f"{PARAGRAPH}\n\n- one point\n- another point\n\n```python\nprint('hello')\n```\n\n" * 3
-_ECHO: Final = (
-    'name = "Bench"\nfamily = "echo"\nengine = "echo"\nwindow = 8192\n'
-    '[weights]\nkind = "none"\n[options]\ndelay_ms = 2\nreplies = ['
-)
 
 
 @dataclass
@@ -53,9 +50,7 @@ async def run_page(
     to the last, engine traffic and storing included; only measured for the page).
     """
     with tempfile.TemporaryDirectory(prefix="rallychat-bench-") as folder:
-        catalog = Path(folder) / "catalog" / "models"
-        catalog.mkdir(parents=True)
-        (catalog / "bench.toml").write_text(f"{_ECHO}{orjson.dumps(ANSWER).decode()}]\n")
+        scripted(Path(folder), "bench", f"delay_ms = 2\nreplies = [{orjson.dumps(ANSWER).decode()}]")
         own = settings.model_copy(update={"data_dir": Path(folder), "model": "bench"})
         async with ChatService.open(own) as service:
             seen = {count: Measured() for count in messages}

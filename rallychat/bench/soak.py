@@ -23,8 +23,9 @@ import httpx
 import psutil
 
 from rallychat.bench import plot
-from rallychat.bench.chaos import ECHO, MODEL
+from rallychat.bench.chaos import ECHO, PACE
 from rallychat.bench.client import PATIENCE, Plain, Sent, Talker
+from rallychat.bench.scripted import scripted
 from rallychat.bench.server import ServerProcess, running
 from rallychat.bench.turns import wish_to_stop
 from rallychat.errors import EngineUnavailable
@@ -89,8 +90,7 @@ async def run_soak(
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rallychat-bench-")))
         (folder / "models").symlink_to(settings.models_dir.resolve())
-        (folder / "catalog" / "models").mkdir(parents=True)
-        (folder / "catalog" / "models" / f"{ECHO}.toml").write_text(MODEL)
+        scripted(folder, ECHO, PACE)
         server = ServerProcess(settings.model, data_dir=folder, arguments=["--slots", str(settings.slots)])
         await stack.enter_async_context(running(server))
         http = httpx.AsyncClient(
