@@ -111,12 +111,12 @@ class TemplateError(InvalidRequest):
 
 
 class NotFound(RallyChatError):
-    """There is no `kind` called `name`."""
+    """There is no `kind` called `name`; none such, where it has no name that could be said."""
 
     code = "not_found"
 
     def __init__(self, kind: str, name: str, *, hint: str = "") -> None:
-        super().__init__(f"There is no {kind} '{name}'.", hint=hint)
+        super().__init__(f"There is no {kind} '{name}'." if name else f"There is no such {kind}.", hint=hint)
         self.kind = kind
         self.name = name
 

@@ -199,6 +199,29 @@ async def test_an_admin_keeps_people_out_and_lets_them_in_again_on_the_page(tmp_
         assert (await world.ask("POST", ada, as_="ada", data={"what": "x"})).status_code == 400
 
 
+async def test_an_admin_sets_limits_and_passwords_on_the_page(tmp_path: Path) -> None:
+    async with people(tmp_path, mount=True) as world:
+        eve = f"/people/users/{world.users['eve'].id}"
+        set_ = await world.ask(
+            "POST", f"{eve}/limits", as_="ada", data={"concurrent": "2", "stored_bytes": " "}
+        )
+        assert set_.status_code == 303
+        shown = (await world.ask("GET", "/people", as_="ada")).text
+        assert "concurrent 2" in shown
+        wrong = await world.ask("POST", f"{eve}/limits", as_="ada", data={"concurrent": "many"})
+        assert (wrong.status_code, "whole number" in wrong.text) == (400, True)
+        await world.ask("POST", f"{eve}/limits", as_="ada", data={"concurrent": ""})
+        assert "concurrent 2" not in (await world.ask("GET", "/people", as_="ada")).text
+        short = await world.ask("POST", f"{eve}/password", as_="ada", data={"new": "short"})
+        assert short.status_code == 400
+        new = "another battery staple"
+        assert (await world.ask("POST", f"{eve}/password", as_="ada", data={"new": new})).status_code == 303
+        assert (await world.ask("GET", "/v1/me", as_="eve")).status_code == 401
+        assert (await log_in(world, "eve", new)).status_code == 303
+        for what in ("limits", "password"):
+            assert (await world.ask("POST", f"{eve}/{what}", as_="ben", data={"new": new})).status_code == 403
+
+
 async def test_members_choose_models_and_admins_keep_them(tmp_path: Path) -> None:
     async with people(tmp_path, mount=True) as world:
         for path in ("unload", "remove", "download", "bring"):

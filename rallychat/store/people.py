@@ -225,7 +225,7 @@ async def _invite_row(db: AsyncConnection, hashed: str) -> Invite:
     this = (invites.c.hash == hashed) & (invites.c.expires_at > datetime.now(UTC))
     row = (await db.execute(select(invites).where(this))).mappings().one_or_none()
     if row is None:
-        raise NotFound("invitation", "of this link", hint="it was used or has expired; ask for another")
+        raise NotFound("invitation", "", hint="it was used or has expired; ask for another")
     return _invite(row)
 
 
@@ -234,7 +234,7 @@ async def _used_up(db: AsyncConnection, hashed: str) -> Invite:
     found = await _invite_row(db, hashed)
     done = await db.execute(delete(invites).where(invites.c.id == found.id))
     if not done.rowcount:
-        raise NotFound("invitation", "of this link", hint="it was used; ask for another")
+        raise NotFound("invitation", "", hint="it was used; ask for another")
     return found
 
 

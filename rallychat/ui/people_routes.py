@@ -9,6 +9,7 @@ from fastapi import APIRouter, Form, Request, Response
 
 from rallychat.accounts import admin
 from rallychat.api.errors import Problem, problem_of
+from rallychat.api.people_shapes import LimitsIn
 from rallychat.chat import ChatService
 from rallychat.errors import InvalidRequest, RallyChatError
 from rallychat.identity import LOCAL_USER, current
@@ -61,6 +62,18 @@ class People:
         else:
             raise InvalidRequest("Nothing is called so.", param="what")
 
+    async def limit(self, user_id: str, **given: str) -> None:
+        """What somebody may take; an empty field is no limit of their own."""
+        try:
+            asked = LimitsIn(**{name: int(value) for name, value in given.items() if value.strip()})
+        except ValueError as exc:
+            raise InvalidRequest("A limit is a whole number above 0, or nothing.", param="limits") from exc
+        await self._accounts.people.change(user_id, limits=asked.value())
+
+    async def set_password(self, user_id: str, password: str) -> None:
+        """Another password; they are logged out everywhere."""
+        await self._accounts.set_password(await self._accounts.people.get(user_id), password)
+
 
 def router(service: ChatService) -> APIRouter:
     """The routes."""
@@ -86,6 +99,25 @@ def router(service: ChatService) -> APIRouter:
     async def change(request: Request, user_id: str, what: Field = "") -> Response:
         admin()
         return await people.after(request, people.change(user_id, what))
+
+    @routes.post("/people/users/{user_id}/limits")
+    async def limit(
+        request: Request,
+        user_id: str,
+        concurrent: Field = "",
+        requests_per_minute: Field = "",
+        tokens_per_minute: Field = "",
+        stored_bytes: Field = "",
+    ) -> Response:
+        admin()
+        limits = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
+        deed = people.limit(user_id, concurrent=concurrent, stored_bytes=stored_bytes, **limits)
+        return await people.after(request, deed)
+
+    @routes.post("/people/users/{user_id}/password")
+    async def set_password(request: Request, user_id: str, new: Field = "") -> Response:
+        admin()
+        return await people.after(request, people.set_password(user_id, new))
 
     @routes.post("/people/keys/{key_id}/revoke")
     async def revoke_any(request: Request, key_id: str) -> Response:
