@@ -116,14 +116,13 @@ class Riding:
         engine, size = scene.engine, BESIDE_OTHERS
         while True:
             asked = scene.slot(ids, Priority.COMPACTION, apart=apart, beside=True)
-            took = 0.0
             async with asked as slot:
                 began = time.monotonic()
                 with suppress(Preempted):  # what was read stays, and it goes on when nobody waits
                     if self._held(scene, slot, ids) < len(ids):
                         async with self._compacting.counted(scene):
                             await engine.warm(ids, slot, adapter=scene.model.adapter, most=size)
-                    took = time.monotonic() - began
+                took = time.monotonic() - began
                 if self._held(scene, slot, ids) == len(ids):
                     return slot
             size, pause = allowance(size, took, others=engine.queue.others(scene.session))

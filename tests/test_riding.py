@@ -6,20 +6,22 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from rallychat import idle
+from rallychat import riding as rides
 from rallychat.bench.scripted import scripted
 from rallychat.chat import ChatService
 from rallychat.compacting import Making, Scene
 from rallychat.engines.protocol import CompletionRequest, Done
 from rallychat.idle import Idle
 from rallychat.messages import ContextReport, Finished
-from rallychat.pool import Engine, Priority, Slot
+from rallychat.pool import Engine, Preempted, Priority, Slot
 from rallychat.pool.slots import SlotQueue
 from rallychat.riding import BESIDE_OTHERS, SHARE_OTHERS, SLICES, Riding, allowance, late
 from rallychat.runs import Run
@@ -303,6 +305,40 @@ def test_a_slice_takes_a_twentieth_of_the_time_beside_other_people() -> None:
     size, pause = allowance(32, 0.2, others=True)
     assert size == BESIDE_OTHERS
     assert 0.2 / (0.2 + pause) == pytest.approx(SHARE_OTHERS)
+
+
+async def test_a_slice_that_had_to_make_way_takes_no_more_of_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, pauses, slot = 0.0, list[float](), SimpleNamespace(ids=[])
+
+    async def warm(ids: list[int], *_: Any, **__: Any) -> None:
+        nonlocal now
+        now += 0.2
+        if not slot.ids:
+            slot.ids = ids[:1]
+            raise Preempted
+        slot.ids = ids
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    engine: Any = SimpleNamespace(
+        slot=lambda *_, **__: nullcontext(slot),
+        warm=warm,
+        info=SimpleNamespace(rollback=True),
+        queue=SimpleNamespace(others=lambda _: True),
+    )
+    conversation: Any = SimpleNamespace(id="c")
+    model: Any = SimpleNamespace(adapter="")
+    scene = Scene(conversation, model, engine, None, 0.0)
+    monkeypatch.setattr(rides, "asyncio", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(rides, "time", SimpleNamespace(monotonic=lambda: now))
+    compacting: Any = SimpleNamespace(counted=lambda _: nullcontext())
+    nothing: Any = None
+    read = await Riding(nothing, nothing, compacting, lambda _: None)._read(scene, [1, 2, 3], apart="no")
+    assert read.ids == [1, 2, 3]
+    assert pauses == [pytest.approx(0.2 * (1 / SHARE_OTHERS - 1))]
 
 
 def test_a_slice_grows_on_a_fast_engine_and_on_a_slow_one_it_shrinks_and_then_pauses() -> None:
