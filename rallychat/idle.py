@@ -103,7 +103,6 @@ class Idle:
 
     def answered(self, conversation_id: str) -> None:
         """An answer has ended: there may be time."""
-        self.leave(conversation_id)
         self._start(conversation_id, self._work(conversation_id, REST))
 
     def watching(self, conversation_id: str, emit: Emit) -> Emit:
@@ -148,7 +147,8 @@ class Idle:
     def _start(
         self, conversation_id: str, work: Coroutine[None, None, None], *, user: str | None = None
     ) -> None:
-        """Begins the work for the user it is for: who asks now, if none is given."""
+        """Begins the work, in place of what goes on, for the user it is for: who asks now, if none is given."""
+        self.leave(conversation_id)
         if self._closed:
             work.close()
             return

@@ -15,7 +15,7 @@ from rallychat.bench.scripted import scripted
 from rallychat.catalog import Sampling
 from rallychat.chat import ChatService
 from rallychat.engines.protocol import CompletionRequest, EngineEvent
-from rallychat.messages import Finished
+from rallychat.messages import ContextReport, Finished, Started, TextDelta
 from rallychat.pool import Engine, Slot
 from rallychat.settings import Settings
 from rallychat.titles import TITLE_PROMPT
@@ -94,6 +94,32 @@ async def until(true: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not true():  # noqa: ASYNC110 - a look at the queue, which tells nobody
             await asyncio.sleep(0)
+
+
+async def test_work_that_other_work_takes_the_place_of_is_left(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, left = asyncio.Event(), asyncio.Event()
+
+    async def preparing(*_: Any) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left.set()
+
+    async def riding(*_: Any) -> None: ...
+
+    async with world() as service:
+        monkeypatch.setattr(service.idle, "_work", preparing)
+        monkeypatch.setattr(service.idle, "_ride", riding)
+        service.idle.opened("conv")
+        await begun.wait()
+        tell = service.idle.watching("conv", lambda _: None)
+        tell(Started(ContextReport("hybrid", 64, 64, prompt_tokens=9, high_mark=1)))
+        tell(TextDelta("first"))
+        async with asyncio.timeout(30):
+            await left.wait()
 
 
 async def due(service: ChatService, conversation_id: str, wish: Wish = AS_EVER) -> bool:
