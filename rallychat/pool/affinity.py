@@ -105,6 +105,27 @@ class Slot:
         """Who has it was told to leave."""
         return self.busy and self.wanted.is_set()
 
+    def take(self, asked: Asked) -> None:
+        """It is that request's from now on, and its conversation's; another user's cache is forgotten."""
+        if self.user != asked.user:
+            self.user, self.ids = asked.user, []
+        if self.session != asked.session:
+            self.session, self.used_at = asked.session, 0.0
+        self.holder, self.asked, self.said = asked.priority, asked, 0
+        self.beside, self.reading = asked.beside, asked.priority.foreground
+        self.spare = asked.priority is Priority.BATCH
+        self.wanted.clear()
+
+    def free(self) -> None:
+        """Who had it has left."""
+        if self.holder is not None and self.holder.foreground:
+            self.used_at = time.monotonic()
+        elif self.holder is Priority.WARMING and self.asked is not None:
+            self.used_at = max(self.used_at, self.asked.since)
+        self.holder = self.asked = None
+        self.beside = self.reading = False
+        self.wanted.clear()
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:

@@ -14,6 +14,8 @@ from rallychat.pool.fairness import Claim
 
 Notify = Callable[[Queued], None]
 """Hears the place in line and how long it may take, whenever that changes."""
+MOVED = 5.0
+"""Seconds by which an estimate must have changed to be told again where the place has not."""
 
 
 @dataclass(order=True, slots=True)
@@ -34,6 +36,12 @@ class Waiting:
         """Somebody watches for the answer."""
         return self.priority == Priority.CHAT
 
+    def stands(self, position: int, seconds: float) -> None:
+        """Its place in line, and how long it may take; it is told what is new of that."""
+        if self.position != position or abs(self.seconds - seconds) >= MOVED:
+            self.position, self.seconds = position, seconds
+            self.notify(Queued(position, seconds))
+
     def claim(self) -> Claim:
         """What counts for its turn."""
         return claim_of(self.asked)
@@ -42,6 +50,10 @@ class Waiting:
 def claim_of(asked: Asked, said: int = 0) -> Claim:
     """What counts for the turn of a request that has said so many tokens since it was granted its slot."""
     return Claim(asked.user, asked.since, bool(asked.session), said)
+
+
+def unheard(_: Queued) -> None:
+    """A place in line that nobody is told of."""
 
 
 class Pace:

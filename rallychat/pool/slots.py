@@ -24,14 +24,12 @@ from rallychat.messages import Queued
 from rallychat.pool.affinity import Apart, Asked, Crowded, Priority, Slot, best, until_expendable
 from rallychat.pool.background import following, to_leave
 from rallychat.pool.fairness import Costs, Shares
-from rallychat.pool.line import Notify, Pace, Waiting, late, to_refuse
+from rallychat.pool.line import Notify, Pace, Waiting, late, to_refuse, unheard
 from rallychat.pool.people import harmless, in_turn, spared, to_make_way, unwatched_to_leave
 from rallychat.pool.strain import Strain
 
 LOOK = 64
 """Tokens served between two looks at whether somebody has by now had more than who waits, or a batch too much."""
-MOVED = 5.0
-"""Seconds by which an estimate must have changed to be told again where the place has not."""
 LATELY = 60.0
 """Seconds after a person was here in which the next is reckoned with."""
 
@@ -235,22 +233,16 @@ class SlotQueue:
             self._grant()
 
     def _release(self, slot: Slot) -> None:
-        if slot.holder in (Priority.CHAT, Priority.PATIENT):
-            slot.used_at = time.monotonic()
-        elif slot.holder is Priority.WARMING and slot.asked is not None:
-            slot.used_at = max(slot.used_at, slot.asked.since)
         if slot.holder is Priority.CHAT:
             self._people_at = time.monotonic()
-        slot.holder = slot.asked = None
-        slot.beside = slot.reading = False
-        slot.wanted.clear()
+        slot.free()
 
     async def _acquire(self, asked: Asked, notify: Notify) -> Slot:
         self._admit(asked)
         future: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
         waiting = Waiting(int(asked.priority), next(self._arrivals), asked, future, notify)
         if asked.until is not None:
-            waiting.notify = _unheard  # until it is known that it may wait
+            waiting.notify = unheard  # until it is known that it may wait
         self._line.append(waiting)
         self._grant()
         left = None if asked.until is None else asked.until - time.monotonic()
@@ -305,10 +297,7 @@ class SlotQueue:
                 self._give(beside)
         rest = sorted(waiting for waiting in self._line if not waiting.person)
         for position, waiting in enumerate([*(w for w in people if w in self._line), *rest], start=1):
-            seconds = self._pace.estimate(position)
-            if waiting.position != position or abs(waiting.seconds - seconds) >= MOVED:
-                waiting.position, waiting.seconds = position, seconds
-                waiting.notify(Queued(position, seconds))
+            waiting.stands(position, self._pace.estimate(position))
 
     def _in_turn(self, line: Sequence[Waiting]) -> list[Waiting]:
         if not self.by_user:
@@ -378,21 +367,14 @@ class SlotQueue:
         for other in self._line:
             other.passed += other.priority > Priority.CHAT and not person
         asked = waiting.asked
-        if slot.user != asked.user:
-            slot.user, slot.ids = asked.user, []
-        if slot.session != asked.session:
-            slot.used_at = 0.0
+        home = self.home(asked.session)
+        slot.take(asked)
         if asked.apart == "no":
-            slot.session = asked.session
             self.settle(asked.session, slot)
-        elif slot is not self.home(asked.session):  # until it is settled, anybody may have it
-            slot.session, slot.stale = asked.session, True
-        slot.holder, slot.asked, slot.said = asked.priority, asked, 0
-        slot.beside, slot.reading = asked.beside, asked.priority.foreground
-        slot.spare = asked.priority is Priority.BATCH
+        elif slot is not home:
+            slot.stale = True  # until it is settled, anybody may have it
         if person:
             self._shares.charge(asked.user, 1)  # turns alternate also where nothing was said yet
-        slot.wanted.clear()
         waiting.granted.set_result(slot)
         return True
 
@@ -415,7 +397,3 @@ class SlotQueue:
                 return
             self._again.cancel()
         self._again = loop.call_at(at, self._grant)
-
-
-def _unheard(_: Queued) -> None:
-    """A place in line that nobody is told of."""
