@@ -98,6 +98,24 @@ def test_what_is_told_while_a_dialog_is_open_stands_in_it(page: Page) -> None:
     expect(page.get_by_role("button", name="Undo")).to_be_visible()
 
 
+def test_the_keyboard_alone_reaches_a_conversations_dialog_and_comes_back(page: Page) -> None:
+    say(page, "reached by keys")
+    answered(page)
+    page.keyboard.press("Control+Shift+O")
+    link = page.locator(".conversation").filter(has_text="reached by keys").locator("a")
+    link.focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.locator("#rc-conversation")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#rc-conversation")).to_be_hidden()
+    expect(link).to_be_focused()
+    page.get_by_label("Hide the list").focus()
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("Message", exact=True)).to_be_focused()
+
+
 def test_on_a_phone_a_tap_beside_the_list_closes_it_and_does_nothing_else(
     served: Served, visiting: Visiting
 ) -> None:

@@ -73,5 +73,6 @@ function pressed(event) {
 export function start() {
   document.addEventListener("keydown", pressed);
   onAction("keys", showList);
+  onAction("skip", () => byId("rc-input").focus());
   for (const hint of document.querySelectorAll('[data-key="new-chat"]')) hint.textContent = NEW;
 }

@@ -124,6 +124,11 @@ async function bring() {
 
 export function start() {
   onAction("conversation-more", more);
+  box().addEventListener("close", () => {
+    // the button that opened it is hidden again, so the browser has nowhere to give the focus back to
+    if (document.activeElement !== document.body && !box().contains(document.activeElement)) return;
+    /** @type {HTMLElement | null} */ (document.querySelector(`.conversation[data-conversation="${CSS.escape(id)}"] > a`))?.focus();
+  });
   onAction("pin-conversation", (element) => flip(element, "pinned"));
   onAction("archive-conversation", (element) => flip(element, "archived"));
   onAction("share-conversation", share);

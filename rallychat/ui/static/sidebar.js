@@ -38,11 +38,11 @@ export async function refresh() {
     if (asked !== wanted()) return;
     if (asked !== searched) list().scrollTop = 0;
     searched = asked;
-    const focused = list().contains(document.activeElement) ? document.activeElement?.closest("[data-folder]") : null;
     if (fresh !== shown && !list().querySelector(".renaming")) {
       shown = fresh;
+      const focused = focusedIn();
       list().replaceChildren(fragment(fresh));
-      if (focused instanceof HTMLElement) summaryOf(focused.dataset.folder ?? "")?.focus();
+      if (focused) /** @type {HTMLElement | null} */ (list().querySelector(focused))?.focus();
     }
     mark();
   } catch (error) {
@@ -50,8 +50,15 @@ export async function refresh() {
   }
 }
 
-/** @param {string} folder @returns {HTMLElement | null} */
-const summaryOf = (folder) => list().querySelector(`[data-folder="${CSS.escape(folder)}"] > summary`);
+/** What finds the element with the focus again once the list is drawn anew; empty where it is elsewhere. */
+function focusedIn() {
+  const at = document.activeElement;
+  if (!(at instanceof HTMLElement) || !list().contains(at)) return "";
+  const { conversation } = /** @type {HTMLElement} */ (at.closest("[data-conversation]"))?.dataset ?? {};
+  const { folder } = /** @type {HTMLElement} */ (at.closest("[data-folder]"))?.dataset ?? {};
+  if (conversation) return `[data-conversation="${conversation}"] > a`;
+  return folder === undefined ? "" : `[data-folder="${CSS.escape(folder)}"] > summary`;
+}
 
 function mark() {
   for (const item of list().querySelectorAll(".conversation")) {
