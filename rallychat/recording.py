@@ -97,19 +97,18 @@ class Recorder:
         for attempt in range(ATTEMPTS):
             try:
                 await finish()
-                break
             except StoreUnavailable:
                 if attempt == ATTEMPTS - 1:
                     raise
                 await asyncio.sleep(RETRY)
-            except Conflict:
-                if not attempt:
-                    raise
-                break  # it was stored, only the news of that was lost
-            except NotFound:  # it is gone, with its user or its conversation
+                continue
+            except (Conflict, NotFound) as exc:  # it has ended, or is gone with its user or its conversation
                 self._store.journal.end(message_id)
-                raise
-        self._store.journal.end(message_id)
+                if not attempt or isinstance(exc, NotFound):
+                    raise
+                return  # it was stored, only the news of that was lost
+            self._store.journal.end(message_id)
+            return
 
     async def _span(self, growth: Growth, answer: StoredMessage) -> TokenSpan | None:
         """The answer's tokens for the log, where they are known exactly."""

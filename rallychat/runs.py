@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Literal
 
 from rallychat import logs
-from rallychat.errors import Busy, NotFound, RallyChatError, Stopping, StoreError
+from rallychat.errors import Busy, Conflict, NotFound, RallyChatError, Stopping, StoreError
 from rallychat.identity import LOCAL_USER, acting_as, current
 from rallychat.messages import Event, Failed, Finished, Part, Queued, ReasoningDelta, TextDelta
 
@@ -338,6 +338,8 @@ class Runs:
                     await run.unstored()
             except StoreError:
                 continue
+            except Conflict:
+                log.info("the answer %s was stored, only the news of that was lost", run.message_id)
             except RallyChatError as exc:  # it is gone, with its conversation or its user
                 log.error("the answer %s could not be stored: %s", run.message_id, exc)
             except Exception:

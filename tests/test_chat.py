@@ -18,7 +18,14 @@ from rallychat.catalog import Sampling
 from rallychat.chat import ChatService
 from rallychat.engines.client import EngineClient
 from rallychat.engines.protocol import CompletionRequest, EngineEvent
-from rallychat.errors import Conflict, EngineUnavailable, InvalidRequest, NotFound, RallyChatError
+from rallychat.errors import (
+    Conflict,
+    EngineUnavailable,
+    InvalidRequest,
+    NotFound,
+    RallyChatError,
+    StoreError,
+)
 from rallychat.messages import Failed, Finished, Loading, Message, Started, TextDelta
 from rallychat.pool import Preempted
 from rallychat.runs import Run
@@ -296,6 +303,27 @@ async def test_attempts_that_an_engine_heard_of_are_not_among_those_in_a_row(
     async with world() as service, asyncio.timeout(60):
         end = await (await service.turn((await service.store.create()).id, "hello")).wait()
     assert isinstance(end, Finished), end
+
+
+async def test_an_end_that_was_stored_without_our_hearing_of_it_leaves_no_journal(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rallychat.runs.TRY_AGAIN", 0)
+    async with world() as service, asyncio.timeout(60):
+        finish = service.store.answers.finish
+
+        async def unheard(*which: Any, **given: Any) -> None:
+            monkeypatch.setattr(service.store.answers, "finish", finish)
+            await finish(*which, **given)
+            raise StoreError("The connection was lost.")
+
+        monkeypatch.setattr(service.store.answers, "finish", unheard)
+        run = await service.turn(await conversation(service), "hello")
+        assert isinstance(await run.wait(), Failed)
+        while service.runs._unstored:  # noqa: ASYNC110 - which tells nobody
+            await asyncio.sleep(0.01)
+        assert (await service.store.message(run.message_id)).text == "hello"
+        assert [*(tmp_path / "run").glob("*.journal")] == []
 
 
 async def test_a_silent_engine_is_killed_and_replaced(world: World) -> None:

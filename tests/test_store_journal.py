@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from rallychat.messages import Message, Part, Reasoning, ReasoningDelta, Text, TextDelta
 from rallychat.settings import Settings
 from rallychat.store import ConversationStore
+from rallychat.store import journal as journals
 from rallychat.store.journal import Journal, recovered
 
 deltas = st.lists(
@@ -57,6 +58,28 @@ def test_a_journal_gives_back_what_was_added_message_by_message(
     assert path.exists()
     journal.end("m2")
     assert not path.exists()
+
+
+def test_a_journal_in_which_something_always_grows_stays_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journals, "LIMIT", 4096)
+    path = tmp_path / "owner_x.journal"
+    journal = Journal(path)
+    journal.begin("long", (Text("so far "),))
+    for number in range(200):
+        journal.begin(f"m{number}", ())
+        for _ in range(20):
+            journal.add(f"m{number}", TextDelta("word "))
+        journal.add("long", ReasoningDelta("more "))
+        if number:
+            journal.end(f"m{number - 1}")
+        assert path.stat().st_size < 4 * 4096
+    found = recovered(path)
+    assert found["long"] == (Text("so far "), Reasoning("more " * 200))
+    assert found["m199"] == (Text("word " * 20),)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [*tmp_path.iterdir()] == [path]
 
 
 @pytest.mark.parametrize(

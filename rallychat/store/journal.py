@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -21,20 +22,27 @@ from rallychat.messages import Part, Reasoning, ReasoningDelta, Text, TextDelta
 
 log = logging.getLogger(__name__)
 
+LIMIT = 1024 * 1024
+"""Bytes from which on what has ended is taken out of the file, if something still grows."""
+
 _KINDS: dict[str, type[Text | Reasoning]] = {"text": Text, "reasoning": Reasoning}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
 class Journal:
     """One process's journal. Its file exists while answers grow.
 
     Args:
-        path: the file; made when the first answer begins, removed when the last has ended.
+        path: the file; made when the first answer begins, removed when the last has ended. Where one always grows it
+            is written anew from time to time, with what grows alone.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: int | None = None
         self._growing: set[str] = set()
+        self._size = 0
+        self._most = LIMIT
         self._unwritten = b""
         """What the disk had no room for; it goes before what comes next, so that nothing is missing in between."""
 
@@ -58,6 +66,8 @@ class Journal:
         self._growing.discard(message_id)
         if not self._growing:
             self.close()
+        elif self._size > self._most and not self._unwritten:
+            self._shrink()
 
     def close(self) -> None:
         """Removes the file, unless it holds what could not be stored: the next start tries again."""
@@ -66,8 +76,31 @@ class Journal:
             self._file = None
         if not self._growing:
             self._unwritten = b""
+            self._size, self._most = 0, LIMIT
             with suppress(OSError):
                 self._path.unlink(missing_ok=True)
+
+    def _shrink(self) -> None:
+        """Takes out of the file what has ended."""
+        told = deltas(self._path)
+        begun = [
+            {"begin": name, "parts": [[_NAMES[kind], text] for kind, text in told[name]]}
+            for name in told
+            if name in self._growing
+        ]
+        kept = b"".join(orjson.dumps(line) + b"\n" for line in begun)
+        fresh = self._path.with_suffix(".fresh.journal")  # swept like any other, should we die now
+        try:
+            with open(fresh, "wb", opener=partial(os.open, mode=0o600)) as file:
+                file.write(kept)
+            if self._file is not None:
+                os.close(self._file)
+                self._file = None
+            fresh.replace(self._path)
+            self._size = len(kept)
+        except OSError as exc:
+            log.warning("the journal %s cannot be written anew: %s", self._path, exc.strerror)
+        self._most = max(LIMIT, 2 * self._size)
 
     def _write(self, line: Mapping[str, object]) -> None:
         first = not self._unwritten
@@ -75,7 +108,9 @@ class Journal:
         try:
             if self._file is None:
                 self._file = os.open(self._path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
-            self._unwritten = self._unwritten[os.write(self._file, self._unwritten) :]
+            written = os.write(self._file, self._unwritten)
+            self._unwritten = self._unwritten[written:]
+            self._size += written
         except OSError as exc:  # the answer goes on, and is still saved a few times a second
             if first:
                 log.warning("the journal %s cannot be written: %s", self._path, exc.strerror)
