@@ -38,6 +38,15 @@ def test_one_more_is_tried_as_long_as_it_slows_nobody_and_never_more_than_there_
     assert (strain.room(2, 4), strain.room(2, 3), strain.room(2, 0)) == (4, 3, 0)
 
 
+def test_where_one_person_slows_another_a_batch_is_not_even_tried() -> None:
+    strain = Strain()
+    measured(strain, 3, 0.010)
+    measured(strain, 4, 0.012)
+    assert (strain.room(3, 8), strain.room(4, 8)) == (0, 0)
+    measured(strain, 7, 0.010)
+    assert strain.room(7, 8) == 1
+
+
 def test_what_slows_people_is_not_tried_again_for_a_while() -> None:
     clock = Clock()
     strain = Strain(clock)

@@ -47,17 +47,20 @@ class Strain:
     def room(self, people: int, most: int) -> int:
         """How many more answers may be made beside those of so many people, at most `most`.
 
-        One more than is known to harm nobody: that is how it becomes known.
+        One more than is known to harm nobody: that is how it becomes known. It is not tried where the last one that is
+        known of did harm, a person's own answer, say.
         """
         alone = self._known(people)
         if alone is None:
             return 0
+        fewer, before = self._known(people - 1) or alone, alone
         for more in range(1, most + 1):
             beside = self._known(people + more)
             if beside is None:
-                return more
+                return more - (before > fewer * HARM)
             if beside > alone * HARM:
                 return more - 1
+            fewer, before = before, beside
         return most
 
     def _known(self, answers: int) -> float | None:
