@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 
 from rallychat.context import log as token_log
 from rallychat.context.index import Hit
-from rallychat.context.retrieval import Quote, block, holds_words_of, looks_back, quotes, scores, sure
+from rallychat.context.retrieval import Quote, block, holds_words_of, looks_back, recalled
 from rallychat.context.types import Budget, Memory, Selection, Strategy, Turn
 from rallychat.engines.client import EngineClient
 from rallychat.errors import ContextOverflow
@@ -176,9 +176,12 @@ async def _with_quotes(
     room = budget.window if there else min(budget.retrieved, budget.limit - sized.total)
     other = await elsewhere(question.text, int(room * ELSEWHERE_SHARE)) if elsewhere and room > 0 else ()
     room -= sum(quote.tokens for quote in other)
-    slow = budget.slow and not there
-    here = await _older(turns, sized, question.text, room, search, slow=slow) if search else ()
-    taken = [*other, *here]
+    taken = [*other]
+    out = {*sized.selection.compacted, *sized.selection.dropped}
+    if search is not None and out:
+        hits = await search(turns[:-1], question.text)
+        slow, again = budget.slow, bool(there)
+        taken += recalled(turns[:-1], hits, question.text, out=out, room=room, slow=slow, again=again)
     if there:
         return replace(sized, quotes=[quote for quote in taken if quote.line in there])
     while taken:
@@ -190,19 +193,6 @@ async def _with_quotes(
             return replace(quoted, quotes=taken)
         taken = taken[1:]
     return sized
-
-
-async def _older(
-    turns: Sequence[Turn], sized: Sized, question: str, room: int, search: Search, *, slow: bool
-) -> list[Quote]:
-    """Quotes of this conversation's turns that are not in the prompt; where reading is `slow`, only sure ones."""
-    out = {*sized.selection.compacted, *sized.selection.dropped}
-    if not out:
-        return []
-    found = scores(turns[:-1], await search(turns[:-1], question), question)
-    if slow and not sure(found, turns, question):
-        return []
-    return quotes([turn for turn in turns if turn.id in out], found, room=room)
 
 
 async def _sized(path: Sequence[StoredMessage], selection: Selection, voice: Voice) -> Sized:

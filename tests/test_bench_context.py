@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,24 @@ def test_what_is_no_replay_is_refused_by_name(tmp_path: Path, text: str, says: s
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(InvalidRequest, match=says):
         read(tmp_path / "x.json")
+
+
+def test_dialogues_are_replayed_as_one_conversation_and_their_quotes_counted(tmp_path: Path) -> None:
+    file = tmp_path / "talk.jsonl"
+    said = "My cat {} is called Mara {}. It rained, and we stayed at home all day."
+    lines = [{"history": [{"user": said.format(n, n), "bot": "Noted."}]} for n in range(30)]
+    lines += [{"history": [{"user": "What is my cat 3 called?", "bot": "Mara 3."}]}]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    replay = read(file)
+    assert [said.role for said in replay.messages[:2]] == ["user", "assistant"]
+    assert len(replay.messages) == 62
+    (slow,) = run_context([replay], strategies=["hybrid"], budgets=[512], reading=5.0)
+    assert slow["quoting"] == round(100 / 31, 1)
+    assert 0 < slow["longest"] <= 120
+
+
+def test_what_holds_no_dialogues_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "talk.jsonl"
+    file.write_text('{"said": []}')
+    with pytest.raises(InvalidRequest, match="holds no dialogues"):
+        read(file)

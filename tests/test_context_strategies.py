@@ -263,9 +263,11 @@ async def test_an_old_fact_is_quoted_beside_the_question_and_stays_in_the_prompt
     assert after.report.diverged_at is None
 
 
-async def test_asked_again_a_question_has_the_same_quotes() -> None:
+@pytest.mark.parametrize("reading", [None, 5.0])
+async def test_asked_again_a_question_has_the_same_quotes(reading: float | None) -> None:
     talk = hybrid()
-    await talk.turn("my cat is called Miro", "noted")
+    talk.budget = replace(talk.limits, reading=reading)
+    await talk.turn("my cat is called Miro. " + "It is asleep nearly all day. " * 12, "noted")
     for n in range(12):
         await talk.turn(f"t{n} " + "filler " * 20, "ok " * 5)
     first = await talk.turn("what is my cat called ?", "Miro")

@@ -16,10 +16,20 @@ from numpy.typing import NDArray
 
 from rallychat.context import embedding
 from rallychat.context.index import AT_ONCE, Index
-from rallychat.context.passages import LENGTH, WHOLE, passages
-from rallychat.context.retrieval import Found, Quote, block, looks_back, quotes, scores, sure, wanted
+from rallychat.context.passages import BRIEF, LENGTH, WHOLE, passages, sentences
+from rallychat.context.retrieval import (
+    Found,
+    Quote,
+    block,
+    looks_back,
+    quotes,
+    recalled,
+    scores,
+    sure,
+    wanted,
+)
 from rallychat.context.strategies import strategy_named
-from rallychat.context.types import Turn
+from rallychat.context.types import MOST_QUOTED, QUOTED, Budget, Turn
 from rallychat.errors import SettingsError
 from rallychat.identity import acting_as
 from rallychat.messages import Message, Text
@@ -325,6 +335,11 @@ async def test_auto_goes_by_words_until_the_vectors_are_made_in_idle_time(store:
         ("Do you remember the name of my boat?", True),
         ("On May 4th I told you about my plans. Where did I plan to go?", True),
         ("How can I bake my own bread?", False),
+        ("What is my cat called?", True),
+        ("How much did I pay for the camera?", True),
+        ("On which weekday is my team meeting?", True),
+        ("What should I do next, as I need more space?", False),
+        ("What if I told you that not all rooms are free?", False),
         ("I moved the keys. Then I went out. It rained all day. How many boats are red?", False),
         ("Як звали мого собаку?", True),
         ("내 개 이름이 뭐야?", True),
@@ -341,3 +356,48 @@ def test_where_reading_is_slow_quotes_must_share_words_with_the_question() -> No
     one = [Found("a", 0, 25, 1.0)]
     assert sure(one, turns, "Do you remember the name my boat was called?")
     assert not sure(one, turns, "Do you remember which painter lived beside that mill in Flanders?")
+
+
+def asked_slowly(question: str, *texts: str, kept: int = 0, room: int = 120) -> list[str]:
+    """The lines that are quoted where reading is slow; the newest `kept` texts are in the prompt."""
+    turns = [Turn(f"{number}", "user", text, len(text) // 4) for number, text in enumerate(texts)]
+    index = Index()
+    index.take(turns)
+    out = [turn.id for turn in turns[: len(turns) - kept]]
+    hits = index.find(question)
+    return [quote.line for quote in recalled(turns, hits, question, out=out, room=room, slow=True)]
+
+
+CAT = "My cat is called Mara."
+ASKED = "What is my cat called?"
+
+
+def test_where_reading_is_slow_nothing_is_quoted_if_what_fits_best_is_in_the_prompt() -> None:
+    assert asked_slowly(ASKED, CAT, "I like boats.") == [f"User: {CAT}"]
+    assert asked_slowly(ASKED, "A cat sat there.", CAT, kept=1) == []
+
+
+def test_where_reading_is_slow_a_long_text_is_quoted_by_its_sentences_that_fit() -> None:
+    other = "The weather was fine all that week and nobody in the village had anything to do."
+    long = " ".join([*[other] * 4, CAT, "She is black.", *[other] * 4])
+    (line,) = asked_slowly(ASKED, long)
+    assert CAT in line
+    assert "She is black." in line
+    assert len(line) <= BRIEF + 20
+    assert line.startswith("User: … ")
+    assert line.endswith(" …")
+
+
+@given(st.text(alphabet="ab .\n!", max_size=400), st.data())
+def test_sentences_of_a_passage_lie_within_it(text: str, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, len(text)))
+    end = data.draw(st.integers(start, len(text)))
+    first, last = sentences(text, (start, end), worth=lambda each: each.count("b"))
+    assert start <= first <= last <= end
+
+
+def test_where_reading_is_slow_quotes_have_few_tokens() -> None:
+    budget = Budget(window=8192, answer=0, reading=5.0)
+    assert budget.retrieved == MOST_QUOTED
+    assert Budget(window=8192, answer=0, reading=20.0).retrieved == int(QUOTED / 20)
+    assert Budget(window=8192, answer=0, reading=0.1).retrieved > 1000

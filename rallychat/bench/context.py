@@ -5,7 +5,8 @@ question in it, and it is counted which of the messages that hold the answer are
 would let a model write the memory, its stand-in by rules is used.
 
 Costs are in tokens the engine would have to read, over the tokens of new user turns: `critical` while a person waits,
-`total` with what is done in idle time. Quotes of older turns are part of the new turn; `quoted` tells them a turn.
+`total` with what is done in idle time. Quotes of older turns are part of the new turn: `quoted` tells their
+tokens a turn, `quoting` the share of turns that have any, in percent, `longest` the most that one has.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from rallychat.bench.replays import Probe, Replay, Said
 from rallychat.chat import ChatService
 from rallychat.context.embedding import Embedder
 from rallychat.context.index import Hit, Index
-from rallychat.context.retrieval import Quote, quotes, scores
+from rallychat.context.retrieval import Quote, recalled
 from rallychat.context.selection import tokens_of_text
 from rallychat.context.strategies import strategy_named
 from rallychat.context.types import Budget, Memory, Selection, Strategy, Turn
@@ -62,11 +63,13 @@ def run_context(
     budgets: Sequence[int],
     count: Count = approximate,
     embedder: Embedder | None = None,
+    reading: float | None = None,
 ) -> list[dict[str, Any]]:
     """One row per strategy and budget. Deterministic.
 
     Args:
         embedder: searches by meaning too; None: by words alone.
+        reading: milliseconds a token takes to be read: where that is felt, fewer and shorter quotes are made.
     """
     replays = [prepared(replay, count, embedder) for replay in conversations]
     rows = []
@@ -74,7 +77,7 @@ def run_context(
         for budget in budgets:
             tally = Tally()
             for replay in replays:
-                play(replay, strategy_named(name), budget, tally)
+                play(replay, strategy_named(name), budget, tally, reading=reading)
             rows.append({"strategy": name, "budget": budget, **tally.row()})
     return rows
 
@@ -89,8 +92,8 @@ class Tally:
     new: int = 0
     critical: int = 0
     idle: int = 0
-    quoted: int = 0
-    turns: int = 0
+    quotes: list[int] = field(default_factory=list)
+    """Tokens of them, turn by turn."""
 
     def row(self) -> dict[str, Any]:
         """As it is printed; percent and tokens."""
@@ -101,7 +104,9 @@ class Tally:
             "prompt_tokens": round(sum(self.used) / max(1, len(self.used))),
             "critical": round(self.critical / new, 2),
             "total": round((self.critical + self.idle) / new, 2),
-            "quoted": round(self.quoted / max(1, self.turns)),
+            "quoted": round(sum(self.quotes) / max(1, len(self.quotes))),
+            "quoting": _percent([tokens > 0 for tokens in self.quotes]),
+            "longest": max(self.quotes, default=0),
             "probes": len(self.recall),
         }
 
@@ -156,9 +161,11 @@ def _searched(
             index.take([turns[number]])
 
 
-def play(replay: Prepared, strategy: Strategy, limit: int, tally: Tally) -> None:
+def play(
+    replay: Prepared, strategy: Strategy, limit: int, tally: Tally, *, reading: float | None = None
+) -> None:
     """Replays one conversation: what each prompt holds, and what of it the engine has in its cache."""
-    budget = Budget(window=limit, answer=0)
+    budget = Budget(window=limit, answer=0, reading=reading)
     memory: Memory | None = None
     cache: list[tuple[str, int]] = []
     so_far: list[Turn] = []
@@ -178,7 +185,7 @@ def play(replay: Prepared, strategy: Strategy, limit: int, tally: Tally) -> None
         built = _built(replay, so_far, strategy, memory, budget)
         if built.selection.fresh:
             memory, so_far = built.selection.memory, replay.turns[: number + 1]
-        tally.turns, tally.quoted = tally.turns + 1, tally.quoted + built.quoted
+        tally.quotes.append(built.quoted)
         tally.new, tally.critical = (
             tally.new + turn.tokens + built.quoted,
             tally.critical + _unread(cache, built.prompt),
@@ -237,9 +244,10 @@ def _built(
     out = {*selection.compacted, *selection.dropped}
     if not strategy.retrieves or not out:
         return Built(turns, selection)
-    older = [turn for turn in turns if turn.id in out]
     room = min(budget.retrieved, budget.limit - Built(turns, selection).size)
-    taken = quotes(older, scores(turns[:-1], replay.hits.get(turns[-1].id, ()), turns[-1].text), room=room)
+    *before, question = turns
+    hits = replay.hits.get(question.id, ())
+    taken = recalled(before, hits, question.text, out=out, room=room, slow=budget.slow)
     return Built(turns, selection, taken)
 
 

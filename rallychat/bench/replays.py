@@ -1,20 +1,26 @@
 """Recorded conversations with questions about them: the format of `rallychat bench context`, read and made.
 
 One JSON file a conversation: `{"messages": [{"id", "role", "content", "date"}], "probes": [{"after", "question",
-"evidence": [ids]}]}`. `date` and `after` may be absent; a probe without `after` is asked at the end.
+"evidence": [ids]}]}`. `date` and `after` may be absent; a probe without `after` is asked at the end. Ordinary
+talk, without probes, is read from JSON lines, a dialogue each.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rallychat.bench.talk import exchanges
 from rallychat.errors import InvalidRequest
+
+EXCHANGES = 1000
+"""Of a file of dialogues, those that are replayed."""
 
 
 class _Read(BaseModel):
@@ -54,11 +60,13 @@ class Replay(_Read):
 
 
 def read(path: Path) -> Replay:
-    """The replay in a file.
+    """The replay in a file; of a .jsonl file, its dialogues as one conversation without probes.
 
     Raises:
         InvalidRequest: it is no replay; the sentence names the first thing that is wrong.
     """
+    if path.suffix == ".jsonl":
+        return Replay(messages=tuple(_talk(path)))
     try:
         replay = Replay.model_validate_json(path.read_bytes())
     except OSError as exc:
@@ -73,6 +81,12 @@ def read(path: Path) -> Replay:
         if unknown:
             raise InvalidRequest(f"{path} is no replay: a probe names '{min(unknown)}', which is no message.")
     return replay
+
+
+def _talk(path: Path) -> Iterator[Said]:
+    for number, (asked, told) in enumerate(islice(exchanges(path), EXCHANGES)):
+        yield Said(id=f"m{2 * number}", role="user", content=asked)
+        yield Said(id=f"m{2 * number + 1}", role="assistant", content=told)
 
 
 # --- made ones --------------------------------------------------------------------------------------------

@@ -38,6 +38,19 @@ def questions(path: Path | None) -> Iterator[str]:
         yield from (f"({number}) {text}" for text in said)
 
 
+def exchanges(path: Path) -> Iterator[tuple[str, str]]:
+    """What persons said in the dialogues of a file (mtbench101's `history`), and what was answered, in their order.
+
+    Raises:
+        InvalidRequest: the file cannot be read, or holds something else.
+    """
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            yield from ((turn["user"], turn["bot"]) for turn in json.loads(line)["history"])
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise InvalidRequest(f"{path} holds no dialogues: {exc}.") from exc
+
+
 def _said(line: str) -> list[str]:
     row: dict[str, Any] = json.loads(line)
     turns = row.get("history") or row.get("messages") or []

@@ -173,6 +173,7 @@ async def bench_context(
     seed: int,
     meaning: bool,
     by_rule: bool,
+    reading: float | None,
     as_json: bool,
 ) -> None:
     """What each strategy keeps of recorded conversations, and what it costs; or makes such conversations."""
@@ -199,6 +200,7 @@ async def bench_context(
         budgets=counts,
         count=count or approximate,
         embedder=embedder() if meaning else None,
+        reading=reading,
     )
     by = f"tokens of {settings.model}" if count else "approximate tokens"
     show(rows, as_json=as_json, title=f"{len(found)} conversations, {by}; recall in %, costs over new tokens")

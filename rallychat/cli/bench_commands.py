@@ -219,6 +219,10 @@ def bench_context(
     approximate: Annotated[
         bool, typer.Option("--approximate", help="Count tokens by the rule, whatever weights are here.")
     ] = False,
+    reading: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Milliseconds a token takes to be read: quotes as on such a machine."),
+    ] = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -236,6 +240,7 @@ def bench_context(
             seed=seed,
             meaning=meaning,
             by_rule=approximate,
+            reading=reading,
             as_json=as_json,
         )
     )

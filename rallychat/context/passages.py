@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from itertools import pairwise
 
 WHOLE = 900
 """Characters up to which a text is one passage."""
 LENGTH = 480
 """Characters of a passage of a longer one, about; a sentence is cut only where it is longer by itself."""
+BRIEF = 160
+"""Characters of a passage that is cut to its sentences, but one sentence at least."""
 _ENDS = re.compile(r"\n\s*\n|\n|(?<=[.!?…])[\"'”’)\]]*\s+|(?<=[。！？])")
 
 Span = tuple[int, int]
@@ -32,6 +36,18 @@ def passages(text: str) -> list[Span]:
     if end > start:
         spans.append((start, end))
     return [span for span in spans if text[slice(*span)].strip()]
+
+
+def sentences(text: str, within: Span, *, worth: Callable[[str], float]) -> Span:
+    """Of a passage the sentence that is worth most, with those after and before it as far as they are few words."""
+    ends = [match.end() for match in _ENDS.finditer(text) if within[0] < match.end() < within[1]]
+    spans = list(pairwise([within[0], *ends, within[1]]))
+    first = last = max(range(len(spans)), key=lambda at: (worth(text[slice(*spans[at])]), -at))
+    while last + 1 < len(spans) and spans[last + 1][1] - spans[first][0] <= BRIEF:
+        last += 1
+    while first > 0 and spans[last][1] - spans[first - 1][0] <= BRIEF:
+        first -= 1
+    return spans[first][0], spans[last][1]
 
 
 def _cut(text: str, start: int) -> int:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Literal
 
 from rallychat.context.index import Hit
-from rallychat.context.passages import passages
+from rallychat.context.passages import passages, sentences
 from rallychat.context.selection import tokens_of_text
 from rallychat.context.types import Turn
 from rallychat.store import search
@@ -31,9 +32,9 @@ WORTH = 0.12
 """Share of the best score below which nothing is quoted."""
 ALIKE = 0.5
 """Share of its words that a message of no personal kind must share with an older one for that to be quoted."""
-SURE = 0.4
-"""Share of the question's words that one of the `BEST` must have where reading quotes is felt. 16 of the 17
-probes tuned on have it, and 4 % of messages that have nothing to do with what was said."""
+SURE, SURE_OWN = 0.4, 0.3
+"""Share of the question's words that one of the `BEST` must have where reading quotes is felt: of a question that looks
+back, and of one that asks for what the person alone can have said."""
 BEST = 6
 NEAR = 40
 """How many of the best are looked at for that."""
@@ -67,10 +68,18 @@ _MODEL_SAID = re.compile(
 )
 _BACK = re.compile(
     r"\b(?:remember|recall|remind|earlier|before|previously|last time|mentioned|told|talked about|spoke of|discussed)\b"
-    r"|\bdid (?:I|we|you)\b|\b(?:I|we|you) (?:just |once |already |had |have )*(?:said|\w+ed|bought|went|saw|read|gave|"
+    r"|\bdid (?:I|we|you)\b"
+    r"|\b(?:I|we|you) (?:just |once |already |had |have )*(?:said|(?!need\b)\w+ed|bought|went|saw|read|gave|"
     r"made|took|met|ate|wrote|chose|got)\b|\b(?:what|who|when|where|which)(?:'s| is| was| are| were) (?:my|our)\b",
     re.IGNORECASE,
 )
+_OWN = re.compile(
+    r"\b(?:what|which|who|whose|whom|when|where|how (?:much|many|old|long|often|far))\b[^?.!,]{0,40}?"
+    r"\b(?:do|did|does|am|is|are|was|were|will|has|have|had) (?:I|we|my|our)\b"
+    r"|(?:^|[.!?,] )\W*(?:(?:do|did|am|was|have|had) (?:I|we)|(?:is|does|did|was|has) (?:my|our))\b|\bagain\?",
+    re.IGNORECASE,
+)
+_SUPPOSES = re.compile(r"\b(?:what|how about) if\b|\bif (?:I|we|you)\b", re.IGNORECASE)
 _WORD = re.compile(r"\w+")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 SHORT = 2
@@ -121,24 +130,31 @@ def wanted(question: str) -> bool:
 
 
 def looks_back(question: str) -> bool:
-    """A question that says it is about what was said earlier: the person expects it to be looked up.
+    """A question that says it is about what was said earlier, or asks for what the person alone can have said.
 
     Stricter than `wanted`, for machines where reading quotes is felt. Of other languages than English, as `wanted`.
     """
-    if not wanted(question):
+    if not wanted(question) or not _is_english(question):
+        return wanted(question)
+    if _SUPPOSES.search(question):
         return False
-    if not _is_english(question):
-        return True
     said = _SENTENCE.split(question.strip())
     asking = " ".join(said if len(said) <= SHORT else (each for each in said if "?" in each))
-    return _BACK.search(asking) is not None or search.DATE.search(asking) is not None
+    return _is_own(question) or bool(_BACK.search(asking) or search.DATE.search(asking))
+
+
+def _is_own(question: str) -> bool:
+    """It asks what the person has, does or is: "What is my cat called?", not "How can I bake bread?"."""
+    said = _SENTENCE.split(question.strip())
+    return _OWN.search(" ".join([each for each in said if "?" in each] or said)) is not None
 
 
 def sure(found: Sequence[Found], turns: Sequence[Turn], question: str) -> bool:
     """One of the best shares so many words with the question that it is worth a wait. Of English questions only."""
     texts, asked = {turn.id: turn.text for turn in turns}, set(_stems(question))
+    least = SURE_OWN if _is_own(question) else SURE
     return not _is_english(question) or any(
-        _alike(asked, texts[each.id][each.start : each.end]) >= SURE for each in found[:BEST]
+        _alike(asked, texts[each.id][each.start : each.end]) >= least for each in found[:BEST]
     )
 
 
@@ -248,6 +264,42 @@ def _alike(asked: set[str], text: str) -> float:
         if len(asked) > 1
         else 0.0
     )
+
+
+def recalled(
+    turns: Sequence[Turn],
+    hits: Iterable[Hit],
+    question: str,
+    *,
+    out: Collection[str],
+    room: int,
+    slow: bool,
+    again: bool = False,
+) -> list[Quote]:
+    """Quotes for a question, within `room` tokens.
+
+    Args:
+        turns: all that was said before it, oldest first; `out`: ids of those that may be quoted.
+        slow: reading quotes is felt: only a question that looks back has some, if what fits it best is not in the
+            prompt; they must be sure, and are short.
+        again: it had quotes already, so it may have them.
+    """
+    if slow and not again and not looks_back(question):
+        return []
+    found = scores(turns, hits, question)
+    if slow and not again and not (found and found[0].id in out and sure(found, turns, question)):
+        return []
+    older = [turn for turn in turns if turn.id in out]
+    return quotes(older, _shortened(found, older, question) if slow else found, room=room)
+
+
+def _shortened(found: Iterable[Found], turns: Sequence[Turn], question: str) -> Iterator[Found]:
+    """The same, of each passage the sentences that fit the question best."""
+    texts, asked = {turn.id: turn.text for turn in turns}, set(_stems(question))
+    for each in found:
+        if each.id in texts:
+            start, end = sentences(texts[each.id], (each.start, each.end), worth=partial(_alike, asked))
+            yield replace(each, start=start, end=end)
 
 
 def quotes(turns: Sequence[Turn], found: Iterable[Found], *, room: int) -> list[Quote]:

@@ -25,8 +25,8 @@ RETRIEVED_SHARE = 0.25
 """Share of the budget that quotes of older turns may fill."""
 SLOW = 1.0
 """Milliseconds a token from which on reading quotes is felt: then only sure ones stand in the prompt."""
-QUOTED = 1000.0
-"""Milliseconds that reading quotes may take there."""
+QUOTED, MOST_QUOTED = 600.0, 120
+"""Milliseconds that reading quotes may take there, and tokens that they may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class Budget:
     def retrieved(self) -> int:
         """Tokens the quotes of older turns may have."""
         room = int((self.limit if self.latency is None else self.mark) * RETRIEVED_SHARE)
-        return min(room, int(QUOTED / self.reading)) if self.reading and self.slow else room
+        return min(room, MOST_QUOTED, int(QUOTED / self.reading)) if self.reading and self.slow else room
 
     @property
     def slow(self) -> bool:
