@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import socket
 import subprocess
 from ipaddress import ip_network
 from pathlib import Path
@@ -427,6 +428,18 @@ def test_the_doctor_looks_at_everything_without_the_network(person: Person) -> N
         "Conversations", "Network",
     }  # fmt: skip
     assert {model["id"] for model in said["models"]} > {"smollm2-135m-instruct"}
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "[::1]"])
+def test_the_doctor_finds_a_port_free_on_any_kind_of_address(tmp_path: Path, host: str) -> None:
+    try:
+        socket.create_server(
+            (host.strip("[]"), 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        ).close()
+    except OSError:
+        pytest.skip("this machine has no such address")
+    found = doctor.port(Settings(data_dir=tmp_path, host=host, port=0))
+    assert (found.state, found.detail) == ("ok", f"{host}:0 is free")
 
 
 def test_an_extra_that_is_not_installed_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:

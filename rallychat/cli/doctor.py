@@ -9,7 +9,6 @@ import os
 import platform
 import re
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from rallychat.catalog.engines import missing_libraries, torch_has
 from rallychat.catalog.precision import this_machine
 from rallychat.catalog.sizing import needed_memory
 from rallychat.cli.models import rows, size
-from rallychat.errors import RallyChatError
+from rallychat.errors import RallyChatError, SettingsError
 from rallychat.settings import Settings
 
 State = Literal["ok", "note", "broken"]
@@ -201,16 +200,17 @@ def disk(settings: Settings) -> Finding:
 
 def port(settings: Settings) -> Finding:
     """The address can be listened on."""
-    from rallychat.cli.serve import already_running
+    from rallychat.cli.serve import listen
 
     where = f"{settings.host}:{settings.port}"
     try:
-        with socket.create_server((settings.host, settings.port)):
-            return Finding("Port", "ok", f"{where} is free")
-    except OSError as exc:
-        if already_running(settings):
-            return Finding("Port", "ok", f"{where}: RallyChat is running here")
-        return Finding("Port", "note", f"{where}: {exc.strerror}", "choose another: rallychat serve --port 0")
+        listener = listen(settings)
+    except SettingsError as exc:
+        return Finding("Port", "note", exc.message, exc.hint)
+    if listener is None:
+        return Finding("Port", "ok", f"{where}: RallyChat is running here")
+    listener.close()
+    return Finding("Port", "ok", f"{where} is free")
 
 
 async def database(settings: Settings) -> list[Finding]:
