@@ -91,6 +91,13 @@ def workers_start_at_once(
         monkeypatch.setattr(subprocess, "Popen", quick_popen)
 
 
+@pytest.fixture(autouse=True)
+def engines_take_one_core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where engines compute: on a machine that is busy, threads that wait for one another burn most of the time."""
+    if any(request.node.get_closest_marker(name) for name in ("real", "hf")):
+        monkeypatch.setenv("RALLYCHAT_THREADS", "1")
+
+
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
     """The default model's weights: the file `RALLYCHAT_TEST_GGUF` names, or fetched once into the user's data."""

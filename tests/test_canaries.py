@@ -260,7 +260,7 @@ async def test_an_engine_answers_as_if_each_conversation_had_it_to_itself(
         path, settings = "", served(tmp_path, "", **given)
     else:
         path = str(request.getfixturevalue("smollm2_gguf"))
-        settings = Settings(data_dir=tmp_path, model=path, threads=1, **given)
+        settings = Settings(data_dir=tmp_path, model=path, **given)
     async with ChatService.open(settings) as service:
         chats = {word: (await service.store.create(system=f"The word is {word}.")).id for word in REAL}
         for question in ("Which word is it?", "Say it again."):
