@@ -59,6 +59,7 @@ def test_the_notebook_installs_starts_opens_the_page_and_asks(
     monkeypatch.setenv("RALLYCHAT_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("RALLYCHAT_MODEL", str(smollm2_gguf))
     monkeypatch.setenv("RALLYCHAT_PORT", str(port))
+    monkeypatch.setenv("RALLYCHAT_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("PATH", str(tmp_path))  # as on a machine without a GPU

@@ -50,5 +50,6 @@ def test_the_python_example_without_a_server(tmp_path: Path) -> None:
 
 @pytest.mark.real
 def test_the_python_example_with_the_real_model(tmp_path: Path, smollm2_gguf: Path) -> None:
-    out = said(example("rallychat.open"), RALLYCHAT_MODEL=str(smollm2_gguf), RALLYCHAT_DATA_DIR=str(tmp_path))
+    model = {"RALLYCHAT_MODEL": str(smollm2_gguf), "RALLYCHAT_THREADS": "1"}
+    out = said(example("rallychat.open"), RALLYCHAT_DATA_DIR=str(tmp_path), **model)
     assert len(out.split()) > 1

@@ -33,8 +33,7 @@ def scripted_spec(**options: Any) -> WorkerSpec:
     return WorkerSpec("echo", "echo", slots=SLOTS, window=WINDOW, options=options)
 
 
-def real_spec(request: pytest.FixtureRequest) -> WorkerSpec:
-    path = request.getfixturevalue("smollm2_gguf")
+def real_spec(path: Path) -> WorkerSpec:
     return WorkerSpec("llamacpp", "smollm2", path=str(path), slots=SLOTS, window=WINDOW, threads=1)
 
 
@@ -57,7 +56,7 @@ def spec_of(request: pytest.FixtureRequest, **scripted: Any) -> WorkerSpec:
         case "echo":
             return scripted_spec(**scripted)
         case "llamacpp":
-            return real_spec(request)
+            return real_spec(request.getfixturevalue("smollm2_gguf"))
         case "transformers":
             return transformers_spec(request.getfixturevalue("taught_llama"))
         case _:

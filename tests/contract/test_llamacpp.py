@@ -19,8 +19,8 @@ DRAWS = 240
 
 
 @pytest.fixture(scope="module")
-def llama(request: pytest.FixtureRequest) -> Iterator[Rig]:
-    with rig_of(real_spec(request)) as rig:
+def llama(smollm2_gguf: Path) -> Iterator[Rig]:
+    with rig_of(real_spec(smollm2_gguf)) as rig:
         yield rig
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rallychat.engines.protocol import WorkerSpec
-from tests.contract.rig import WINDOW, rig_of, transformers_spec
+from tests.contract.rig import real_spec, rig_of, transformers_spec
 
 QUESTIONS = ("What is the capital of France?", "Name the days of the week.", "What is two plus two?")
 FIRST = 8
@@ -20,7 +19,7 @@ async def test_smollm2_begins_its_answers_alike_in_llama_cpp_and_in_transformers
     smollm2_gguf: Path, smollm2_checkpoint: Path
 ) -> None:
     with (
-        rig_of(WorkerSpec("llamacpp", "gguf", path=str(smollm2_gguf), slots=1, window=WINDOW)) as one,
+        rig_of(real_spec(smollm2_gguf)) as one,
         rig_of(transformers_spec(smollm2_checkpoint)) as other,
     ):
         for question in QUESTIONS:
