@@ -57,7 +57,7 @@ def test_the_notebook_installs_starts_opens_the_page_and_asks(
     for name in [name for name in os.environ if name.startswith("RALLYCHAT_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("RALLYCHAT_DATA_DIR", str(tmp_path / "data"))
-    monkeypatch.setenv("RALLYCHAT_MODEL", str(smollm2_gguf))
+    monkeypatch.setenv("RALLYCHAT_MODEL", str(smollm2_gguf.resolve()))
     monkeypatch.setenv("RALLYCHAT_PORT", str(port))
     monkeypatch.setenv("RALLYCHAT_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
