@@ -79,7 +79,7 @@ async def respond(
     if conversation is not None and at.parent_id is UNSET and not conversation.title:
         asked = next((message.text for message in said if message.role == "user"), "")
         await service.store.update(conversation.id, title=title_of(asked))
-    stored = await service.store.responses.begin(
+    stored, conversation = await service.store.responses.begin(
         conversation.id if conversation else None,
         said=said,
         model=model.id,
@@ -87,7 +87,6 @@ async def respond(
         parent_id=at.parent_id,
         key=key,
     )
-    conversation = conversation or await service.store.get(stored.answer.conversation_id)
     if instructions is not None:
         conversation = replace(conversation, system=instructions)
     priority = Priority.PATIENT if request["background"] else Priority.CHAT

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from rallychat.errors import StoreUnavailable
+from rallychat.store import Conversation
 from tests.responses_world import (
     ENDLESS,
     asked,
@@ -31,6 +33,18 @@ async def test_a_response_is_answered_and_can_be_retrieved(tmp_path: Path) -> No
         assert (await http.get(f"/v1/responses/{made['id']}")).json() == made
     async with world(tmp_path) as (http, _):
         assert (await http.get(f"/v1/responses/{made['id']}")).json() == made
+
+
+async def test_a_database_that_is_away_once_a_response_is_begun_leaves_none_that_nobody_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(_: str) -> Conversation:
+        raise StoreUnavailable("The database cannot be reached.")
+
+    async with world(tmp_path) as (http, service):
+        monkeypatch.setattr(service.store, "get", away)
+        made = await asked(http, "Hello")
+        assert (made["status"], text_of(made)) == ("completed", "Hello")
 
 
 async def test_a_chain_of_responses_stands_in_no_list_of_conversations(tmp_path: Path) -> None:

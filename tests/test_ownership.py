@@ -41,7 +41,7 @@ async def made(store: ConversationStore) -> Hers:
     hers.said, hers.answer = said.id, answer.id
     await store.answers.finish(answer.id, parts=(), reason="stop", usage=None, timings=None)
     await store.contexts.remember(hers.conversation, Memory("facts", "a zebra", said.id))
-    begun = await store.responses.begin(
+    begun, _ = await store.responses.begin(
         hers.conversation, said=[Message.of("user", "more zebras")], model="echo", request=REQUEST
     )
     hers.response = begun.id

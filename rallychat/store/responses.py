@@ -18,7 +18,7 @@ from rallychat.store.ids import new_id
 from rallychat.store.items import insert_chain, is_followed, new_row, take_out
 from rallychat.store.owners import Owner
 from rallychat.store.tables import conversations, idempotency_keys, messages, responses
-from rallychat.store.types import StoredMessage, StoredResponse, response_id
+from rallychat.store.types import Conversation, StoredMessage, StoredResponse, response_id
 from rallychat.store.whole import again, to_the_end, whole
 from rallychat.unset import UNSET, Unset
 
@@ -41,8 +41,8 @@ class ResponseStore:
         request: Mapping[str, Any],
         parent_id: str | Unset = UNSET,
         key: str | None = None,
-    ) -> StoredResponse:
-        """Stores what was said and, below it, a running, empty answer.
+    ) -> tuple[StoredResponse, Conversation]:
+        """Stores what was said and, below it, a running, empty answer; returns that and the conversation it is in.
 
         Args:
             conversation_id: where; None makes a conversation that stands in no list.
@@ -55,7 +55,7 @@ class ResponseStore:
         """
         model = codec.checked(model, param="model")
         begun = again(lambda: self._begin(conversation_id, said, model, request, parent_id, key))
-        return await to_the_end(begun, abandoned=lambda made: self._abandon(made.answer.id))
+        return await to_the_end(begun, abandoned=lambda made: self._abandon(made[0].answer.id))
 
     async def _begin(
         self,
@@ -65,7 +65,7 @@ class ResponseStore:
         request: Mapping[str, Any],
         parent_id: str | Unset,
         key: str | None,
-    ) -> StoredResponse:
+    ) -> tuple[StoredResponse, Conversation]:
         now = datetime.now(UTC)
         codec.checked(request["instructions"] or "", param="instructions")
         codec.metadata_json(request["metadata"] or {})
@@ -91,7 +91,8 @@ class ResponseStore:
                 mine = (idempotency_keys.c.user_id == current().id, idempotency_keys.c.key == key)
                 leads = {"response_id": response_id(answer["id"]), "owner": None}
                 await db.execute(update(idempotency_keys).where(*mine).values(**leads))
-        return StoredResponse(codec.message_from(answer), noted, None)
+        response = StoredResponse(codec.message_from(answer), noted, None)
+        return response, codec.conversation_from(conversation)
 
     async def _abandon(self, message_id: str) -> None:
         async with self._database.write() as db:
