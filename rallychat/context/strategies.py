@@ -116,7 +116,7 @@ class Remembering:
         memory = memory if valid(memory, turns) else None
         if not over(turns, memory, budget.high):
             return None
-        why = f"the prompt passed {budget.high} tokens ({budget.why})"
+        why = f"the prompt passed {budget.high:,} tokens ({budget.why})"
         rules = self._ledger(turns, memory, budget, why)
         if rules is None or not worth(turns, memory, rules.until, budget):
             return None

@@ -141,7 +141,7 @@ class Budget:
             return self.latency_why or f"answers begin as fast as at first up to {self.latency} tokens here"
         if self.asked is not None and self.asked == self.limit:
             return f"a budget of {self.asked} tokens was asked for"
-        return f"the window of {self.window} tokens less {self.answer} for the answer"
+        return f"the window of {self.window:,} tokens less {self.answer:,} for the answer"
 
 
 @dataclass(frozen=True, slots=True)
