@@ -33,7 +33,7 @@ def test_marks_are_shares_of_what_the_window_leaves() -> None:
     budget = Budget(window=8192, answer=1024, safety=81, fixed=87)
     assert (budget.limit, budget.mark, budget.usable, budget.high) == (7087, 5102, 7000, 5015)
     assert 0.25 <= budget.low / budget.high <= 0.35
-    assert "window of 8192" in budget.why
+    assert "window of 8,192" in budget.why
 
 
 def test_a_slow_machine_lowers_the_high_mark_and_says_so() -> None:
