@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from starlette.responses import FileResponse
 
+from rallychat.api.myself import exported
 from rallychat.errors import Conflict, NotFound
 from rallychat.identity import acting_as
 from rallychat.settings import Settings
@@ -53,6 +57,21 @@ def opened(answer: httpx.Response, folder: Path) -> dict[str, str]:
     path.write_bytes(answer.content)
     with zipfile.ZipFile(path) as archive:
         return {name: archive.read(name).decode() for name in archive.namelist()}
+
+
+async def test_an_export_whose_sending_is_broken_off_leaves_no_file(tmp_path: Path) -> None:
+    async def broken_off(*_: Any) -> Any:
+        raise asyncio.CancelledError
+
+    async with people(tmp_path) as world:
+        with acting_as(world.users["ben"].id):
+            answer = await exported(world.service)
+        assert isinstance(answer, FileResponse)
+        folder = Path(answer.path).parent
+        assert await asyncio.to_thread(folder.exists)
+        with pytest.raises(asyncio.CancelledError):
+            await answer({"type": "http", "method": "GET", "headers": []}, broken_off, broken_off)
+        assert not await asyncio.to_thread(folder.exists)
 
 
 async def test_an_export_holds_every_branch_and_no_secret_and_nothing_of_others(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request
-from starlette.background import BackgroundTask
 from starlette.responses import FileResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from rallychat.accounts import oneself
 from rallychat.api.gate import SESSION
@@ -61,20 +61,28 @@ def address_of(request: Request) -> str:
     return here
 
 
+class _Sent(FileResponse):
+    """A file that is deleted with its folder once it is sent, or will not be."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            shutil.rmtree(Path(self.path).parent, ignore_errors=True)
+
+
 async def exported(service: ChatService) -> Response:
-    """The file, which is deleted once it is sent."""
+    """Everything of whoever asks, as a file."""
     mine = oneself().id
     folder = await asyncio.to_thread(tempfile.mkdtemp, prefix="rallychat-")
-    away = BackgroundTask(shutil.rmtree, folder, ignore_errors=True)
     try:
         path = Path(folder) / "export.zip"
         await service.store.belongings.export(mine, path)
     except BaseException:
-        await away()
+        shutil.rmtree(folder, ignore_errors=True)
         raise
     headers = {"cache-control": "no-store"}
-    kind = "application/zip"
-    return FileResponse(path, media_type=kind, filename="rallychat.zip", headers=headers, background=away)
+    return _Sent(path, media_type="application/zip", filename="rallychat.zip", headers=headers)
 
 
 @router.get("/v1/me", response_model=None, responses={200: {"model": MeOut}, **_READ})
