@@ -10,6 +10,14 @@ import typer
 from rallychat.cli.options import DataDir, Json, ModelName, Threads, settings_from
 from rallychat.cli.running import run
 
+Rounds = Annotated[int, typer.Option(min=1, help="Times each row is measured, in turn.")]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Tokens of each answer.")]
+AtATime = Annotated[int | None, typer.Option(min=1, max=256, help="Answers at the same time (4).")]
+Echo = Annotated[bool, typer.Option("--echo", help="The scripted engine in place of a model.")]
+Texts = Annotated[
+    Path | None, typer.Option(help="JSON lines of conversations whose users' messages are said.")
+]
+
 bench_app = typer.Typer(
     help="Measurements, each against the raw engine or the naive way.", no_args_is_help=True
 )
@@ -19,8 +27,8 @@ bench_app = typer.Typer(
 def bench_serve(
     model: ModelName = None,
     users: Annotated[str, typer.Option(help="Users at the same time, in order.")] = "1,4,8,16",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 64,
-    rounds: Annotated[int, typer.Option(min=1, help="Times each row is measured, in turn.")] = 5,
+    max_tokens: MaxTokens = 64,
+    rounds: Rounds = 5,
     threads: Threads = None,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -36,7 +44,7 @@ def bench_serve(
 def bench_batch(
     model: ModelName = None,
     lines: Annotated[int, typer.Option(min=1, help="Lines of each batch.")] = 64,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 64,
+    max_tokens: MaxTokens = 64,
     rounds: Annotated[int, typer.Option(min=1, help="Times each way is measured, in turn.")] = 3,
     slots: Annotated[
         int | None, typer.Option(min=1, max=256, help="Answers generated at the same time (by the machine).")
@@ -76,7 +84,7 @@ def bench_batch(
 @bench_app.command("page")
 def bench_page(
     messages: Annotated[str, typer.Option(help="Lengths of the chat, in messages.")] = "2,400",
-    rounds: Annotated[int, typer.Option(min=1, help="Times each row is measured, in turn.")] = 3,
+    rounds: Rounds = 3,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -106,7 +114,7 @@ def bench_chaos(
     minutes: Annotated[float, typer.Option(min=0.1, help="How long things fail.")] = 10,
     people: Annotated[int, typer.Option(min=1, max=256, help="People who chat meanwhile.")] = 8,
     seed: Annotated[int | None, typer.Option(help="Which faults come when; printed if not given.")] = None,
-    echo: Annotated[bool, typer.Option("--echo", help="The scripted engine in place of a model.")] = False,
+    echo: Echo = False,
     postgres: Annotated[
         bool, typer.Option("--postgres", help="On a PostgreSQL of its own, which is stopped, too.")
     ] = False,
@@ -127,8 +135,8 @@ def bench_soak(
     minutes: Annotated[float, typer.Option(min=0.1, help="How long they chat.")] = 30,
     users: Annotated[int, typer.Option(min=1, max=1000, help="People who chat.")] = 32,
     image: Annotated[Path | None, typer.Option(help="PNG file of the memory over time.")] = None,
-    echo: Annotated[bool, typer.Option("--echo", help="The scripted engine in place of a model.")] = False,
-    slots: Annotated[int | None, typer.Option(min=1, max=256, help="Answers at the same time (4).")] = None,
+    echo: Echo = False,
+    slots: AtATime = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -153,12 +161,10 @@ def bench_load(
     trace: Annotated[
         Path | None, typer.Option(help="Mooncake's trace; times in its shape are made up if not given.")
     ] = None,
-    texts: Annotated[
-        Path | None, typer.Option(help="JSON lines of conversations whose users' messages are said.")
-    ] = None,
+    texts: Texts = None,
     image: Annotated[Path | None, typer.Option(help="PNG file of the time to first token.")] = None,
     out: Annotated[Path | None, typer.Option(help="JSON lines: each turn is added here.")] = None,
-    slots: Annotated[int | None, typer.Option(min=1, max=256, help="Answers at the same time (4).")] = None,
+    slots: AtATime = None,
     threads: Threads = None,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -254,9 +260,7 @@ def bench_turns(
     way: Annotated[
         list[str] | None, typer.Option("--way", help="Only this way; may be given several times.")
     ] = None,
-    texts: Annotated[
-        Path | None, typer.Option(help="JSON lines of conversations whose users' messages are said.")
-    ] = None,
+    texts: Texts = None,
     minutes: Annotated[
         float | None, typer.Option(min=0.1, help="End after so many minutes, all ways at the same turn.")
     ] = None,
@@ -284,7 +288,7 @@ def bench_neighbours(
     model: ModelName = None,
     people: Annotated[int, typer.Option(min=1, help="People who chat; as many conversations beside.")] = 4,
     turns: Annotated[int, typer.Option(min=1, help="Turns of each of them in a round.")] = 5,
-    rounds: Annotated[int, typer.Option(min=1, help="Times each row is measured, in turn.")] = 4,
+    rounds: Rounds = 4,
     threads: Threads = None,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -302,8 +306,8 @@ def bench_fair(
     people: Annotated[int, typer.Option(min=1, help="People who chat beside the flood.")] = 7,
     flood: Annotated[int, typer.Option(min=1, help="Requests of the one who floods.")] = 50,
     minutes: Annotated[float, typer.Option(min=0.01, help="How long, all parts together.")] = 6,
-    rounds: Annotated[int, typer.Option(min=1, help="Times each row is measured, in turn.")] = 3,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 64,
+    rounds: Rounds = 3,
+    max_tokens: MaxTokens = 64,
     slots: Annotated[int, typer.Option(min=1, max=256, help="Answers generated at the same time.")] = 8,
     threads: Threads = None,
     data_dir: DataDir = None,
