@@ -356,4 +356,6 @@ class Runs:
                         run.cancel()
             except RallyChatError as exc:  # the answer goes on; its end will say what was stored
                 log.error("growing answers could not be stored: %s", exc)
+            except Exception:  # nor does a mistake of ours keep anybody from stopping theirs
+                log.exception("growing answers could not be stored")
             await asyncio.sleep(SAVE_EVERY)

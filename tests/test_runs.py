@@ -155,6 +155,27 @@ async def test_an_end_that_could_not_be_stored_is_stored_when_there_is_room(
     assert attempts == [Finished("stop")] * 3
 
 
+async def test_a_mistake_of_ours_in_storing_what_grows_is_logged_and_it_is_stored_the_next_time(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("rallychat.runs.SAVE_EVERY", 0)
+    again, attempts = asyncio.Event(), list[int]()
+
+    async def save(growing: list[Run]) -> list[str]:
+        attempts.append(len(growing))
+        if len(attempts) == 1:
+            raise KeyError("a mistake")
+        again.set()
+        return []
+
+    script, runs = Script(), Runs(save)
+    runs.start(script.run())
+    async with asyncio.timeout(30):
+        await again.wait()
+    await runs.aclose()
+    assert "a mistake" in caplog.text
+
+
 async def test_what_could_not_be_stored_is_tried_once_more_at_the_end() -> None:
     attempts: list[End] = []
 
