@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 from rallychat.errors import NotFound
 from rallychat.messages import Message, Text
@@ -14,6 +17,8 @@ from rallychat.settings import Settings
 from rallychat.store import ConversationStore, Memory, StoredMessage, TokenSpan, branches, codec
 from rallychat.store.branches import FEW
 from rallychat.store.contexts import newest
+
+TABLES = ("conversations", "messages", "memories")
 
 
 @pytest.fixture
@@ -159,3 +164,34 @@ async def test_what_is_kept_of_branches_is_bounded(
         assert len(await store.path(chat)) == 4
     assert [*kept._kept] == chats[-3:]
     assert sum(len(each.rows) for each in kept._kept.values()) == 9
+
+
+@contextmanager
+def statements() -> Iterator[list[str]]:
+    """What is asked of our tables meanwhile."""
+    seen: list[str] = []
+
+    def heard(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        seen.extend([statement] if any(name in statement for name in TABLES) else [])
+
+    event.listen(Engine, "before_cursor_execute", heard)
+    try:
+        yield seen
+    finally:
+        event.remove(Engine, "before_cursor_execute", heard)
+
+
+async def test_a_late_turn_takes_as_many_statements_as_an_early_one(store: ConversationStore) -> None:
+    chat = (await store.create()).id
+    for number in range(12):
+        tip = (await store.get(chat)).tip_id
+        with statements() as seen:
+            asked, answer = await store.answers.begin(
+                chat, parent_id=tip, user=Message.of("user", "and?"), model="m", alone=True
+            )
+            assert asked is not None
+            path, _ = await store.view(chat, tip=asked.id)
+        assert len(path) == 2 * number + 1
+        assert number == 0 or len(seen) == 8
+        await store.answers.finish(answer.id, parts=(Text("yes"),), reason="stop", usage=None, timings=None)
+        await store.path(chat)

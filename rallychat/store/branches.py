@@ -35,9 +35,11 @@ class _Kept:
     rows: Sequence[StoredMessage]
     places: dict[str, int]
 
-    def down_to(self, message_id: str | None) -> Sequence[StoredMessage] | None:
-        """What is kept down to a message; None if that is not here."""
-        at = self.places.get(message_id) if message_id else None
+    def above(self, message: StoredMessage) -> Sequence[StoredMessage] | None:
+        """What stands above a message; None if that is not known here."""
+        if message.parent_id is None:
+            return ()
+        at = self.places.get(message.parent_id)
         return None if at is None else self.rows[: at + 1]
 
 
@@ -58,7 +60,7 @@ class Branches:
         branch = None
         if kept is not None and kept.revision == revision:
             newest = await _read(db, chat, tip, most=FEW)
-            above = kept.down_to(newest[0].parent_id) if newest else None
+            above = kept.above(newest[0]) if newest else None
             branch = [*above, *newest] if above is not None else None
         if branch is None:
             branch = await _read(db, chat, tip)
