@@ -196,6 +196,8 @@ ROUTES: dict[str, Case] = {
     "POST /people/invites": Case("admin"),
     "POST /people/invites/{invite_id}/withdraw": Case("admin"),
     "POST /people/users/{user_id}": Case("admin", form={"what": "member"}),
+    "POST /people/users/{user_id}/limits": Case("admin", form={"concurrent": "2"}),
+    "POST /people/users/{user_id}/password": Case("admin", form={"new": "another password"}),
     "POST /people/keys/{key_id}/revoke": Case("admin"),
 }
 """Every route there is. A new one is put here with what it is, or the test of this list fails."""
