@@ -135,7 +135,6 @@ class ContextView:
     plot: TurnPlot | None
     keeping: Keeping
     entries: Sequence[EntryView]
-    token_count: int
 
 
 def view_of(
@@ -161,7 +160,6 @@ def view_of(
         plot=plot_of(path),
         keeping=keeping,
         entries=[_entry(entry, said) for entry in inspection.entries],
-        token_count=len(inspection.ids),
     )
 
 

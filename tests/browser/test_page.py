@@ -198,6 +198,13 @@ def test_the_inspector_shows_the_prompt_and_what_was_reused(page: Page) -> None:
     expect(page.locator(".entry .as-ids").first).to_contain_text(re.compile(r"^\d+ \d+ "))
 
 
+def test_a_server_that_cannot_be_reached_is_said_until_it_can_be(page: Page) -> None:
+    page.context.set_offline(True)
+    expect(page.locator("#rc-model-state")).to_have_text("no connection")
+    page.context.set_offline(False)
+    expect(page.locator("#rc-model-state")).to_have_text("")
+
+
 def test_every_button_has_a_name(page: Page) -> None:
     say(page, "hello")
     answered(page)
