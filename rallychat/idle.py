@@ -335,7 +335,8 @@ class Idle:
     async def _title(self, scene: Scene) -> None:
         """A title instead of the first message's beginning, unless a person gave one."""
         conversation = scene.conversation
-        if not self._settings.titles or not conversation.listed or conversation.id in self._named:
+        wanted = self._settings.titles and scene.model.titles
+        if not wanted or not conversation.listed or conversation.id in self._named:
             return
         path = await self._store.path(conversation.id)
         said = next((row.text for row in path if row.role == "user"), "")

@@ -440,6 +440,20 @@ async def test_a_title_that_a_person_gave_stays(world: World) -> None:
         assert (await service.store.get(chat)).title == "Mine"
 
 
+async def test_a_model_whose_titles_are_none_is_not_asked_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idle, "REST", 0.0)
+    scripted(tmp_path, "scripted", 'replies = ["lemons", "Harbour Boats and Lemons"]', window=1024)
+    facts = tmp_path / "catalog" / "models" / "scripted.toml"
+    facts.write_text(f"titles = false\n{facts.read_text()}")
+    async with ChatService.open(Settings(data_dir=tmp_path, model="scripted", slots=2)) as service:
+        chat = (await service.store.create()).id
+        await say(service, chat, LONG)
+        await service.idle.settled()
+        assert (await service.store.get(chat)).title.startswith("tell me all about")
+
+
 async def test_titles_can_be_switched_off(world: World) -> None:
     async with world('replies = ["lemons", "Harbour Boats and Lemons"]') as service:
         chat = (await service.store.create()).id

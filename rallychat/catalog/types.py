@@ -295,6 +295,8 @@ class Model(_Facts):
     """Chat template (Jinja) of its own; goes before the one its weights ship."""
     system: str | None = None
     sampling: SamplingFacts = SamplingFacts()
+    titles: bool = True
+    """It is asked for titles of new conversations; not where what it writes is seldom one."""
     hidden: bool = False
     """Not in the menu; can still be named."""
     options: dict[str, Any] = Field(default_factory=dict)

@@ -71,6 +71,15 @@ async def bench_page(settings: Settings, *, messages: str, rounds: int, as_json:
     show(rows, as_json=as_json, title=f"One update of a growing answer, {rounds} rounds")
 
 
+async def bench_titles(settings: Settings, *, as_json: bool) -> None:
+    """What a model calls twenty conversations, beside what the rule calls them."""
+    from rallychat.bench.titles import run_titles
+
+    rows = await run_titles(settings)
+    taken = sum(bool(row["taken"]) for row in rows)
+    show(rows, as_json=as_json, title=f"{settings.model}: {taken} of {len(rows)} would be taken")
+
+
 async def bench_crash(settings: Settings, *, streams: int, as_json: bool) -> None:
     """What is lost when the engine, and when the server, is killed amid many answers."""
     from rallychat.bench.crash import run_crash

@@ -95,6 +95,14 @@ def bench_page(
     run(measure(settings, messages=messages, rounds=rounds, as_json=as_json))
 
 
+@bench_app.command("titles")
+def bench_titles(model: ModelName = None, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """What a model calls twenty conversations, beside what the rule calls them."""
+    from rallychat.cli.bench import bench_titles as measure
+
+    run(measure(settings_from(model=model, data_dir=data_dir), as_json=as_json))
+
+
 @bench_app.command("crash")
 def bench_crash(
     model: ModelName = None,
