@@ -507,6 +507,7 @@ async def test_a_person_s_word_on_memory_and_messages_holds(world: World) -> Non
         chat = await conversation(service)
         for number in range(12):
             await ended(await service.turn(chat, f"message {number} " + "x" * 40))
+        await service.idle.settled()
         made = await service.contexts.memory(chat)
         assert made is not None
         edited = await service.contexts.edit_memory(chat, "The person is called Ada.")

@@ -199,7 +199,8 @@ async def test_the_async_client_works_as_well(server: Live) -> None:
 
 @pytest.mark.real
 def test_the_real_model_answers_resumes_and_reuses_its_prompt(tmp_path: Path, smollm2_gguf: Path) -> None:
-    with live(tmp_path, slots=1, model=str(smollm2_gguf)) as server:
+    alone = {"titles": False, "latency_factor": 0}  # nothing else takes the slot between the two
+    with live(tmp_path, slots=1, model=str(smollm2_gguf), **alone) as server:
         with OpenAI(base_url=f"{server.url}/v1", api_key="unused", timeout=120, max_retries=0) as client:
             first = client.responses.create(
                 input="Name three colours.", instructions="Be brief.", max_output_tokens=40, temperature=0
