@@ -219,7 +219,10 @@ def bench_hf(
 def bench_context(
     files: Annotated[
         list[Path] | None,
-        typer.Argument(help="Recorded conversations, or folders of them.", metavar="FILE..."),
+        typer.Argument(
+            help="Recorded conversations, or folders of them; a .jsonl file of dialogues is one.",
+            metavar="FILE...",
+        ),
     ] = None,
     strategies: Annotated[str, typer.Option(help="Strategies to compare.")] = (
         "full,last_n,summary,ledger,facts,hybrid"
