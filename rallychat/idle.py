@@ -252,7 +252,7 @@ class Idle:
         most, wish = (
             (known.max_tokens, known.wish) if known else (self._voices.max_tokens(conversation), AS_EVER)
         )
-        return Scene(conversation, model, engine, most, since, wish)
+        return Scene(wish.told(conversation), model, engine, most, since, wish)
 
     async def _prefix(self, scene: Scene, memory: Memory | None = None) -> list[int]:
         """What the next prompt begins with, whatever is said: what two different questions have in common.

@@ -87,11 +87,10 @@ async def respond(
         parent_id=at.parent_id,
         key=key,
     )
-    if instructions is not None:
-        conversation = replace(conversation, system=instructions)
+    wish = replace(wish, instructions=instructions)
     priority = Priority.PATIENT if request["background"] else Priority.CHAT
     run = await service.run_answer(
-        conversation,
+        wish.told(conversation),
         stored.answer,
         None,
         model,

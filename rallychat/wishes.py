@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from rallychat.messages import Message
-from rallychat.store import StoredMessage
+from rallychat.store import Conversation, StoredMessage
 from rallychat.store.types import Mark
 
 _UNDATED = datetime.min.replace(tzinfo=UTC)
@@ -51,6 +51,12 @@ class Wish:
     pin: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     elsewhere: bool | None = None
+    instructions: str | None = None
+    """The system prompt."""
+
+    def told(self, conversation: Conversation) -> Conversation:
+        """The conversation with the system prompt that it has for this answer."""
+        return conversation if self.instructions is None else replace(conversation, system=self.instructions)
 
     def marking(self, path: Sequence[StoredMessage]) -> list[StoredMessage]:
         """The messages with the marks that they have for this answer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -19,6 +20,9 @@ from tests.nursery import POSSIBLE, Nursery, popen
 
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")  # a slow one fails no test
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background; commands inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

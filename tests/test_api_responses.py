@@ -89,6 +89,14 @@ async def test_the_prompt_of_a_branch_is_reused_from_the_cache(tmp_path: Path) -
     assert second["usage"]["input_tokens_details"]["cached_tokens"] >= first["usage"]["total_tokens"] - 2
 
 
+async def test_idle_time_prepares_for_the_instructions_that_the_answer_before_had(tmp_path: Path) -> None:
+    async with world(tmp_path, slots=1) as (http, service):
+        first = await asked(http, "Something to remember", instructions="Be brief.")
+        await service.idle.settled()
+        second = await asked(http, "More", instructions="Be brief.", previous_response_id=first["id"])
+    assert second["usage"]["input_tokens_details"]["cached_tokens"] >= first["usage"]["total_tokens"] - 2
+
+
 async def test_a_response_in_a_conversation_appends_to_it(tmp_path: Path) -> None:
     async with world(tmp_path) as (http, service):
         conversation = (await http.post("/v1/conversations", json={})).json()["id"]
