@@ -36,6 +36,17 @@ async def test_strategy_and_budget_are_chosen_and_taken_back(tmp_path: Path) -> 
         assert report.budget == 900
 
 
+async def test_whether_other_conversations_are_quoted_is_chosen_and_taken_back(tmp_path: Path) -> None:
+    async with world(tmp_path) as (http, service):
+        made, _ = await talked(http, service)
+        path = f"/v1/conversations/{made}/context"
+        assert (await http.get(path)).json()["elsewhere"] is None
+        assert (await http.patch(path, json={"elsewhere": True})).json()["elsewhere"] is True
+        assert (await http.patch(path, json={"budget": 900})).json()["elsewhere"] is True
+        assert (await service.store.get(made)).elsewhere is True
+        assert (await http.patch(path, json={"elsewhere": None})).json()["elsewhere"] is None
+
+
 async def test_a_memory_is_changed_undone_and_taken_back(tmp_path: Path) -> None:
     async with world(tmp_path) as (http, service):
         made, ids = await talked(http, service)
@@ -69,6 +80,7 @@ async def test_a_message_is_pinned_excluded_and_neither(tmp_path: Path) -> None:
     [
         ("PATCH", "context", {"strategy": "magic"}, 400),
         ("PATCH", "context", {"budget": 3}, 400),
+        ("PATCH", "context", {"elsewhere": "yes"}, 400),
         ("PATCH", "context", {"colour": "red"}, 400),
         ("POST", "memory", {"text": "nothing is remembered yet"}, 404),
         ("POST", "memory/undo", None, 404),

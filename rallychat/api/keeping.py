@@ -27,6 +27,7 @@ class Keeping(Asked):
 
     strategy: Name | None = None
     budget: Annotated[int, Field(ge=64, le=INT32)] | None = None
+    elsewhere: bool | None = None
 
 
 class Remembered(Asked):
@@ -55,12 +56,14 @@ async def retrieve_context(request: Request, conversation_id: str) -> Response:
 
 @router.patch(f"{_ONE}/context", response_model=None, responses={**ANY_OBJECT, **_MADE})
 async def keep_context(request: Request, conversation_id: str, asked: Keeping) -> Response:
-    """Chooses strategy and budget for all its answers from now on."""
+    """Chooses strategy, budget and whether others are quoted, for all its answers from now on."""
     contexts = service_of(request).contexts
     if "strategy" in asked.model_fields_set:
         await contexts.set_strategy(conversation_id, asked.strategy)
     if "budget" in asked.model_fields_set:
         await contexts.set_budget(conversation_id, asked.budget)
+    if "elsewhere" in asked.model_fields_set:
+        await contexts.set_elsewhere(conversation_id, asked.elsewhere)
     return await _told(request, conversation_id)
 
 
@@ -103,6 +106,7 @@ async def _told(request: Request, conversation_id: str) -> Response:
         "conversation_id": conversation.id,
         "strategy": conversation.strategy,
         "budget": conversation.budget,
+        "elsewhere": conversation.elsewhere,
         "pinned": [row.id for row in path if row.mark == "pin"],
         "excluded": [row.id for row in path if row.mark == "exclude"],
         "memory": in_force.version if in_force else None,
