@@ -153,7 +153,7 @@ class Direct:
         body = {
             "messages": list(history), "max_tokens": max_tokens, "temperature": 0, "stream": True,
             "stream_options": {"include_usage": True}, "cache_prompt": True,
-            "repeat_penalty": self._penalty, "repeat_last_n": -1, **slot,
+            "repeat_penalty": self._penalty, "repeat_last_n": WINDOW, **slot,
         }  # fmt: skip
         began, first, answer, usage = time.monotonic(), 0.0, "", dict[str, Any]()
         try:
