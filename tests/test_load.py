@@ -15,6 +15,7 @@ from rallychat.bench import load
 from rallychat.bench.load import Said, Told
 from rallychat.bench.people import LEAST, MOST, Person, made_up, rounds, traced
 from rallychat.errors import InvalidRequest
+from tests.api_world import settings
 
 
 def trace(path: Path, *rows: dict[str, Any]) -> Path:
@@ -83,3 +84,13 @@ async def test_a_round_that_takes_too_long_is_cut_off_with_what_there_is(tmp_pat
     await load._measured(arm, people, told, 0.05, asyncio.Event(), out)
     assert (len(told.said), told.rounds, arm.paused) == (2, 1, [False, True])
     assert len(out.read_text().splitlines()) == 2
+
+
+@pytest.mark.real
+async def test_all_ways_take_what_they_are_sent_and_answer(tmp_path: Path, smollm2_gguf: Path) -> None:
+    own = settings(tmp_path, model=str(smollm2_gguf), slots=2, threads=1)
+    own.models_dir.mkdir(exist_ok=True)
+    rows = await load.run_load(
+        own, minutes=0.01, users=2, turns=2, speed=10_000, seed=1, trace=None, texts=None, image=None, out=None
+    )  # fmt: skip
+    assert [(row["rounds"], row["turns"], row["failures"]) for row in rows] == [(1, 4, 0)] * 3
