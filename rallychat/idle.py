@@ -170,7 +170,7 @@ class Idle:
         since = time.monotonic()
         await self._keep_habit(conversation_id)
         await asyncio.sleep(rest)
-        for step in (self._warm, self._compact, self._title, self._measure):
+        for step in (self._warm, self._compact, self._title, self._measure, self._warm):
             try:
                 if not await self._tried(step, conversation_id, since):
                     return
@@ -351,7 +351,7 @@ class Idle:
             await self._store.update(conversation.id, title=title)
 
     async def _measure(self, scene: Scene) -> None:
-        """How fast this machine is with long prompts, once per model."""
+        """How fast this machine is with long prompts, once per model. A single slot is warmed again afterwards."""
         await self._latencies.measure(scene.engine)
 
     async def _asked(

@@ -149,6 +149,25 @@ async def test_lines_beside_people_make_way_while_they_read_and_where_a_slot_is_
     assert queue.idle
 
 
+@pytest.mark.parametrize("unused", [False, True])
+async def test_a_measurement_drives_no_conversation_out_of_the_cache(
+    monkeypatch: pytest.MonkeyPatch, unused: bool
+) -> None:
+    queue = ready(2)
+    for number in range(2):
+        await visit(queue, f"chat {number}", [number] * 10)
+    if unused:
+        monkeypatch.setattr("rallychat.pool.affinity.UNUSED", 0.0)
+    work = Worker(queue, [9] * 10, Priority.TITLES, apart="only")
+    await settle()
+    if unused:
+        assert work.slot is not None
+        await work.leave()
+    else:
+        with pytest.raises(Crowded):
+            await work.task
+
+
 async def test_background_waits_as_long_as_a_person_is_answered_though_a_slot_is_free() -> None:
     queue = ready(2)
     person = Worker(queue, [1])

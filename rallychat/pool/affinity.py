@@ -17,7 +17,7 @@ Apart = Literal["no", "rather", "only"]
 
 
 UNUSED = 60.0
-"""Seconds after which a batch may take the slot of a cache that nobody came back for."""
+"""Seconds after which a batch, or a measurement, may take the slot of a cache that nobody came back for."""
 
 
 class Priority(IntEnum):
@@ -142,6 +142,11 @@ class Asked:
     """When it stops waiting, by the monotonic clock."""
 
     @property
+    def for_nobody(self) -> bool:
+        """No conversation has anything of it: a measurement."""
+        return not (self.priority.foreground or self.session)
+
+    @property
     def urgency(self) -> tuple[int, float]:
         """Less goes first: of what is prepared, that of who was seen last, for they may speak next."""
         return self.priority, -self.since if self.priority.preparing else self.since
@@ -159,7 +164,7 @@ def best(slots: Sequence[Slot], free: Sequence[Slot], asked: Asked, *, rollback:
         for slot in free
     }
     others = [slot for slot in free if slot not in mine or asked.apart == "no"]
-    if asked.priority is Priority.BATCH:
+    if asked.priority is Priority.BATCH or (asked.for_nobody and len(slots) > 1):
         others = [slot for slot in others if until_expendable(slot) <= 0]
     kin = [s for s in others if s.ids and (s in mine or shared[s.index] * 2 >= len(s.ids))]
     if not asked.priority.foreground:
