@@ -80,9 +80,10 @@ async def _views(
     views: list[MessageView] = []
     for row in rows:
         run = await service.follow(row.id) if row.status == "running" else None
+        ended = row.status == "running" and run is None  # since it was read
         views.append(
             MessageView(
-                message=row,
+                message=await service.store.message(row.id) if ended else row,
                 model_name=model_name(service, row.model),
                 siblings=await service.store.siblings(row.id),
                 run_id=run.id if run else None,
