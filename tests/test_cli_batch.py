@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rallychat import batches
+from rallychat.api.batch_lines import BatchLines
+from rallychat.batches import Line
 from rallychat.bench.scripted import scripted
 from tests.cli_world import ROOT, Person
 
@@ -174,6 +178,41 @@ def test_an_input_that_is_not_there_is_one_sentence(person: Person) -> None:
     done = person.types("batch", "nothing.jsonl", "-o", "out.jsonl")
     assert done.code == 1
     assert "nothing.jsonl cannot be read: No such file" in done.err
+
+
+def test_what_fails_beside_the_files_is_not_laid_upon_them(person: Person) -> None:
+    async def answer(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    person.monkeypatch.setattr(BatchLines, "answer", answer)
+    Path("in.jsonl").write_text(lines({"prompt": "x"}))
+    done = person.types("batch", "in.jsonl", "-o", "out.jsonl")
+    assert done.code == 1
+    assert "Too many open files" in done.err
+    assert "cannot be" not in done.err
+
+
+def test_an_input_that_breaks_while_it_is_read_is_named(person: Person) -> None:
+    async def read_lines(*_: object, **__: object) -> AsyncIterator[Line]:
+        yield Line(1, b'{"prompt": "x"}')
+        raise OSError(errno.EIO, "Input/output error")
+
+    person.monkeypatch.setattr(batches, "read_lines", read_lines)
+    Path("in.jsonl").write_text(lines({"prompt": "x"}, {"prompt": "y"}))
+    done = person.types("batch", "in.jsonl", "-o", "out.jsonl")
+    assert done.code == 1
+    assert "in.jsonl cannot be read: Input/output error" in done.err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
+@pytest.mark.parametrize(("output", "named"), [("/dev/full", "/dev/full"), ("-", "Standard output")])
+def test_an_output_that_refuses_what_it_is_given_is_named(tmp_path: Path, output: str, named: str) -> None:
+    with Path("/dev/full").open("wb") as full:
+        pipes = {"stdin": subprocess.PIPE, "stdout": full}
+        with rallychat(tmp_path, "-", "-o", output, "--overwrite", "--model", "echo", **pipes) as process:
+            _, err = process.communicate(lines({"prompt": "x"}).encode(), 120)
+    assert process.returncode == 1
+    assert f"{named} cannot be written: No space left on device" in err.decode()
 
 
 def test_a_model_that_cannot_be_had_ends_the_batch_before_it_begins(person: Person) -> None:

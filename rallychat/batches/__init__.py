@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rallychat.batches.checking import ENDPOINTS, Checked, Fault, check
-from rallychat.batches.journal import Journal, Stream
+from rallychat.batches.journal import Journal, Stream, WriteError
 from rallychat.batches.lines import Line, Survey, read_lines, survey
 from rallychat.batches.results import sort
 from rallychat.batches.runner import BatchRunner
@@ -23,6 +23,7 @@ __all__ = [
     "Stream",
     "Survey",
     "Turns",
+    "WriteError",
     "check",
     "read_lines",
     "sort",

@@ -9,8 +9,8 @@ later mark.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Self
@@ -24,6 +24,18 @@ from rallychat.errors import Conflict
 VERSION: Final = 1
 LIMIT: Final = 8 * 1024 * 1024
 """Bytes of a journal after which it is begun anew."""
+
+
+class WriteError(OSError):
+    """Outcomes cannot be written, or their journal: a full disk, a reader that is gone."""
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise WriteError(exc.errno, exc.strerror or str(exc)) from exc
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +58,10 @@ class Journal:
 
     Raises:
         Conflict: the output is there and not of this batch, or another process works on it.
+        WriteError: the disk refuses it, now or in any method.
     """
 
+    @_writing()
     def __init__(
         self, output: Path, facts: Mapping[str, Any], *, overwrite: bool = False, limit: int = LIMIT
     ) -> None:
@@ -68,12 +82,15 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
+    @_writing()
     def __exit__(self, *_: object) -> None:
-        if self._journal is not None:
-            self._journal.close()
-        self._out.close()
-        self._lock.release()
+        with ExitStack() as closing:  # a file that could not be written fails again when it is closed
+            closing.callback(self._lock.release)
+            closing.callback(self._out.close)
+            if self._journal is not None:
+                closing.callback(self._journal.close)
 
+    @_writing()
     def add(self, index: int, outcome: Outcome) -> None:
         """See `Record`. It survives the end of this process at once, and a power cut after `settle`."""
         assert self._journal is not None
@@ -83,12 +100,14 @@ class Journal:
         if self._journal.tell() > self._limit:
             self._begin_anew()
 
+    @_writing()
     def settle(self) -> None:
         """See `Record`."""
         with suppress(ValueError):  # it was begun anew meanwhile, which settles it
             if self._journal is not None:
                 os.fsync(self._journal.fileno())
 
+    @_writing()
     def finish(self) -> None:
         """The batch is complete: the output is on the disk, and nothing else is left."""
         assert not self.held, "a line is missing"
@@ -109,7 +128,7 @@ class Journal:
     def _open(self, overwrite: bool) -> None:
         known = None if overwrite else self._known()
         if known is None and not overwrite and self.output.exists() and self.output.stat().st_size:
-            raise Conflict(f"{self.output} exists already.", hint="choose another name, or say --overwrite")
+            raise _is_there(self.output)
         mark, entries = known or (_Mark(), [])
         self._out = self.output.open("r+b" if known else "w+b")
         self._out.truncate(mark.size)
@@ -170,6 +189,10 @@ class Journal:
         _sync_folder(self.path.parent)
 
 
+def _is_there(output: Path) -> Conflict:
+    return Conflict(f"{output} exists already.", hint="choose another name, or say --overwrite")
+
+
 def _entry(index: int, outcome: Outcome) -> bytes:
     said = {"index": index, "ok": outcome.ok, "tokens": outcome.tokens, "text": outcome.text.decode()}
     return orjson.dumps(said) + b"\n"
@@ -196,7 +219,11 @@ def _sync_folder(folder: Path) -> None:
 
 
 class Stream:
-    """Outcomes in order onto a stream, which cannot be gone back on: nothing is resumed."""
+    """Outcomes in order onto a stream, which cannot be gone back on: nothing is resumed.
+
+    Raises:
+        WriteError: the stream refuses them, in any method.
+    """
 
     def __init__(self, stream: BinaryIO) -> None:
         self.written = 0
@@ -204,6 +231,25 @@ class Stream:
         self.held: dict[int, Outcome] = {}
         self._stream = stream
 
+    @classmethod
+    @_writing()
+    def to(cls, output: Path, *, overwrite: bool) -> Self:
+        """Into a file.
+
+        Raises:
+            Conflict: there is one, and it is not to be overwritten.
+        """
+        try:
+            return cls(output.open("wb" if overwrite else "xb"))
+        except FileExistsError as exc:
+            raise _is_there(output) from exc
+
+    @_writing()
+    def close(self) -> None:
+        """Closes the stream."""
+        self._stream.close()
+
+    @_writing()
     def add(self, index: int, outcome: Outcome) -> None:
         """See `Record`."""
         self.failed += not outcome.ok

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -50,7 +51,8 @@ async def batch(
     logging.getLogger("rallychat").addHandler(logging.NullHandler())  # failures are told where they happen
     console = Console(stderr=True)
     with opened(source) as stream:
-        lines = batches.survey(Path(source)) if source != "-" else None
+        with reading(source):
+            lines = batches.survey(Path(source)) if source != "-" else None
         settings = await sized(settings)
         async with ChatService.open(settings) as service:
             for note in service.notes:
@@ -60,7 +62,8 @@ async def batch(
             facts = facts_of(service, lines, model)
             with recorded(output, facts, overwrite=overwrite) as record:
                 with ending(record, console):
-                    done = await answer_all(service, asked, stream, record, lines, console)
+                    asking = lines_of(stream, source, longest=settings.max_body_bytes)
+                    done = await answer_all(service, asked, asking, record, lines, console)
                 if isinstance(record, batches.Journal):
                     record.finish()
     return SOME_FAILED if done.failed else 0
@@ -78,7 +81,7 @@ async def sized(settings: Settings) -> Settings:
 async def answer_all(
     service: ChatService,
     asked: BatchLines,
-    stream: BinaryIO,
+    asking: AsyncIterator[batches.Line],
     record: batches.Journal | batches.Stream,
     lines: batches.Survey | None,
     console: Console,
@@ -96,7 +99,7 @@ async def answer_all(
             progress.update(task, completed=at.done, tokens=at.tokens)
 
         done = await batches.work(
-            batches.read_lines(stream, longest=settings.max_body_bytes),
+            asking,
             asked.answer,
             record,
             width=2 * slots,  # the next prompts are read and tokenised while the slots are busy
@@ -121,6 +124,15 @@ def say_done(done: batches.Progress, seconds: float, console: Console) -> None:
 
 
 @contextmanager
+def reading(source: str) -> Iterator[None]:
+    """Raises InvalidRequest where the input cannot be read."""
+    try:
+        yield
+    except OSError as exc:
+        raise InvalidRequest(f"{source} cannot be read: {exc.strerror or exc}.", param="IN.jsonl") from exc
+
+
+@contextmanager
 def opened(source: str) -> Iterator[BinaryIO]:
     """The input.
 
@@ -130,12 +142,17 @@ def opened(source: str) -> Iterator[BinaryIO]:
     if source == "-":
         yield sys.stdin.buffer
         return
-    try:
+    with reading(source):
         stream = Path(source).open("rb")  # noqa: SIM115 - closed below
-    except OSError as exc:
-        raise InvalidRequest(f"{source} cannot be read: {exc.strerror or exc}.", param="IN.jsonl") from exc
     with stream:
         yield stream
+
+
+async def lines_of(stream: BinaryIO, source: str, *, longest: int) -> AsyncIterator[batches.Line]:
+    """The input's lines; see `batches.read_lines`."""
+    with reading(source):
+        async for line in batches.read_lines(stream, longest=longest):
+            yield line
 
 
 def facts_of(
@@ -160,30 +177,25 @@ def recorded(
     """Where outcomes go: a journalled file if the batch can be resumed, else a stream.
 
     Raises:
-        Conflict: the output is another batch's.
-        InvalidRequest: it is there already, or cannot be written.
+        Conflict: the output is there already, and not of this batch.
+        InvalidRequest: it cannot be written.
     """
-    if output == "-":
-        try:
-            yield batches.Stream(sys.stdout.buffer)
-        except BrokenPipeError as exc:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
-            raise InvalidRequest("Nobody reads the outcomes any more.", param="output") from exc
-        return
     try:
-        if facts is not None:
+        if output == "-":
+            yield batches.Stream(sys.stdout.buffer)
+        elif facts is not None:
             with batches.Journal(Path(output), facts, overwrite=overwrite) as journal:
                 yield journal
         else:
-            with Path(output).open("wb" if overwrite else "xb") as stream:
-                yield batches.Stream(stream)
-    except FileExistsError as exc:
+            with closing(batches.Stream.to(Path(output), overwrite=overwrite)) as stream:
+                yield stream
+    except batches.WriteError as exc:
+        if output == "-":
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
+        if exc.errno == errno.EPIPE:
+            raise InvalidRequest("Nobody reads the outcomes any more.", param="output") from exc
         raise InvalidRequest(
-            f"{output} exists already.", param="output", hint="choose another name, or say --overwrite"
-        ) from exc
-    except OSError as exc:
-        raise InvalidRequest(
-            f"{output} cannot be written: {exc.strerror or exc}.",
+            f"{'Standard output' if output == '-' else output} cannot be written: {exc.strerror}.",
             param="output",
             hint="make room or choose another place; what is done is kept",
         ) from exc
