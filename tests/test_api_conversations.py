@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rallychat.api.responses.pages import page
-from rallychat.errors import NotFound
+from rallychat.errors import NotFound, StoreUnavailable
+from rallychat.store import codec
 from tests.responses_world import asked, items, world
 
 THOUGHT = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm"}]}
@@ -53,6 +54,28 @@ async def test_a_conversation_is_that_of_the_page(tmp_path: Path) -> None:
         assert await items(http, made["id"]) == ["Hello", "From the page", "From the page"]
         listed = (await http.get("/v1/conversations")).json()
     assert [c["title"] for c in listed["data"]] == ["Hello"]
+
+
+async def test_a_failure_leaves_no_conversation_without_its_items(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> NoReturn:
+        raise StoreUnavailable("The database is gone.")
+
+    async with world(tmp_path) as (http, service):
+        with monkeypatch.context() as broken:
+            broken.setattr(codec, "parts_checked", fails)
+            broken.setattr(service.store, "delete", fails)
+            made = await http.post("/v1/conversations", json={"items": [user("Hello")]})
+        assert (made.status_code, await service.store.list()) == (503, [])
+
+
+async def test_the_first_items_give_an_empty_conversation_its_title(tmp_path: Path) -> None:
+    async with world(tmp_path) as (http, service):
+        made = (await http.post("/v1/conversations", json={})).json()["id"]
+        for said in ("Hello", "And more"):
+            await http.post(f"/v1/conversations/{made}/items", json={"items": [user(said)]})
+        assert (await service.store.get(made)).title == "Hello"
 
 
 async def test_conversations_are_listed_page_by_page(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import orjson
@@ -28,6 +29,7 @@ from rallychat.api.routing import problems
 from rallychat.api.serving import service_of
 from rallychat.chat import ChatService
 from rallychat.errors import NotFound
+from rallychat.messages import Message
 from rallychat.store import Conversation, Shelf, StoredMessage
 from rallychat.texts import title_of
 
@@ -44,14 +46,7 @@ async def create_conversation(
     """A new conversation, with items if any are given."""
     service = service_of(request)
     said = messages_of(asked.items, param="items") if asked.items else []
-    made = await service.store.create(metadata=asked.metadata)
-    if said:
-        try:
-            await service.store.items.append(made.id, said)
-        except Exception:
-            await service.store.delete(made.id)
-            raise
-        made = await _titled(service, made, said_by_user=[m.text for m in said if m.role == "user"])
+    made = await service.store.create(title=_title_of(said), metadata=asked.metadata, said=said)
     return _json(described(made))
 
 
@@ -117,9 +112,8 @@ async def create_items(
     """Puts items at the end of the branch in view. Nobody answers them."""
     service = service_of(request)
     said = messages_of(asked.items, param="items")
-    conversation = await service.free_conversation(conversation_id)
-    rows = await service.store.items.append(conversation_id, said)
-    await _titled(service, conversation, said_by_user=[m.text for m in said if m.role == "user"])
+    await service.free_conversation(conversation_id)
+    rows = await service.store.items.append(conversation_id, said, title=_title_of(said))
     return _json(listed([item for row in rows for item in items_of(row)]))
 
 
@@ -174,12 +168,10 @@ async def row_of(service: ChatService, conversation_id: str, item_id: str) -> St
     return row
 
 
-async def _titled(
-    service: ChatService, conversation: Conversation, *, said_by_user: list[str]
-) -> Conversation:
-    if conversation.title or not said_by_user:
-        return conversation
-    return await service.store.update(conversation.id, title=title_of(said_by_user[0]))
+def _title_of(said: Iterable[Message]) -> str:
+    """The title of a conversation that begins with these messages; empty if a person said none of them."""
+    asked = next((message.text for message in said if message.role == "user"), None)
+    return "" if asked is None else title_of(asked)
 
 
 def described(conversation: Conversation) -> dict[str, Any]:

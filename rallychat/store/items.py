@@ -27,8 +27,13 @@ class ItemStore:
         self._database = database
 
     @whole
-    async def append(self, conversation_id: str, said: Sequence[Message]) -> list[StoredMessage]:
+    async def append(
+        self, conversation_id: str, said: Sequence[Message], *, title: str = ""
+    ) -> list[StoredMessage]:
         """Puts messages at the end of the branch in view; its last becomes the tip.
+
+        Args:
+            title: the conversation's, if it has none.
 
         Raises:
             Conflict: that branch is still being written.
@@ -39,6 +44,11 @@ class ItemStore:
                 await queries.check_parent(db, row["tip_id"], conversation_id)
             rows = await insert_chain(db, conversation_id, row["tip_id"], said)
             await queries.set_tip(db, conversation_id, rows[-1]["id"], at=datetime.now(UTC))
+            if title and not row["title"]:
+                this = conversations.c.id == conversation_id
+                await db.execute(
+                    update(conversations).where(this).values(title=codec.checked(title, param="title"))
+                )
         return [codec.message_from(row) for row in rows]
 
     @whole
@@ -67,15 +77,27 @@ async def insert_chain(
 ) -> list[dict[str, Any]]:
     """Stores messages below `parent_id`, each below the one before; returns their rows."""
     newest = (await db.scalars(queries.newest_query(conversation_id))).one()
+    rows = chain(conversation_id, parent_id, said, after=newest)
+    if rows:
+        await db.execute(insert(messages), rows)
+    return rows
+
+
+def chain(
+    conversation_id: str, parent_id: str | None, said: Sequence[Message], *, after: str | None
+) -> list[dict[str, Any]]:
+    """The rows of messages below `parent_id`, each below the one before; `after`: the conversation's newest message.
+
+    Raises:
+        InvalidRequest: a text cannot be stored.
+    """
     rows: list[dict[str, Any]] = []
     for message in said:
-        row = new_row(conversation_id, parent_id=parent_id, after=newest)
+        row = new_row(conversation_id, parent_id=parent_id, after=after)
         row |= {"role": message.role, "parts": codec.parts_checked(message.parts), "status": "complete"}
         row |= {"finish_reason": "stop"} if message.role == "assistant" else {}
         rows.append(row)
-        newest = parent_id = row["id"]
-    if rows:
-        await db.execute(insert(messages), rows)
+        after = parent_id = row["id"]
     return rows
 
 

@@ -7,7 +7,7 @@ second answer, and the conversation's tip names the end of the branch in view. S
 from __future__ import annotations
 
 import builtins
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from rallychat.catalog.types import Sampling
 from rallychat.errors import InvalidRequest, NotFound
 from rallychat.identity import current
+from rallychat.messages import Message
 from rallychat.settings import Settings
 from rallychat.store import codec, queries
 from rallychat.store.answers import AnswerStore
@@ -34,7 +35,7 @@ from rallychat.store.files import FileStore
 from rallychat.store.growing import GrowingStore
 from rallychat.store.idempotency import KeyStore
 from rallychat.store.ids import new_id
-from rallychat.store.items import ItemStore
+from rallychat.store.items import ItemStore, chain
 from rallychat.store.journal import Journal
 from rallychat.store.leases import LeaseStore
 from rallychat.store.library import Library
@@ -129,14 +130,18 @@ class ConversationStore:
         model: str | None = None,
         sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         metadata: Mapping[str, str] | None = None,
+        said: Sequence[Message] = (),
     ) -> Conversation:
-        """A new, empty conversation."""
-        now = datetime.now(UTC)
-        row: dict[str, Any] = {"id": new_id("conv"), "tip_id": None, "created_at": now, "updated_at": now}
-        row |= {"listed": True}
+        """A new conversation, which begins with what was `said`."""
+        now, name = datetime.now(UTC), new_id("conv")
+        below = chain(name, None, said, after=None)
+        row: dict[str, Any] = {"id": name, "created_at": now, "updated_at": now, "listed": True}
+        row |= {"tip_id": below[-1]["id"] if below else None}
         row |= codec.settled(title=title, system=system, model=model, sampling=sampling, metadata=metadata)
         async with self._database.write() as db:
             await db.execute(insert(conversations).values(**row, user_id=current().id))
+            if below:
+                await db.execute(insert(messages), below)
         return codec.conversation_from(row)
 
     @whole
