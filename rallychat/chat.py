@@ -267,9 +267,8 @@ class ChatService(Stateless):
         """What the model saw for the newest answer of the current branch."""
         conversation = await self.store.get(conversation_id)
         path = await self.store.path(conversation_id)
-        model = self.resolve(
-            next((row.model for row in reversed(path) if row.model), None) or conversation.model
-        )
+        answered = (row.model for row in reversed(path) if row.model and self.knows(row.model))
+        model = self.resolve(next(answered, None) or conversation.model)
         family = self.catalog.family(model)
         template = await templates.of_model(model, family, weights_path(model, self.settings), self.pool)
         system, path = leading_system(conversation.system, path)

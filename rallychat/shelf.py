@@ -12,7 +12,7 @@ from rallychat.cards import ModelCard, card
 from rallychat.catalog import ANY, Catalog, Model, Sampling, generation
 from rallychat.choices import Choice, Choices
 from rallychat.errors import Forbidden, RallyChatError
-from rallychat.identity import current
+from rallychat.identity import LOCAL, current
 from rallychat.pool import Pool
 from rallychat.settings import Settings
 from rallychat.sources import Downloads, is_here, remove, resolve
@@ -61,6 +61,10 @@ class Shelf:
         if name is None or name == self.settings.model:
             return self.resolve(None)
         return self.catalog.find(name)
+
+    def knows(self, name: str) -> bool:
+        """Whether `named` finds it."""
+        return name == self.settings.model or self.catalog.knows(name)
 
     async def bring(self, name: str, *, family: str | None = None) -> Model:
         """The model of any name, which is in the catalog from now on. For whoever sits at this machine only.
@@ -130,10 +134,11 @@ class Shelf:
         """The model of this name, for an answer: it is fetched for whoever may have models fetched.
 
         Raises:
-            NotFound, InvalidRequest: as `resolve`. Forbidden: a member names one whose weights are not on disk.
+            NotFound, InvalidRequest: as `resolve` where somebody sits at this machine, else as `named`.
+            Forbidden: a member names one whose weights are not on disk.
         """
-        model = self.resolve(name)
         person = current()
+        model = self.resolve(name) if person == LOCAL else self.named(name)
         if person.role == "admin" or person.via == "local" or model.id == self.resolve(None).id:
             return model
         if self.is_here(model) or self.pool.find(model.id):

@@ -19,6 +19,7 @@ from rallychat.settings import Settings
 from rallychat.store import ConversationStore
 from rallychat.store.account_tables import api_keys, sessions
 from tests.accounts_world import PASSWORD, cheap_passwords, people
+from tests.gguf_file import gguf_bytes
 
 __all__ = ["cheap_passwords"]
 
@@ -380,3 +381,14 @@ async def test_a_nul_character_is_no_failure_of_the_database(
     async with people(tmp_path) as world:
         answer = await world.ask(method, path, as_="ada", **({"json": body} if body else {}))
         assert answer.status_code < 500, answer.text
+
+
+async def test_only_who_sits_at_the_machine_talks_to_a_file_that_a_conversation_names(tmp_path: Path) -> None:
+    file = tmp_path / "weights.gguf"
+    file.write_bytes(gguf_bytes())
+    async with people(tmp_path) as world:
+        there = (await world.service.store.create(model=str(file))).model
+        assert world.service.talked_to(there).id == str(file)
+        for user in world.users.values():
+            with acting_as(Person(user.id, user.role, "session")), pytest.raises(NotFound):
+                world.service.talked_to(there)

@@ -263,3 +263,14 @@ def _way(rows: list[tuple[int | None, str, str]]) -> list[int]:
         way.insert(0, at)
         at = rows[at][0]
     return way
+
+
+async def test_an_export_chooses_no_model_that_the_catalog_does_not_have(
+    store: ConversationStore, tmp_path: Path
+) -> None:
+    said = [{"role": "user", "content": "hi"}]
+    models = ("/srv/weights.gguf", "owner/repo:weights.gguf", "echo")
+    held = [{"id": f"c{number}", "model": model, "messages": said} for number, model in enumerate(models)]
+    report = await import_file(store, written(tmp_path, held), knows=lambda name: name == "echo")
+    assert sorted(one.model or "" for one in await store.list()) == ["", "", "echo"]
+    assert report.left_out == {"models that are not in the catalog": 2}

@@ -12,7 +12,7 @@ import pytest
 
 from rallychat.chat import ChatService
 from rallychat.messages import ContextReport, Segment, Text, Timings, Usage
-from rallychat.store import Memory, StoredMessage
+from rallychat.store import Imported, ImportedMessage, Memory, StoredMessage
 from rallychat.ui import fragments
 from rallychat.ui.plot import HEIGHT, WIDTH, plot_of
 from rallychat.ui.prompt_bar import bar_of
@@ -218,3 +218,18 @@ async def test_an_unknown_strategy_is_refused_and_changes_nothing(tmp_path: Path
 
 def test_the_inspector_of_a_new_conversation_says_what_it_will_show() -> None:
     assert "Send a message first." in unescape(fragments.context(None))
+
+
+async def test_the_inspector_shows_a_conversation_that_another_product_s_model_answered(
+    tmp_path: Path,
+) -> None:
+    said = (
+        ImportedMessage("user", (Text("Hi."),), None),
+        ImportedMessage("assistant", (Text("Ho."),), 0, "gpt-4o"),
+    )
+    async with page(tmp_path) as (client, service):
+        made = await service.store.library.take_in(Imported("x", "Greetings", said, 1))
+        assert made is not None
+        seen = await client.get(f"/ui/conversations/{made.id}/context")
+    assert seen.status_code == 200, seen.text
+    assert "Ho." in unescape(seen.text)

@@ -103,7 +103,7 @@ async def import_conversations(request: Request) -> Response:
                     sentence = f"The file is larger than {limit} bytes, the limit 'max_import_bytes' sets."
                     raise HTTPException(413, sentence)
                 await asyncio.to_thread(file.write, chunk)
-        report = await import_file(service.store, path)
+        report = await import_file(service.store, path, knows=service.knows)
     counts = {
         name: getattr(report, name) for name in ("imported", "messages", "already_here", "empty", "failed")
     }

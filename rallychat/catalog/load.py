@@ -97,6 +97,14 @@ class Catalog:
                 return model
         raise NotFound("model", name, hint=_near(name, self._names()))
 
+    def knows(self, name: str) -> bool:
+        """Whether `find` finds it."""
+        try:
+            self.find(name)
+        except NotFound:
+            return False
+        return True
+
     def resolve(self, name: str, *, family: str | None = None) -> Model:
         """The model of this name: in the catalog, or a file or folder on this machine, or a file on the hub.
 

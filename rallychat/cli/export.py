@@ -43,11 +43,12 @@ async def import_(settings: Settings, file: Path, *, user: str | None) -> int:
     Raises:
         InvalidRequest: it cannot be read, or is no export. NotFound: nobody is called so.
     """
+    from rallychat.catalog import Catalog
     from rallychat.transfer import import_file
 
     async with _store(settings, user) as store:
         try:
-            report = await import_file(store, file)
+            report = await import_file(store, file, knows=Catalog.load(settings).knows)
         except OSError as exc:
             raise InvalidRequest(f"{file} cannot be read: {exc.strerror}.") from exc
     left = report.empty + report.failed

@@ -11,7 +11,7 @@ import lzma
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -59,10 +59,16 @@ class Report:
             self.problems.append("… and more of the kind.")
 
 
-async def import_file(store: ConversationStore, path: Path) -> Report:
+async def import_file(
+    store: ConversationStore, path: Path, *, knows: Callable[[str], bool] = lambda _name: False
+) -> Report:
     """Takes in every conversation of an export: our JSON, ChatGPT's (its ZIP, too), Open WebUI's.
 
     A conversation that cannot be read is named in the report; the others are taken all the same.
+
+    Args:
+        knows: whether the catalog has a model of this name. A conversation with another goes on with the default: its
+            file must not choose what is opened or fetched here.
 
     Raises:
         InvalidRequest: the file is none of these, or ends in the middle; what was read before that is stored.
@@ -71,7 +77,7 @@ async def import_file(store: ConversationStore, path: Path) -> Report:
     found = _records(path)
     try:
         while (record := await asyncio.to_thread(next, found, _END)) is not _END:
-            await _take(store, record, report)
+            await _take(store, record, report, knows)
     except NotJson as exc:
         done = report.imported + report.already_here
         after = f" after {done} conversation{'s' * (done != 1)}, which are here" if done else ""
@@ -89,11 +95,16 @@ async def import_file(store: ConversationStore, path: Path) -> Report:
     return report
 
 
-async def _take(store: ConversationStore, record: Any, report: Report) -> None:
+async def _take(
+    store: ConversationStore, record: Any, report: Report, knows: Callable[[str], bool]
+) -> None:
     number = report.imported + report.already_here + report.empty + report.failed + 1
     name = f"Conversation {number}"
     try:
         read = await asyncio.to_thread(_read, record)
+        if (model := read.conversation.model) is not None and not knows(model):
+            read.conversation = replace(read.conversation, model=None)
+            read.left_out["models that are not in the catalog"] += 1
         name += f" ('{read.conversation.title[:60]}')" if read.conversation.title else ""
         if not read.conversation.messages:
             report.empty += 1
