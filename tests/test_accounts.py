@@ -282,6 +282,30 @@ async def test_changes_are_noted_with_who_made_them_and_without_secrets(accounts
     assert len(await accounts.deeds.list(before=newest.id)) == len(noted) - 1
 
 
+async def test_the_audit_log_calls_keys_and_invitations_by_their_names(accounts: Accounts) -> None:
+    ada = await accounts.add("ada", PASSWORD, role="admin")
+    ben = await accounts.add("ben", PASSWORD)
+    _, key = await accounts.create_key("ci", user_id=ben.id)
+    _, local = await accounts.create_key("cron")
+    await accounts.invite(role="admin", note="Grace")
+    _, withdrawn = await accounts.invite(note="Edsger")
+    await accounts.people.withdraw(withdrawn.id)
+    named = [(deed.action, deed.target_name) for deed in reversed(await accounts.deeds.list())]
+    assert named == [
+        ("user.add", "ada"),
+        ("user.add", "ben"),
+        ("key.add", f"ci ({key.prefix}…) of ben"),
+        ("key.add", f"cron ({local.prefix}…) of local"),
+        ("invite.add", "Grace, as admin"),
+        ("invite.add", "somebody, as member"),
+        ("invite.withdraw", "somebody, as member"),
+    ]
+    with acting_as(Person(ada.id, "admin", "session")):
+        await accounts.erase(ben.id)
+    named = [(deed.action, deed.target_name) for deed in await accounts.deeds.list()]
+    assert ("key.add", f"{key.prefix}…") in named
+
+
 async def test_limits_are_kept_and_taken_back(accounts: Accounts) -> None:
     ben = await accounts.add("ben", PASSWORD)
     assert (await accounts.people.change(ben.id, limits=Limits(2, 60))).limits == Limits(2, 60)

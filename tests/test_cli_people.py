@@ -53,6 +53,16 @@ def test_an_account_is_made_shown_changed_and_removed(cli: Any, tmp_path: Path) 
     assert [user["name"] for user in json.loads(cli("users", "list", "--json").stdout)] == ["ada"]
 
 
+def test_the_audit_log_is_told_by_name(cli: Any) -> None:
+    cli("users", "add", "ada", "--admin", given=f"{PASSWORD}\n")
+    cli("keys", "create", "ci", "--user", "ada")
+    newest, first = json.loads(cli("users", "audit", "--json").stdout)
+    assert (first["action"], first["target_name"]) == ("user.add", "ada")
+    assert newest["target_name"].startswith("ci (")
+    assert json.loads(cli("users", "audit", "--json", "--limit", "1").stdout) == [newest]
+    assert "command line" in cli("users", "audit").stdout
+
+
 @pytest.mark.parametrize(
     ("words", "given", "said"),
     [

@@ -138,6 +138,7 @@ async def test_an_invitation_makes_an_account_and_leads_in(tmp_path: Path) -> No
         made = await world.ask("POST", "/people/invites", as_="ada", data={"role": "member", "note": "Grace"})
         link = re.search(r"http://[^<\s]*/invite/[\w-]+", made.text)
         assert link is not None
+        assert "Grace, as member" in made.text.partition("What was done")[2]
         path = link[0].removeprefix("http://127.0.0.1:7860")
         assert "You are invited" in (await world.ask("GET", path)).text
         form = {"name": "Grace", "password": "a long password", "again": "another one"}

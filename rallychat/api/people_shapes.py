@@ -180,6 +180,7 @@ class DeedOut(_Out):
     actor_name: str
     action: str
     target: str
+    target_name: str
     detail: dict[str, Any]
 
 
@@ -300,6 +301,7 @@ def deed_out(deed: Deed) -> dict[str, Any]:
         "actor_name": deed.actor_name,
         "action": deed.action,
         "target": deed.target,
+        "target_name": deed.target_name,
         "detail": dict(deed.detail),
     }
 

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from rallychat.accounts import SCOPES, Accounts, ApiKey, Limits, User
 from rallychat.accounts.accounts import checked_name
+from rallychat.api.people_shapes import deed_out
 from rallychat.cli.serve import url_of
 from rallychat.errors import InvalidRequest, NotFound
 from rallychat.identity import LOCAL_USER, Role
@@ -138,6 +139,19 @@ async def remove_user(settings: Settings, name: str, *, sure: bool) -> None:
             typer.confirm(f"Delete {user.name} and everything of theirs, for good?", abort=True)
         await accounts.erase(user.id)
     typer.echo(f"{user.name} and everything of theirs is deleted.")
+
+
+async def audit(settings: Settings, *, limit: int, as_json: bool) -> None:
+    """Show what was done with people and keys."""
+    async with opened(settings) as accounts:
+        deeds = await accounts.deeds.list(limit=limit)
+    if as_json:
+        typer.echo(json.dumps([deed_out(deed) for deed in deeds], indent=2))
+        return
+    table = Table("when", "who", "what", "whom or which", box=None)
+    for deed in deeds:
+        table.add_row(_time(deed.at), escape(deed.actor_name), deed.action, escape(deed.target_name))
+    Console().print(table)
 
 
 async def create_key(

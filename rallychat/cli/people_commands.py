@@ -138,6 +138,18 @@ def users_remove(name: UserName, yes: Sure = False, data_dir: DataDir = None) ->
     run(remove_user(settings_from(data_dir=data_dir), name, sure=yes))
 
 
+@users_app.command("audit")
+def users_audit(
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many of the newest.")] = 50,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Show what was done with people and keys, the newest first."""
+    from rallychat.cli.people import audit
+
+    run(audit(settings_from(data_dir=data_dir), limit=limit, as_json=as_json))
+
+
 @keys_app.command("create")
 def keys_create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What it is for.")],

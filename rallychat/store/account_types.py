@@ -105,6 +105,24 @@ class Deed:
     action: str
     target: str
     detail: Mapping[str, Any]
+    name: str | None = None
+    """What the key or invitation that was the target is called; None: it is gone, or a person was the target."""
+    owner: str | None = None
+    """Whose key it is."""
+
+    @property
+    def target_name(self) -> str:
+        """The target as a person reads it; an erased user's is an id."""
+        match self.action.partition(".")[0]:
+            case "key":
+                begin = f"{self.detail.get('prefix', '')}…"
+                said = f"{self.name} ({begin})" if self.name else begin
+                return f"{said} of {self.owner}" if self.owner else said
+            case "invite":
+                role = self.detail.get("role")
+                return ", ".join(filter(None, [self.name or "somebody", f"as {role}" if role else ""]))
+            case _:
+                return self.target
 
 
 COMMAND_LINE: Final = "command line"

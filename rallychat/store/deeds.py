@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import insert, select
+from sqlalchemy import func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rallychat.identity import current
-from rallychat.store.account_tables import deeds, users
+from rallychat.store.account_tables import api_keys, deeds, invites, users
 from rallychat.store.account_types import Deed, actor_name
 from rallychat.store.database import Database
 from rallychat.store.ids import new_id
@@ -34,7 +34,12 @@ class DeedStore:
     @whole
     async def list(self, *, limit: int = 100, before: str | None = None) -> list[Deed]:
         """The newest first; `before` (an id) goes on after that one."""
-        wanted = select(deeds).order_by(deeds.c.id.desc()).limit(limit)
+        name = func.coalesce(api_keys.c.name, invites.c.note).label("name")
+        owner = func.coalesce(users.c.name, api_keys.c.user_id).label("owner")
+        named = deeds.outerjoin(api_keys, api_keys.c.id == deeds.c.target)
+        named = named.outerjoin(invites, invites.c.id == deeds.c.target)
+        named = named.outerjoin(users, users.c.id == api_keys.c.user_id)
+        wanted = select(deeds, name, owner).select_from(named).order_by(deeds.c.id.desc()).limit(limit)
         if before is not None:
             wanted = wanted.where(deeds.c.id < before)
         async with self._database.read() as db:

@@ -208,10 +208,11 @@ class PeopleStore:
     async def withdraw(self, invite_id: str) -> None:
         """Takes an invitation back."""
         async with self._database.write() as db:
-            done = await db.execute(delete(invites).where(invites.c.id == invite_id))
-            if not done.rowcount:
+            gone = delete(invites).where(invites.c.id == invite_id).returning(invites.c.role)
+            role = (await db.scalars(gone)).one_or_none()
+            if role is None:
                 raise NotFound("invitation", invite_id)
-            await note(db, "invite.withdraw", invite_id)
+            await note(db, "invite.withdraw", invite_id, role=role)
 
 
 async def _row(db: AsyncConnection, which: ColumnElement[bool], name: str) -> dict[str, Any]:
