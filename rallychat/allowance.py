@@ -3,6 +3,7 @@ settings say for everybody. Counted here alone: another process counts for itsel
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator
@@ -81,9 +82,11 @@ class Allowances:
         self._default = default
         self._clock = clock
         self._taken: dict[str, deque[tuple[float, int]]] = {}
+        self._beginning: dict[asyncio.Task[object], str] = {}
+        """Tasks that may begin an answer and have not yet, and for whom: many at once are as many."""
 
     async def take(self) -> None:
-        """Whoever asks begins an answer.
+        """Whoever asks begins an answer; say `began` once it counts as running.
 
         Raises:
             Limited: not yet; says which limit, and when.
@@ -94,9 +97,10 @@ class Allowances:
         taken, now = self._recent(user), self._clock()
         requests, tokens = sum(not count for _, count in taken), sum(count for _, count in taken)
         self._tell(limits, taken, now)
-        if limits.concurrent is not None and self._running(user) >= limits.concurrent:
+        running = self._running(user) + self._others_beginning(user)
+        if limits.concurrent is not None and running >= limits.concurrent:
             raise Limited(
-                f"You have {self._running(user)} answers running, and your limit is {limits.concurrent}.",
+                f"You have {running} answers running, and your limit is {limits.concurrent}.",
                 retry_after=5,
                 hint="wait for one to end, or stop one",
             )
@@ -119,6 +123,21 @@ class Allowances:
             )
         taken.append((now, 0))
         self._tell(limits, taken, now)
+        if (task := asyncio.current_task()) is not None and task not in self._beginning:
+            self._beginning[task] = user
+            task.add_done_callback(self._ended)
+
+    def began(self) -> None:
+        """The answer that this task was to begin counts as running from now on."""
+        if (task := asyncio.current_task()) is not None:
+            self._ended(task)
+
+    def _ended(self, task: asyncio.Task[object]) -> None:
+        self._beginning.pop(task, None)
+
+    def _others_beginning(self, user: str) -> int:
+        here = asyncio.current_task()
+        return sum(whose == user and task is not here for task, whose in self._beginning.items())
 
     async def limits(self) -> Limits:
         """What whoever asks may take. The one local person, and who has no account, may take what there is."""

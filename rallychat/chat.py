@@ -260,6 +260,7 @@ class ChatService(Stateless):
                 before=answer.parts,
             )
         )
+        self.allowances.began()
         run.on_end(lambda _: self.idle.answered(conversation.id))
         return run
 

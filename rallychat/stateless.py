@@ -177,6 +177,7 @@ class Stateless(Shelf):
 
         produce = partial(self._produce, growth, model, sampling, plan, "", priority=priority)
         run = self.runs.start(Run(produce, conclude))
+        self.allowances.began()
         try:
             async with aclosing(run.attach()) as events:
                 async for event in events:

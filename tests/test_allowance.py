@@ -12,11 +12,13 @@ import pytest
 
 from rallychat.accounts import Accounts
 from rallychat.allowance import MINUTE, Allowances
+from rallychat.bench.scripted import scripted
 from rallychat.errors import Limited
 from rallychat.identity import acting_as
 from rallychat.store.account_types import Limits
 from tests.accounts_world import World, cheap_passwords, people
 from tests.api_world import chat
+from tests.live_server import SLOW
 
 __all__ = ["cheap_passwords"]
 
@@ -59,6 +61,22 @@ async def test_many_requests_at_once_get_no_more_through_than_are_allowed(tmp_pa
         asked = (world.http.post("/v1/chat/completions", json=chat(), headers=key) for _ in range(10))
         done = await asyncio.gather(*asked)
     assert sum(refused(response) for response in done) == 7
+
+
+async def test_answers_that_are_begun_at_once_are_no_more_than_may_run_at_the_same_time(
+    tmp_path: Path,
+) -> None:
+    scripted(tmp_path, "slow", SLOW)
+    async with people(tmp_path) as world:
+        await limited(world, concurrent=2)
+        key = await world.key("ben")
+        body = {"input": "!count 5000", "model": "slow", "background": True}
+        asked = (world.http.post("/v1/responses", json=body, headers=key) for _ in range(8))
+        done = await asyncio.gather(*asked)
+        running = world.service.runs.count_of(world.users["ben"].id)
+        await world.service.runs.stop_all_of(world.users["ben"].id)
+        later = await world.http.post("/v1/responses", json={"input": "Hi"}, headers=key)
+    assert (running, sum(refused(response) for response in done), refused(later)) == (2, 6, False)
 
 
 async def test_a_response_in_a_conversation_is_one_request(tmp_path: Path) -> None:
