@@ -12,7 +12,7 @@ from sqlalchemy import update
 
 from rallychat.accounts import SCOPES, Accounts, Limits
 from rallychat.accounts.accounts import LONGEST, checked_name
-from rallychat.accounts.throttle import FREE, Throttle
+from rallychat.accounts.throttle import FREE
 from rallychat.errors import Conflict, Forbidden, InvalidRequest, LoginFailed, NotFound, TooManyTries
 from rallychat.identity import LOCAL, Person, acting_as
 from rallychat.settings import Settings
@@ -327,49 +327,6 @@ async def test_what_was_written_without_login_can_be_given_to_somebody(
 
 
 # --- guessing -----------------------------------------------------------------------------------------------
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_failed_logins_wait_longer_each_time_and_one_that_waited_is_looked_at() -> None:
-    clock = Clock()
-    throttle = Throttle(clock)
-    for _ in range(FREE["pair"]):
-        throttle.attempt("ada", "192.0.2.1")
-    waits = []
-    for _ in range(4):
-        with pytest.raises(TooManyTries) as refused:
-            throttle.attempt("ada", "192.0.2.1")
-        waits.append(refused.value.retry_after)
-        clock.now += refused.value.retry_after
-        throttle.attempt("ada", "192.0.2.1")
-    assert waits == [1, 2, 4, 8]
-
-
-def test_who_guesses_at_many_accounts_waits_and_their_owner_elsewhere_does_not() -> None:
-    throttle = Throttle(Clock())
-    for at in range(FREE["address"]):
-        throttle.attempt(f"user{at}", "192.0.2.66")
-    with pytest.raises(TooManyTries):
-        throttle.attempt("fresh", "192.0.2.66")
-    throttle.attempt("user0", "192.0.2.1")
-
-
-def test_the_right_password_forgives_what_was_mistyped_but_not_what_was_tried_at_others() -> None:
-    throttle = Throttle(Clock())
-    for _ in range(3):
-        for _ in range(FREE["pair"] - 1):
-            throttle.attempt("ada", "192.0.2.1")
-        throttle.forgive("ada", "192.0.2.1")
-    for at in range(FREE["address"] - 3 * (FREE["pair"] - 2)):
-        throttle.attempt(f"user{at}", "192.0.2.1")
-    with pytest.raises(TooManyTries):
-        throttle.attempt("last", "192.0.2.1")
 
 
 async def test_guessing_at_one_account_is_stopped_before_the_password_is_looked_at(

@@ -95,9 +95,7 @@ async def import_file(
     return report
 
 
-async def _take(
-    store: ConversationStore, record: Any, report: Report, knows: Callable[[str], bool]
-) -> None:
+async def _take(store: ConversationStore, record: Any, report: Report, knows: Callable[[str], bool]) -> None:
     number = report.imported + report.already_here + report.empty + report.failed + 1
     name = f"Conversation {number}"
     try:
