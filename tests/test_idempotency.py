@@ -48,6 +48,39 @@ async def test_the_same_request_gets_the_same_answer_after_a_restart_too(tmp_pat
     assert count == (2 if path == "/v1/conversations" else 0)
 
 
+async def test_copies_links_and_personas_are_made_once(tmp_path: Path) -> None:
+    async with world(tmp_path) as (http, service):
+        made = (
+            await http.post("/v1/conversations", json={"items": [{"role": "user", "content": "x"}]})
+        ).json()
+        (said,) = await service.store.path(made["id"])
+        creating = {
+            "/v1/personas": {"name": "Sailor"},
+            f"/v1/conversations/{made['id']}/fork": {"message_id": said.id},
+            f"/v1/conversations/{made['id']}/shares": {},
+        }
+        for path, body in creating.items():
+            first, again = [await post(http, path, body, key=path[-6:]) for _ in range(2)]
+            assert (first.status_code, first.text) == (again.status_code, again.text) == (200, first.text)
+            assert again.headers["idempotent-replayed"] == "true"
+        found = (
+            await service.store.personas.list(),
+            await service.store.list(),
+            await service.store.shares.list(),
+        )
+    assert [len(each) for each in found] == [1, 2, 1]
+
+
+async def test_a_body_that_is_nested_too_deeply_is_refused_as_it_is_without_a_key(tmp_path: Path) -> None:
+    body = b'{"input": "Hi", "metadata": ' + b"[" * 300 + b"]" * 300 + b"}"
+    kind = {"content-type": "application/json"}
+    async with world(tmp_path) as (http, _):
+        without = await http.post("/v1/responses", content=body, headers=kind)
+        keyed = await http.post("/v1/responses", content=body, headers=kind | {"Idempotency-Key": "k"})
+    assert (keyed.status_code, keyed.json()) == (without.status_code, without.json())
+    assert (keyed.status_code, keyed.json()["error"]["param"]) == (400, "metadata")
+
+
 async def test_items_are_put_in_once(tmp_path: Path) -> None:
     async with world(tmp_path) as (http, _):
         made = (await http.post("/v1/conversations", json={})).json()["id"]

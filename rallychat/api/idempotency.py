@@ -243,7 +243,7 @@ class _Recorded(Response):
 
 def fingerprint_of(request: Request, body: bytes) -> str:
     """Of the route and the JSON, however its keys are ordered."""
-    with suppress(orjson.JSONDecodeError):  # will be refused
+    with suppress(orjson.JSONDecodeError, orjson.JSONEncodeError):  # no JSON, or too deep: it will be refused
         body = orjson.dumps(orjson.loads(body), option=orjson.OPT_SORT_KEYS)
     return hashlib.blake2b(f"{request.url.path}\0".encode() + body, digest_size=24).hexdigest()
 

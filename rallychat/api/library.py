@@ -14,18 +14,19 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
 
 from rallychat.api.conversations import described
+from rallychat.api.idempotency import IdempotencyKey, KeyedRoute
 from rallychat.api.responses.answers import ConversationOut
 from rallychat.api.responses.items import place_of
 from rallychat.api.responses.pages import Limit, listed
 from rallychat.api.responses.requests import Name
-from rallychat.api.routing import ANY_OBJECT, JsonRoute, problems
+from rallychat.api.routing import ANY_OBJECT, problems
 from rallychat.api.schemas import Asked
 from rallychat.api.serving import service_of
 from rallychat.errors import Forbidden
 from rallychat.store import Hit, Share
 from rallychat.transfer import as_json, as_markdown, document, everything, import_file
 
-router = APIRouter(route_class=JsonRoute, tags=["conversations"])
+router = APIRouter(route_class=KeyedRoute, tags=["conversations"])
 _ONE = "/v1/conversations/{conversation_id}"
 _MADE = problems(400, 401, 403, 404, 409, 413, 415, 500, 503)
 _READ = problems(400, 401, 403, 404, 500, 503)
@@ -138,7 +139,9 @@ async def restore_conversation(request: Request, conversation_id: str) -> Respon
 
 
 @router.post(f"{_ONE}/fork", response_model=None, responses={200: {"model": ConversationOut}, **_MADE})
-async def fork_conversation(request: Request, conversation_id: str, asked: Fork) -> Response:
+async def fork_conversation(
+    request: Request, conversation_id: str, asked: Fork, idempotency_key: IdempotencyKey = None
+) -> Response:
     """A new conversation of what was said up to a message."""
     message_id = place_of(asked.message_id).message_id
     return _json(described(await service_of(request).store.library.fork(conversation_id, message_id)))
@@ -165,7 +168,9 @@ async def export_conversation(
 
 
 @router.post(f"{_ONE}/shares", response_model=None, responses={**ANY_OBJECT, **_MADE})
-async def share_conversation(request: Request, conversation_id: str, asked: ShareRequest) -> Response:
+async def share_conversation(
+    request: Request, conversation_id: str, asked: ShareRequest, idempotency_key: IdempotencyKey = None
+) -> Response:
     """A link that shows what was said up to a message, the newest if none is named, to whoever has it."""
     service = service_of(request)
     if not service.settings.sharing:

@@ -9,16 +9,17 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
+from rallychat.api.idempotency import IdempotencyKey, KeyedRoute
 from rallychat.api.responses.pages import listed
-from rallychat.api.routing import ANY_OBJECT, JsonRoute, problems
+from rallychat.api.routing import ANY_OBJECT, problems
 from rallychat.api.schemas import Asked
 from rallychat.api.serving import service_of
 from rallychat.catalog.types import SamplingFacts
 from rallychat.store import Persona
 
-router = APIRouter(route_class=JsonRoute, tags=["personas"])
+router = APIRouter(route_class=KeyedRoute, tags=["personas"])
 _ONE = "/v1/personas/{persona_id}"
-_MADE = problems(400, 401, 403, 404, 413, 415, 500, 503)
+_MADE = problems(400, 401, 403, 404, 409, 413, 415, 500, 503)
 _READ = problems(401, 403, 404, 500, 503)
 
 
@@ -44,7 +45,9 @@ async def list_personas(request: Request) -> Response:
 
 
 @router.post("/v1/personas", response_model=None, responses={**ANY_OBJECT, **_MADE})
-async def create_persona(request: Request, asked: PersonaRequest) -> Response:
+async def create_persona(
+    request: Request, asked: PersonaRequest, idempotency_key: IdempotencyKey = None
+) -> Response:
     """A new one."""
     return _json(persona_out(await service_of(request).store.personas.create(**_given(request, asked))))
 
