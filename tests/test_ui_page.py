@@ -101,6 +101,20 @@ async def test_gradio_routes_that_the_page_does_not_need_are_closed(
         assert (await client.request(method, path)).status_code in (404, 405)
 
 
+async def test_an_address_that_leads_nowhere_is_a_page_for_a_browser_and_an_error_for_a_program(
+    tmp_path: Path,
+) -> None:
+    async with served(tmp_path) as client:
+        seen = await client.get(
+            "/no<b>where", headers={"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+        )
+        assert (seen.status_code, seen.headers["content-type"]) == (404, "text/html; charset=utf-8")
+        assert "This server has no page /no&lt;b&gt;where." in seen.text
+        assert 'href="/">To the chat</a>' in seen.text
+        told = await client.get("/nowhere")
+        assert (told.status_code, told.json()["error"]["code"]) == (404, "not_found")
+
+
 async def test_files_are_asked_for_again_so_that_versions_are_never_mixed(tmp_path: Path) -> None:
     async with served(tmp_path) as client:
         for file in sorted(STATIC.iterdir()):

@@ -14,8 +14,12 @@ from pathlib import Path
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import PlainTextResponse
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rallychat.api.errors import http_problem
+from rallychat.ui.account_door import shown
 
 STATIC: Final = Path(__file__).parent / "static"
 _STYLES: Final = (
@@ -67,11 +71,19 @@ class Page:
             return
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
         if path not in _OPEN_EXACT and not path.startswith(_OPEN):
-            await PlainTextResponse("Not Found", 404)(scope, receive, send)
+            await _nothing_at(path, scope)(scope, receive, send)
         elif path == "/" and scope["method"] == "GET":
             await self._app(scope, receive, _IndexSend(send, self._head))
         else:
             await self._app(scope, receive, send)
+
+
+def _nothing_at(path: str, scope: Scope) -> Response:
+    """A page for whoever looks at one; an error in the API's shape for programs."""
+    if "text/html" not in Headers(scope=scope).get("accept", ""):
+        return http_problem(404, "", scope).response()
+    text = f"This server has no page {path[:200]}. Its address may be mistyped, or old."
+    return shown(Request(scope), "said", 404, title="Nothing here", text=text)
 
 
 class _IndexSend:
