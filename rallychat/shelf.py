@@ -80,7 +80,7 @@ class Shelf:
             NotFound, InvalidRequest: none is called so; it holds several files.
         """
         model = await asyncio.to_thread(resolve, name, self.catalog, self.settings, family=family)
-        self.catalog = self.choices.over(self.catalog.including(model))
+        self.catalog = self.choices.over(self.catalog.including(model, called=name))
         return self.catalog.models[model.id]
 
     async def models(self) -> list[ModelCard]:

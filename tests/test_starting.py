@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 
 from rallychat.catalog import Catalog, Sampling
+from rallychat.catalog.references import local_model
 from rallychat.catalog.starting import Start, start
+from rallychat.catalog.types import FileWeights
 from rallychat.chat import ChatService
 from rallychat.choices import checked
 from rallychat.errors import InvalidRequest, NotFound, SettingsError
 from rallychat.settings import Settings
+from tests.gguf_file import gguf_bytes
 
 ADAPTED = """
 name = "Camelid 7B"
@@ -97,6 +100,38 @@ def test_a_base_that_is_no_name_is_one_sentence(tmp_path: Path) -> None:
 def test_a_model_without_a_base_takes_none(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="no base below it"):
         begin(tmp_path, base_url="owner/other", ft_ckpt_url="lab/stable-7b")
+
+
+@pytest.mark.parametrize("named", ["blob", "link.gguf", "owner/repo:file.gguf"])
+async def test_a_model_is_known_by_what_the_server_was_started_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "blob").write_bytes(gguf_bytes({"general.architecture": "llama"}, tensors=()))
+    (tmp_path / "link.gguf").symlink_to("blob")
+    async with ChatService.open(Settings(data_dir=tmp_path / "data", model=named)) as service:
+        default = service.named(None)
+        assert (service.named(named), service.knows(named)) == (default, True)
+        assert default.name == Path(named.rpartition(":")[2]).stem
+        assert (await service.bring(named)).id == default.id
+
+
+async def test_a_link_and_its_target_are_one_model_which_is_known_by_both(tmp_path: Path) -> None:
+    (tmp_path / "blob").write_bytes(gguf_bytes({"general.architecture": "llama"}, tensors=()))
+    (tmp_path / "link.gguf").symlink_to("blob")
+    names = [str(tmp_path / "blob"), str(tmp_path / "link.gguf")]
+    async with ChatService.open(Settings(data_dir=tmp_path / "data", model=names[0])) as service:
+        with pytest.raises(NotFound):
+            service.named(names[1])
+        await service.bring(names[1])
+        assert service.named(names[1]) == service.named(names[0])
+
+
+def test_parts_of_split_weights_are_looked_for_beside_the_link(tmp_path: Path) -> None:
+    (tmp_path / "blob").write_bytes(gguf_bytes({"general.architecture": "llama"}, tensors=()))
+    link = tmp_path / "big-00001-of-00002.gguf"
+    link.symlink_to("blob")
+    assert local_model(link).weights == FileWeights(kind="file", path=str(link), size=link.stat().st_size)
 
 
 def test_a_name_that_leads_nowhere_is_refused(tmp_path: Path) -> None:

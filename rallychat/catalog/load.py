@@ -42,6 +42,8 @@ class Catalog:
     """Where weights are kept; facts of a hub file come from its header once it is there."""
     settings: Settings = field(default_factory=Settings, repr=False)
     """They choose the engine of a model that two could run."""
+    called: Mapping[str, str] = field(default_factory=dict)
+    """Ids of models that were brought along, by what they were asked for as."""
 
     @classmethod
     def load(cls, settings: Settings) -> Catalog:
@@ -81,13 +83,15 @@ class Catalog:
         )
 
     def find(self, name: str) -> Model:
-        """The catalog's model of this id or, in any case, this id, name or hub id. Never a path or a hub file.
+        """The catalog's model of this id or, in any case, this id, name or hub id.
+
+        Never another path or hub file than those that brought a model along.
 
         Raises:
             NotFound: the hint has near matches.
         """
-        if name in self.models:
-            return self.models[name]
+        if (named := self.called.get(name, name)) in self.models:
+            return self.models[named]
         folded = name.strip().casefold()
         for model in self.models.values():
             if folded in (model.id.casefold(), model.name.casefold()):
@@ -160,9 +164,11 @@ class Catalog:
         except KeyError:
             raise NotFound("family", model.family, hint=_near(model.family, self.families)) from None
 
-    def including(self, model: Model) -> Catalog:
-        """The same catalog with `model` in it, so that it is listed and found by its id and name."""
-        return replace(self, models=MappingProxyType({**self.models, model.id: model}))
+    def including(self, model: Model, *, called: str | None = None) -> Catalog:
+        """The same catalog with `model` in it, so that it is listed and found by its id, its name and as `called`."""
+        models = MappingProxyType({**self.models, model.id: model})
+        names = self.called if called is None else MappingProxyType({**self.called, called: model.id})
+        return replace(self, models=models, called=names)
 
     def _names(self) -> list[str]:
         return [name for model in self.models.values() for name in (model.id, model.name, *model.hub_ids)]

@@ -51,12 +51,15 @@ def resolve(name: str, *, models_dir: Path) -> Model | None:
 
 
 def local_model(path: Path) -> Model:
-    """The model in a GGUF file, or in a folder with one; its facts come from the file's header."""
-    file = _only_gguf(path) if path.is_dir() else path
-    file = file.resolve()
+    """The model in a GGUF file, or in a folder with one; its facts come from the file's header.
+
+    Every way to the file is the same model. It is opened by the way that was taken: a link's name may say more than
+    its target's, and parts of split weights lie beside the link.
+    """
+    file = (_only_gguf(path) if path.is_dir() else path).absolute()
     header = read_gguf(file)
     return Model(
-        id=str(file),
+        id=str(file.resolve()),
         weights=FileWeights(kind="file", path=str(file), size=file.stat().st_size),
         description="A file on this machine.",
         **_facts(header, file),

@@ -44,7 +44,9 @@ def start(settings: Settings, catalog: Catalog, resolve: Resolve | None = None) 
     said = tuple(filter(None, (note, *map(_found, configs), *remarks)))
     if model is None:
         return Start(settings, catalog, said)
-    return Start(settings.model_copy(update={"model": model.id}), catalog.including(model), said)
+    called = settings.ft_ckpt_url or settings.base_url or settings.model
+    with_it = catalog.including(model, called=called)
+    return Start(settings.model_copy(update={"model": model.id}), with_it, said)
 
 
 def _named(settings: Settings, catalog: Catalog, resolve: Resolve) -> tuple[Model | None, str]:
