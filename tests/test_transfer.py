@@ -17,7 +17,7 @@ from rallychat.identity import acting_as
 from rallychat.messages import Message, Reasoning, Role, Text
 from rallychat.settings import Settings
 from rallychat.store import ConversationStore, Imported, ImportedMessage, StoredMessage
-from rallychat.transfer import as_json, document, import_file
+from rallychat.transfer import as_json, document, everything, import_file
 
 
 @pytest.fixture
@@ -274,3 +274,16 @@ async def test_an_export_chooses_no_model_that_the_catalog_does_not_have(
     report = await import_file(store, written(tmp_path, held), knows=lambda name: name == "echo")
     assert sorted(one.model or "" for one in await store.list()) == ["", "", "echo"]
     assert report.left_out == {"models that are not in the catalog": 2}
+
+
+async def test_an_export_has_every_conversation_whatever_happens_while_it_is_written(
+    store: ConversationStore,
+) -> None:
+    made = [await store.create(title=f"Number {number}") for number in range(120)]
+    pieces = everything(store)
+    written_ = [await anext(pieces), await anext(pieces)]
+    await store.items.append(made[0].id, [Message.of("user", "It moves to the top of the list.")])
+    await store.library.erase(made[70].id)
+    written_ += [piece async for piece in pieces]
+    titles = [one["title"] for one in json.loads(b"".join(written_))["conversations"]]
+    assert sorted(titles) == sorted(one.title for one in made if one is not made[70])

@@ -60,6 +60,13 @@ class Library:
             return [codec.conversation_from(dict(row)) for row in rows.mappings()]
 
     @whole
+    async def every(self) -> Sequence[str]:
+        """The ids of all conversations that are listed, archived ones too, the last active first; none of the trash."""
+        ids = queries.recent_query(after=None).with_only_columns(conversations.c.id)
+        async with self._database.read() as db:
+            return [*await db.scalars(ids)]
+
+    @whole
     async def folders(self, *, archived: bool | None = None) -> Sequence[str]:
         """The folders there are: those that hold something, by name. `archived`: those that hold such a one."""
         c = conversations.c

@@ -9,7 +9,7 @@ from typing import Any, Final
 import orjson
 
 from rallychat.errors import NotFound
-from rallychat.store import Conversation, ConversationStore, Shelf, StoredMessage
+from rallychat.store import Conversation, ConversationStore, StoredMessage
 
 FORMAT: Final = "rallychat"
 VERSION: Final = 1
@@ -64,8 +64,9 @@ async def everything(store: ConversationStore, *, markdown: bool = False) -> Asy
     """All conversations but those of the trash as one file, piece by piece: memory holds one conversation."""
     first = True
     yield b"" if markdown else b'{"format":"rallychat","version":1,"conversations":['
-    async for conversation in _all(store):
+    for conversation_id in await store.library.every():
         with suppress(NotFound):  # deleted meanwhile
+            conversation = await store.get(conversation_id)
             if markdown:
                 said = as_markdown(conversation, await store.path(conversation.id)).encode()
             else:
@@ -73,11 +74,3 @@ async def everything(store: ConversationStore, *, markdown: bool = False) -> Asy
             yield said if first else (b"\n---\n\n" if markdown else b",\n") + said
             first = False
     yield b"" if markdown else b"]}\n"
-
-
-async def _all(store: ConversationStore) -> AsyncIterator[Conversation]:
-    before: str | None = None
-    while found := await store.library.list(Shelf(archived=None), limit=50, before=before):
-        for conversation in found:
-            yield conversation
-        before = found[-1].id
