@@ -21,7 +21,7 @@ from sqlalchemy.pool import NullPool
 from rallychat.errors import Conflict, RallyChatError, StoreError
 from rallychat.messages import Message, Text
 from rallychat.settings import Settings
-from rallychat.store import ConversationStore, TokenSpan
+from rallychat.store import ConversationStore, TokenSpan, backup
 from rallychat.store.backup import kept_tables
 from rallychat.store.migrate import FOLDER, HEAD
 from tests.batch_world import batching, begun, content, ended, jsonl, line
@@ -151,6 +151,32 @@ async def test_a_backup_made_while_others_write_is_of_one_moment(tmp_path: Path)
         assert path[-1].id == (await store.get(chat)).tip_id
         assert len(path) >= 60
         assert path[0].parent_id is None
+
+
+async def test_a_file_that_is_deleted_or_still_coming_while_a_backup_is_made_does_not_end_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, file = sqlite(tmp_path / "a"), tmp_path / "b.zip"
+    copied = backup._copied
+    async with ConversationStore.open(here) as store:
+        begun = [store.files.begin() for _ in range(3)]
+        first, gone, _coming = sorted(name for name, _ in begun)
+        for name, stream in begun:
+            stream.write(b"x")
+            if name in (first, gone):
+                store.files.land(name, stream)
+                await store.files.keep(name, 1, purpose="batch", filename="f")
+
+        def copying(path: Path, archive: zipfile.ZipFile, name: str) -> dict[str, object]:
+            (here.data_dir / "files" / gone).unlink(missing_ok=True)
+            return copied(path, archive, name)
+
+        monkeypatch.setattr(backup, "_copied", copying)
+        await store.backups.write(file)
+        for _, stream in begun:
+            stream.close()
+    await restored(sqlite(tmp_path / "c"), file)
+    assert [path.name for path in (tmp_path / "c" / "files").iterdir()] == [first]
 
 
 async def test_an_answer_that_was_being_made_is_restored_as_interrupted(tmp_path: Path) -> None:

@@ -83,7 +83,8 @@ class BackupStore:
                         members[name] = await _dumped(db, table, archive, name)
                 for path in _files(self._folder):
                     name = path.relative_to(self._folder).as_posix()
-                    members[name] = await asyncio.to_thread(_copied, path, archive, name)
+                    with suppress(FileNotFoundError):  # deleted meanwhile, as on a server that goes on
+                        members[name] = await asyncio.to_thread(_copied, path, archive, name)
                 about = {"format": FORMAT, "schema": HEAD, "created_at": datetime.now(UTC).isoformat()}
                 archive.writestr(MANIFEST, orjson.dumps({**about, "members": members}))
             part.replace(file)
@@ -159,9 +160,11 @@ def _holds(path: Path) -> bool:
 
 
 def _files(folder: Path) -> Iterator[Path]:
+    """What is there now, but for uploads that are still coming."""
     for name in FILES:
         path = folder / name
-        yield from sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else ()
+        there = path.rglob("*") if path.is_dir() else ()
+        yield from sorted(each for each in there if each.suffix != ".part" and each.is_file())
         if path.is_file():
             yield path
 
