@@ -1,4 +1,7 @@
-"""What is in the trash is gone for good after a while. Knows the clock and the store."""
+"""What is in the trash, or was stored for somebody who is erased by now, is gone for good after a while.
+
+Knows the clock and the store.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ EVERY = 3600.0
 
 @asynccontextmanager
 async def emptying_trash(store: ConversationStore, *, days: float) -> AsyncGenerator[None]:
-    """Until the block ends, deletes for good what has been in anybody's trash for `days`."""
+    """Until the block ends, deletes for good what has been in anybody's trash for `days`, and what is nobody's."""
     task = asyncio.create_task(_empty(store, days))
     try:
         yield
@@ -31,6 +34,7 @@ async def _empty(store: ConversationStore, days: float) -> None:
     while True:
         try:
             await store.library.empty(days=days, everybody=True)
+            await store.belongings.sweep()
         except StoreError as exc:
             log.warning("the trash could not be emptied: %s", exc)
         await asyncio.sleep(EVERY)

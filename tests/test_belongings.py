@@ -15,6 +15,8 @@ from starlette.responses import FileResponse
 from rallychat.api.myself import exported
 from rallychat.errors import Conflict, NotFound
 from rallychat.identity import acting_as
+from rallychat.messages import Message
+from rallychat.retention import emptying_trash
 from rallychat.settings import Settings
 from rallychat.store import ConversationStore, Memory
 from rallychat.store.belongings import NOBODYS, rows_of
@@ -171,3 +173,27 @@ async def test_the_file_is_written_anew_while_another_process_has_it_open(tmp_pa
         assert [each.title for each in await other.list()] == ["kept"]
         if settings.database.exists():
             assert CANARY.encode() not in raw(tmp_path)
+
+
+async def test_what_a_request_still_stored_for_who_was_erased_meanwhile_is_gone_too(tmp_path: Path) -> None:
+    async with people(tmp_path) as world:
+        ben, store = world.users["ben"].id, world.service.store
+        await world.service.erase_user(ben)
+        with acting_as(ben):  # the end of an import, say
+            late = await store.create(title=CANARY)
+            await store.items.append(late.id, [Message.of("user", CANARY)])
+            name, stream = store.files.begin()
+            await store.files.keep(name, store.files.land(name, stream), purpose="batch", filename=CANARY)
+        with acting_as(world.users["eve"].id):
+            kept = await store.create(title="kept")
+    async with ConversationStore.open(Settings(data_dir=tmp_path)) as store:
+        async with emptying_trash(store, days=1), asyncio.timeout(60):
+            with acting_as(ben):
+                while await store.library.every() or await store.files.list(  # noqa: ASYNC110 - nobody tells
+                    limit=1
+                ):
+                    await asyncio.sleep(0)
+        with acting_as(world.users["eve"].id):
+            assert await store.library.every() == [kept.id]
+        assert await store.belongings.sweep() == 0
+    assert not await asyncio.to_thread(store.files.path(name).exists)

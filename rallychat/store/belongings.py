@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
-from sqlalchemy import ColumnElement, LargeBinary, Select, Table, delete, select, update
+from sqlalchemy import ColumnElement, LargeBinary, Select, Table, delete, select, union, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rallychat.errors import Conflict, NotFound
@@ -30,6 +30,8 @@ NOBODYS: Final = frozenset({"deeds", "invites", "leases", "owners"})
 _APART: Final = frozenset({"conversations", "messages", "memories", "responses"})
 _LEFT_OUT: Final = frozenset({"passages", "idempotency_keys"})
 _HIDDEN: Final = frozenset({"hash", "password", "owner"})
+_ERASED: Final = "user.erase"
+"""What the audit log calls it: who was erased is nowhere else."""
 
 
 def rows_of(table: Table, user_id: str) -> ColumnElement[bool] | None:
@@ -106,21 +108,48 @@ class Belongings:
             if row is None:
                 raise NotFound("user", user_id)
             await _refuse_without_admin(db, user_id)
-            left = (await db.scalars(_files(user_id))).all()
-            # What looks after the full-text index needs `passages` while messages go.
-            ordered = [table for table in reversed(metadata.sorted_tables) if table is not passages]
-            for table in (*ordered, passages):
-                which = rows_of(table, user_id)
-                if which is not None:
-                    await db.execute(delete(table).where(which))
+            left = await _delete_all(db, user_id)
             await db.execute(delete(invites).where(invites.c.created_by == user_id))
             forgotten = update(deeds).where(deeds.c.target == row["name"]).values(target=user_id, detail={})
             await db.execute(forgotten)
             await db.execute(update(deeds).where(deeds.c.actor == user_id).values(actor_name=user_id))
-            await note(db, "user.erase", user_id)
-        for file_id in left:
+            await note(db, _ERASED, user_id)
+        await self._forget(left)
+
+    @whole
+    async def sweep(self) -> int:
+        """Deletes what was stored for users after they were erased, by requests that were under way then.
+
+        Returns:
+            Of how many users there was something.
+        """
+        erased = select(deeds.c.target).where(deeds.c.action == _ERASED)
+        owned = [table for table in metadata.sorted_tables if "user_id" in table.c]
+        async with self._database.read() as db:
+            found = union(*(select(table.c.user_id).where(table.c.user_id.in_(erased)) for table in owned))
+            users_left = (await db.scalars(found)).all()
+        for user_id in users_left:
+            async with self._database.write() as db:
+                left = await _delete_all(db, user_id)
+            await self._forget(left)
+        return len(users_left)
+
+    async def _forget(self, file_ids: Sequence[str]) -> None:
+        for file_id in file_ids:
             (self._folder / file_id).unlink(missing_ok=True)
         await self._database.scrub()
+
+
+async def _delete_all(db: AsyncConnection, user_id: str) -> Sequence[str]:
+    """Deletes every row of a user; returns the ids of the files whose bytes are to go."""
+    left = (await db.scalars(_files(user_id))).all()
+    # What looks after the full-text index needs `passages` while messages go.
+    ordered = [table for table in reversed(metadata.sorted_tables) if table is not passages]
+    for table in (*ordered, passages):
+        which = rows_of(table, user_id)
+        if which is not None:
+            await db.execute(delete(table).where(which))
+    return left
 
 
 def _files(user_id: str) -> Select[Any]:
