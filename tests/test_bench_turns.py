@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rallychat.bench import talk
+from rallychat.bench.lengths import lengths
 from rallychat.bench.neighbours import run_neighbours
 from rallychat.bench.scripted import scripted
 from rallychat.bench.turns import run_turns
@@ -34,6 +35,35 @@ def test_a_file_s_messages_are_said_once_before_any_is_said_again(tmp_path: Path
     path = tmp_path / "texts.jsonl"
     path.write_text('{"history": [{"user": "one"}, {"user": "two"}]}\n{"messages": []}\n')
     assert talk.some(path, 4) == ["one", "two", "(2) one", "(2) two"]
+
+
+def test_questions_of_like_length_are_said_once_and_too_few_are_refused_with_both_numbers() -> None:
+    every = talk.distinct(None)
+    tokens = {text: len(text) // 4 for text in every}
+    said = talk.alike(None, 60, tokens, range(30, 36))
+    assert len(set(said)) == 60
+    assert {tokens[text] for text in said} <= set(range(30, 36))
+    with pytest.raises(InvalidRequest, match=r"\d+ messages have 30 to 35 tokens, and 5000 turns"):
+        talk.alike(None, 5000, tokens, range(30, 36))
+
+
+async def test_only_questions_of_the_wanted_length_are_said_and_prompts_are_counted(
+    settings: Settings, tmp_path: Path
+) -> None:
+    texts, out = tmp_path / "texts.jsonl", tmp_path / "turns.jsonl"
+    said = ["one two three four five", "six", "one two three", "seven eight", "three two one"]
+    texts.write_text(json.dumps({"history": [{"user": text} for text in said]}))
+    engine_counts = await lengths(settings, said)
+    assert engine_counts is not None
+    wanted = range(engine_counts["one two three"], engine_counts["one two three"] + 1)
+    found = await run_turns(
+        settings, turns=2, ways=("always turn 2",), texts=texts, question_tokens=wanted, out=out
+    )
+    turns = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [turn["turn"] for turn in turns] == [1, 2]
+    assert found.rows[0]["prompt_p95"] == max(turn["prompt"] for turn in turns)
+    with pytest.raises(InvalidRequest, match="2 messages"):
+        await run_turns(settings, turns=3, texts=texts, question_tokens=wanted)
 
 
 async def test_all_ways_are_measured_turn_by_turn_and_each_turn_is_written_down(

@@ -16,15 +16,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from rallychat.bench.lengths import lengths
 from rallychat.bench.replays import Probe, Replay, Said
-from rallychat.chat import ChatService
 from rallychat.context.embedding import Embedder
 from rallychat.context.index import Hit, Index
 from rallychat.context.retrieval import Quote, recalled
 from rallychat.context.selection import tokens_of_text
 from rallychat.context.strategies import strategy_named
 from rallychat.context.types import Budget, Memory, Selection, Strategy, Turn
-from rallychat.engines.protocol import Piece
 from rallychat.settings import Settings
 
 Count = Callable[[Sequence[str]], Sequence[int]]
@@ -42,18 +41,8 @@ async def counted_by_model(settings: Settings, conversations: Sequence[Replay]) 
     """Counts with the tokenizer of the default model; None where its weights are not here."""
     texts = {said.content for replay in conversations for said in replay.messages}
     texts |= {probe.question for replay in conversations for probe in replay.probes}
-    async with ChatService.open(settings) as service:
-        model = service.resolve(None)
-        if not service.is_here(model):
-            return None
-        engine = await service.pool.open(model)
-        every = sorted(texts)
-        known: dict[str, int] = {}
-        for start in range(0, len(every), 500):
-            some = every[start : start + 500]
-            ids = await engine.client.tokenize([Piece(text, special=False) for text in some])
-            known |= dict(zip(some, map(len, ids), strict=True))
-    return lambda asked: [known[text] for text in asked]
+    known = await lengths(settings, texts)
+    return None if known is None else lambda asked: [known[text] for text in asked]
 
 
 def run_context(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,18 @@ def questions(path: Path | None) -> Iterator[str]:
     Raises:
         InvalidRequest: there is nothing to say in the file.
     """
+    said = distinct(path)
+    yield from said
+    for number in itertools.count(2):  # told apart, so that no prompt is that of an earlier round
+        yield from (f"({number}) {text}" for text in said)
+
+
+def distinct(path: Path | None) -> list[str]:
+    """The same, each once.
+
+    Raises:
+        InvalidRequest: there is nothing to say in the file.
+    """
     lines = (path or OURS).read_text(encoding="utf-8").splitlines()
     if path is None:
         said = [line for line in lines if line and not line.startswith("#")]
@@ -33,9 +45,7 @@ def questions(path: Path | None) -> Iterator[str]:
         said = list(dict.fromkeys(text[:LONGEST] for line in lines if line for text in _said(line)))
     if not said:
         raise InvalidRequest(f"{path} holds no messages of users.", param="texts")
-    yield from said
-    for number in itertools.count(2):  # told apart, so that no prompt is that of an earlier round
-        yield from (f"({number}) {text}" for text in said)
+    return said
 
 
 def exchanges(path: Path) -> Iterator[tuple[str, str]]:
@@ -63,3 +73,19 @@ def _said(line: str) -> list[str]:
 def some(path: Path | None, count: int) -> list[str]:
     """The first `count` of them."""
     return list(islice(questions(path), count))
+
+
+def alike(path: Path | None, count: int, tokens: Mapping[str, int], within: range) -> list[str]:
+    """The first `count` of those whose `tokens` are `within`; none is said twice.
+
+    Raises:
+        InvalidRequest: there are not so many.
+    """
+    fitting = [text for text in distinct(path) if tokens[text] in within]
+    if len(fitting) < count:
+        raise InvalidRequest(
+            f"{len(fitting)} messages have {within[0]} to {within[-1]} tokens, and {count} turns were asked for.",
+            param="question_tokens",
+            hint="take a wider range, fewer turns, or another file",
+        )
+    return fitting[:count]

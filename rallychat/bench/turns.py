@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from rallychat.bench import plot
-from rallychat.bench.talk import some
+from rallychat.bench.lengths import lengths
+from rallychat.bench.talk import alike, distinct, some
 from rallychat.bench.ways import NAMES, OURS, TURN_2, Way, apart, naive, ours
 from rallychat.errors import InvalidRequest
 from rallychat.settings import Settings
@@ -36,7 +37,9 @@ LATE = 10
 WAITED = (
     "first_ms", "median_ms", "p95_ms", "flatness", "to_turn_2", "to_turn_2_p95", "worst_ms", "stall_ms", "waited_s"
 )  # fmt: skip
-WORKED = ("critical", "in_all", "quoted", "compactions", "tokens_s", "slow_tokens_s")
+WORKED = (
+    "prompt", "prompt_p95", "critical", "in_all", "quoted", "compactions", "tokens_s", "slow_tokens_s"
+)  # fmt: skip
 """The columns of the two tables."""
 
 Tell = Callable[[str], None]
@@ -56,6 +59,7 @@ async def run_turns(
     turns: int = 200,
     think: Sequence[float] = (0.0, 2.0),
     texts: Path | None = None,
+    question_tokens: range | None = None,
     ways: Sequence[str] = (),
     minutes: float | None = None,
     image: Path | None = None,
@@ -67,22 +71,23 @@ async def run_turns(
     Columns: `first_ms` (median of turns 2-10), `median_ms` and `p95_ms` (turns 11 to the last), `flatness` (p95 over
     `first_ms`), `to_turn_2` and `to_turn_2_p95` (from turn 11 on, the time over that of the same question as a second
     turn, asked in the same minute), `worst_ms`, `stall_ms` (the longest wait for a summary or for the engine),
-    `waited_s` (all of that),
-    `critical` (tokens evaluated while the user waited, over those of the user's turns) and `in_all` (the same with
-    what was done beside), `quoted` (tokens of older turns quoted a turn), `compactions`, `tokens_s` and `slow_tokens_s`
-    (of answers: median, and the slowest twentieth).
+    `waited_s` (all of that), `prompt` and `prompt_p95` (tokens of the prompts from turn 11 on, median and 95th
+    percentile), `critical` (tokens evaluated while the user waited, over those of the user's turns) and `in_all` (the
+    same with what was done beside), `quoted` (tokens of older turns quoted a turn), `compactions`, `tokens_s` and
+    `slow_tokens_s` (of answers: median, and the slowest twentieth).
 
     Args:
+        question_tokens: only messages of so many tokens are said; None: of any.
         ways: of `NAMES`; empty: all.
         out: a line of JSON for each turn of each way is added here.
         tell: hears how far it is.
 
     Raises:
-        InvalidRequest: there is no such way.
+        InvalidRequest: there is no such way, or not enough to say.
     """
     if unknown := [name for name in ways if name not in NAMES]:
         raise InvalidRequest(f"There is no way '{unknown[0]}'.", param="way", hint=f"there are {NAMES}")
-    said = some(texts, turns)
+    said = await _said(settings, texts, turns, question_tokens)
     names = ways or NAMES
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rallychat-bench-")))
@@ -99,9 +104,26 @@ async def run_turns(
         rows = [await _row(way, second) for way in found] if done else []
     if image is not None and done:
         series = {way.label: [turn.first_ms for turn in way.turns] for way in found}
-        title = f"Time to first token, {settings.model}, {done} turns"
+        title = f"Time to first token, {settings.model}, {done} turns{asked_in(question_tokens)}"
         plot.lines(image, series, title=title, across="turn", up="milliseconds")
     return Measured(rows, done)
+
+
+def asked_in(tokens: range | None) -> str:
+    """For a title: how long the questions were."""
+    return f" of {tokens[0]} to {tokens[-1]} tokens" if tokens else ""
+
+
+async def _said(settings: Settings, texts: Path | None, turns: int, tokens: range | None) -> list[str]:
+    if tokens is None:
+        return some(texts, turns)
+    counted = await lengths(settings, distinct(texts))
+    if counted is None:
+        raise InvalidRequest(
+            "The model's weights are not here, and its tokenizer counts the questions.",
+            hint=f"./rally models download {settings.model}",
+        )
+    return alike(texts, turns, counted, tokens)
 
 
 async def _talk(
@@ -163,6 +185,7 @@ async def _row(way: Way, second: Way | None) -> dict[str, Any]:
     early = statistics.median(first[EARLY] or first)
     late = first[LATE:] or first
     waited = [turn.waited_ms for turn in way.turns]
+    prompts = [turn.prompt for turn in way.turns[LATE:] or way.turns]
     new = sum(turn.new for turn in way.turns)
     evaluated = sum(turn.evaluated for turn in way.turns)
     rates = [turn.rate for turn in way.turns if turn.rate]
@@ -183,6 +206,8 @@ async def _row(way: Way, second: Way | None) -> dict[str, Any]:
         "worst_ms": round(max(first)),
         "stall_ms": round(max(waited)),
         "waited_s": round(sum(waited) / 1000, 1),
+        "prompt": round(statistics.median(prompts)),
+        "prompt_p95": share(prompts, 0.95),
         "critical": round(evaluated / new, 2),
         "in_all": round((evaluated + way.beside()) / new, 2),
         "quoted": round(sum(turn.quoted for turn in way.turns) / len(way.turns), 1),

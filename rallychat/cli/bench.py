@@ -220,6 +220,7 @@ async def bench_turns(
     *,
     turns: int,
     think: str,
+    question_tokens: str | None,
     ways: Sequence[str],
     texts: Path | None,
     minutes: float | None,
@@ -228,24 +229,36 @@ async def bench_turns(
     as_json: bool,
 ) -> None:
     """Time to first token over a long conversation, in five ways to keep its context."""
-    from rallychat.bench.turns import WAITED, WORKED, run_turns
+    from rallychat.bench.turns import WAITED, WORKED, asked_in, run_turns
 
     try:
         seconds = [float(part) for part in think.split(",")]
     except ValueError as exc:
         raise InvalidRequest(f"--think wants seconds like 0,2; it got '{think}'.", param="think") from exc
+    tokens = _range(question_tokens)
     found = await run_turns(
-        settings, turns=turns, think=seconds, texts=texts, ways=ways, minutes=minutes, image=image, out=out,
-        tell=progress,
+        settings, turns=turns, think=seconds, texts=texts, question_tokens=tokens, ways=ways, minutes=minutes,
+        image=image, out=out, tell=progress,
     )  # fmt: skip
     ended = "" if found.turns == turns else f", ended after {found.turns}"
-    title = f"{settings.model}, {turns} turns{ended}"
+    title = f"{settings.model}, {turns} turns{asked_in(tokens)}{ended}"
     if as_json:
         show(found.rows, as_json=True, title=title)
         return
     for part, columns in (("time to first token", WAITED), ("work", WORKED)):
         rows = [{name: row[name] for name in ("way", "think_s", *columns)} for row in found.rows]
         show(rows, as_json=False, title=f"{title}: {part}")
+
+
+def _range(tokens: str | None) -> range | None:
+    if tokens is None:
+        return None
+    least, _, most = tokens.partition("-")
+    if not (least.isdecimal() and most.isdecimal() and 0 < int(least) <= int(most)):
+        raise InvalidRequest(
+            f"--question-tokens wants a range like 25-35; it got '{tokens}'.", param="question_tokens"
+        )
+    return range(int(least), int(most) + 1)
 
 
 async def bench_neighbours(

@@ -272,6 +272,9 @@ def bench_turns(
         list[str] | None, typer.Option("--way", help="Only this way; may be given several times.")
     ] = None,
     texts: Texts = None,
+    question_tokens: Annotated[
+        str | None, typer.Option(help="Say only messages of so many tokens, such as 25-35.")
+    ] = None,
     minutes: Annotated[
         float | None, typer.Option(min=0.1, help="End after so many minutes, all ways at the same turn.")
     ] = None,
@@ -288,8 +291,8 @@ def bench_turns(
     settings = settings_from(model=model, data_dir=data_dir, threads=threads, window=window)
     run(
         measure(
-            settings, turns=turns, think=think, ways=way or (), texts=texts, minutes=minutes, image=image,
-            out=out, as_json=as_json,
+            settings, turns=turns, think=think, question_tokens=question_tokens, ways=way or (), texts=texts,
+            minutes=minutes, image=image, out=out, as_json=as_json,
         )
     )  # fmt: skip
 
