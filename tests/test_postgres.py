@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -195,6 +196,29 @@ async def test_without_the_server_calls_fail_at_once_and_go_on_when_it_is_back(
             await cable.mend()
             assert await store.list() == [conversation]
             await store.create()
+
+
+async def test_an_operator_is_told_once_that_other_processes_are_not_heard(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def levels(said: str) -> list[int]:
+        return [record.levelno for record in caplog.records if said in record.message]
+
+    async def said(what: str, *, times: int) -> None:
+        async with asyncio.timeout(60):
+            while len(levels(what)) < times:
+                await asyncio.sleep(0.01)
+
+    monkeypatch.setattr("rallychat.store.postgres.RECONNECT", 0.01)
+    with caplog.at_level(logging.DEBUG, "rallychat.store.postgres"):
+        async with postgres.cable(url, tmp_path / "cable") as cable:
+            async with ConversationStore.open(at(tmp_path, cable.url)):
+                await cable.cut()
+                await said("not heard", times=3)
+                await cable.mend()
+                await said("heard again", times=1)
+            assert levels("not heard").count(logging.WARNING) == 1
+            assert levels("heard again") == [logging.INFO]
 
 
 async def test_a_client_is_told_when_to_come_back(tmp_path: Path, url: str) -> None:

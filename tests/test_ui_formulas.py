@@ -3,9 +3,11 @@ r"""Formulas in answers: what is drawn, and what stays as it was written."""
 from __future__ import annotations
 
 import re
+from typing import NoReturn
 
 import pytest
 
+from rallychat.ui import formulas
 from rallychat.ui.formulas import LONGEST, open_formula
 from rallychat.ui.markdown import render
 from tests.test_ui_markdown import live
@@ -26,6 +28,23 @@ def test_a_formula_in_a_sentence_stays_in_it() -> None:
     assert html.startswith('<p>Let <math display="inline">')
     assert "<strong><math" in html
     assert "≥" in html
+
+
+def test_a_fault_of_the_formula_library_is_told_once_and_wrong_tex_is_not(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(tex: str, **_: str) -> NoReturn:
+        raise KeyError(tex)
+
+    formulas._tell.cache_clear()
+    assert '<code class="formula-source">x_1_2</code>' in render(r"\(x_1_2\)")
+    assert caplog.messages == []
+    monkeypatch.setattr("latex2mathml.converter.convert_to_element", fails)
+    for secret in ("secret + 1", "secret + 2"):
+        assert f'<code class="formula-source">{secret}</code>' in render(rf"\({secret}\)")
+    [told] = caplog.messages
+    assert "KeyError in" in told
+    assert "secret" not in told
 
 
 def test_the_name_of_a_function_stands_off_from_its_neighbours_but_not_from_brackets() -> None:

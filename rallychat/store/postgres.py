@@ -194,6 +194,7 @@ class PostgresDatabase(Database):
 
     async def _listen(self) -> None:
         """Rings the bells for what other processes tell, over a connection of its own that is made anew."""
+        deaf = False
         while True:
             try:
                 async with self._engine.connect() as connection:
@@ -203,12 +204,19 @@ class PostgresDatabase(Database):
                     raw.add_termination_listener(lambda *_, ended=ended: ended.set())
                     await raw.add_listener(_CHANNEL, self._heard)
                     self._bells.ring_all()  # whatever was told meanwhile
+                    if deaf:
+                        log.info("%s: other processes are heard again", self.name)
+                    deaf = False
                     try:
                         await ended.wait()
                     finally:
                         await connection.invalidate()  # it listens: nobody else may get it
             except Exception as exc:
-                log.debug("nothing is heard from %s: %s", self.name, exc)
+                level = logging.DEBUG if deaf else logging.WARNING
+                log.log(
+                    level, "%s: other processes are not heard, their answers come late: %s", self.name, exc
+                )
+                deaf = True
             await asyncio.sleep(RECONNECT)
 
     def _heard(self, _connection: object, _process: int, _channel: str, topic: str) -> None:

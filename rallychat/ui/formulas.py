@@ -8,15 +8,19 @@ Knows TeX and Markdown's rules; never sees messages or HTTP.
 from __future__ import annotations
 
 import html
+import logging
 import re
+import traceback
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Final
 from xml.etree.ElementTree import Element
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_block import StateBlock
 from markdown_it.rules_inline import StateInline
+
+log = logging.getLogger(__name__)
 
 LONGEST: Final = 2_000
 """Characters of a formula; what is longer stays text."""
@@ -127,9 +131,18 @@ def rendered(tex: str, *, display: bool) -> str:
     kind = "block" if display else "inline"
     try:
         drawn = _markup(convert_to_element(source, display=kind))
-    except Exception:  # whatever a model writes, the library's parser must not take the page along
+    except Exception as exc:  # whatever a model writes, the library's parser must not take the page along
+        if not type(exc).__module__.startswith("latex2mathml"):  # which says so of TeX that is wrong
+            where = traceback.extract_tb(exc.__traceback__)[-1]
+            _tell(type(exc).__name__, where.filename, where.lineno)
         return f'<code class="formula-source">{html.escape(tex)}</code>'
     return f'<span class="formula" tabindex="0">{drawn}</span>' if display else drawn
+
+
+@cache
+def _tell(kind: str, file: str, line: int | None) -> None:
+    """Logs a failure once, without the formula, which is somebody's text."""
+    log.warning("a formula is shown as its source, by a fault of the program: %s in %s:%s", kind, file, line)
 
 
 def open_formula(text: str) -> int | None:
