@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from rallychat.errors import InvalidRequest, RallyChatError, SettingsError, StoreError, StoreUnavailable
 from rallychat.identity import current
 from rallychat.store import migrate, search_postgres
-from rallychat.store.bells import Bells
+from rallychat.store.bells import PATIENCE, Bells
 from rallychat.store.codec import from_json, to_json
 from rallychat.store.database import Database, Write
 from rallychat.store.urls import shown
@@ -213,9 +213,8 @@ class PostgresDatabase(Database):
                         await connection.invalidate()  # it listens: nobody else may get it
             except Exception as exc:
                 level = logging.DEBUG if deaf else logging.WARNING
-                log.log(
-                    level, "%s: other processes are not heard, their answers come late: %s", self.name, exc
-                )
+                said = "%s: other processes are not heard, what they do is seen up to %g s late: %s"
+                log.log(level, said, self.name, PATIENCE, exc)
                 deaf = True
             await asyncio.sleep(RECONNECT)
 
