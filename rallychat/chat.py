@@ -10,7 +10,7 @@ from functools import partial
 from rallychat import templates
 from rallychat.cards import Inspection, inspection
 from rallychat.catalog import ANY, Catalog, Model, Sampling, starting
-from rallychat.errors import Conflict, InvalidRequest
+from rallychat.errors import Conflict, InvalidRequest, NotFound
 from rallychat.following import follow, is_made
 from rallychat.idle import Idle, Voices
 from rallychat.messages import Finished, Message
@@ -129,6 +129,28 @@ class ChatService(Stateless):
         answer = await self.store.answers.resume(row.id, alone=True)
         return await self.run_answer(conversation, answer, None, model, sampling)
 
+    async def delete(self, conversation_id: str, *, forever: bool = False) -> None:
+        """Stops what is being answered in a conversation and puts it into the trash; no cache of it stays.
+
+        Args:
+            forever: it is deleted for good instead, from the trash too.
+
+        Raises:
+            NotFound: there is no such conversation, or it is in the trash and is not to go for good.
+        """
+        try:
+            run = await self.answering(await self.store.get(conversation_id))
+        except NotFound:
+            if not forever:
+                raise
+            run = None  # in the trash nothing is answered
+        if run is not None:
+            await run.stop()
+        library = self.store.library
+        await (library.erase(conversation_id) if forever else library.discard(conversation_id))
+        self.idle.leave(conversation_id)
+        self.pool.forget(session=conversation_id)
+
     async def erase_user(self, user_id: str) -> None:
         """Ends a user's answers, and deletes them with everything of theirs, for good.
 
@@ -137,6 +159,7 @@ class ChatService(Stateless):
         """
         await self.runs.stop_all_of(user_id)
         await self.accounts.erase(user_id)
+        self.pool.forget(user=user_id)
 
     async def stop(self, run_id: str) -> End:
         """Stops one answer, within one step of its engine. What had arrived is kept."""

@@ -42,6 +42,8 @@ REST = 0.3
 """Seconds after an answer before anything begins: who goes on at once is not disturbed."""
 ASKED = 1024
 """Conversations of which it is remembered that they were named, and how they were asked until that is stored."""
+NEARLY = 32
+"""Tokens that may be missing in a copy of a cache: it is not brought back before somebody speaks."""
 RECENT = 64
 """Conversations remembered as open, to be warmed again after an engine's restart."""
 
@@ -283,7 +285,10 @@ class Idle:
         if not ids:
             return
         home, rollback = scene.engine.queue.home(scene.session), scene.engine.info.rollback
+        kept = scene.engine.offload.of(scene.session)
         if home is not None and reusable(home.ids, ids, rollback=rollback) == len(ids):
+            return
+        if home is None and len(ids) - reusable(kept, ids, rollback=rollback) < NEARLY:
             return
         async with scene.slot(ids, Priority.WARMING) as slot:
             async with self._compacting.counted(scene):
@@ -314,9 +319,8 @@ class Idle:
                 if swapped or await self._compacting.swap(scene, making):
                     queue.settle(scene.session, slot)
         except Crowded:
-            if (
-                queue.home(scene.session) is None
-            ):  # its next prompt is read anew in any case: let it be a short one
+            here = queue.home(scene.session) is not None or scene.engine.offload.of(scene.session)
+            if not here:  # its next prompt is read anew in any case: let it be a short one
                 await self._compacting.swap(scene, making)
 
     async def _memory(self, scene: Scene, due: Compaction) -> Memory:

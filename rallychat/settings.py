@@ -168,6 +168,12 @@ class Settings(BaseSettings):
         ge=256,
         description="Context window per slot in tokens; the model's own, at most 8192, if not given.",
     )
+    kv_offload_mb: int = Field(
+        2048,
+        ge=0,
+        description="Room per model for caches of conversations that had to leave their slots, in MB of the folder "
+        "for temporary files; 0 reads their prompts anew.",
+    )
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads per engine; the physical cores if not given."
     )

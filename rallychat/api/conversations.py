@@ -89,19 +89,7 @@ async def delete_conversation(
 
     It stands in the trash for `trash_days` days, unless it is to go `forever`.
     """
-    service = service_of(request)
-    try:
-        run = await service.answering(await service.store.get(conversation_id))
-    except NotFound:
-        if not forever:
-            raise
-        run = None  # in the trash nothing is answered
-    if run is not None:
-        await run.stop()
-    if forever:
-        await service.store.library.erase(conversation_id)
-    else:
-        await service.store.library.discard(conversation_id)
+    await service_of(request).delete(conversation_id, forever=forever)
     return _json({"id": conversation_id, "object": "conversation.deleted", "deleted": True})
 
 

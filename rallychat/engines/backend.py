@@ -57,3 +57,23 @@ class Backend(Protocol):
         Closing it returns when the engine has let go of the slot: within one step. Stop strings are not its concern.
         """
         ...
+
+    async def save(self, slot: Slot, name: str) -> int:
+        """Copies what a slot's cache holds out of it, under a name; the bytes that takes. Only where `info.offload`.
+
+        Raises:
+            EngineRefused: there is no room for it.
+        """
+        ...
+
+    async def restore(self, slot: Slot, name: str) -> None:
+        """Brings a copy back: the slot's cache then holds that and nothing else.
+
+        Raises:
+            EngineRefused: the copy cannot be read; the slot holds nothing then.
+        """
+        ...
+
+    def discard(self, name: str) -> None:
+        """Deletes a copy, if there is one."""
+        ...

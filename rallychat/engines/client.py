@@ -140,6 +140,28 @@ class EngineClient:
             raise EngineInterrupted("The engine ended an answer before it was complete.")
         yield reader.done
 
+    async def save(self, slot: int, name: str) -> list[str]:
+        """Copies what a slot's cache holds out of the engine; the names of copies that had to go for it.
+
+        Raises:
+            EngineRefused: this engine cannot, or there is no room.
+        """
+        _, answer = await self._ask("POST", "/slots/save", {"slot": slot, "name": name})
+        return [str(gone) for gone in answer["dropped"]]
+
+    async def restore(self, slot: int, name: str, *, cache_salt: str | None) -> None:
+        """Brings a copy back into a slot, whose it is by its salt; the copy is gone then.
+
+        Raises:
+            EngineRefused: there is no such copy, or it cannot be read; the slot may hold nothing then.
+        """
+        body = {"slot": slot, "name": name, "cache_salt": cache_salt}
+        await self._ask("POST", "/slots/restore", body)
+
+    async def discard(self, names: Sequence[str]) -> None:
+        """Deletes copies, as far as they are there."""
+        await self._ask("POST", "/slots/discard", {"names": list(names)})
+
     async def health(self) -> dict[str, Any]:
         """`{"status", "free_slots"}` of a worker of ours; a foreign engine's `/health` has no body.
 

@@ -94,6 +94,7 @@ class Echo:
             slots=spec.slots,
             slot_affinity=True,
             rollback=self._options.rollback,
+            offload=True,
             instant=True,
             chat_template=TEMPLATE,
             bos_token=CONTROL[BOS],
@@ -138,6 +139,16 @@ class Echo:
         await _misbehave(script, count)
         reason: Final = "length" if count >= request.max_tokens else "stop"
         yield Done(reason, total, count, cached)
+
+    async def save(self, slot: Slot, name: str) -> int:
+        """See `Backend`. Nothing is kept here: what the worker knows a slot to hold is what it holds."""
+        return len(slot.held)
+
+    async def restore(self, slot: Slot, name: str) -> None:
+        """See `Backend`."""
+
+    def discard(self, name: str) -> None:
+        """See `Backend`."""
 
     def _script(self, request: CompletionRequest, seen: list[int]) -> _Script:
         said = user_messages(seen)

@@ -6,6 +6,7 @@ Token ids go in as they are; each slot's cache is chosen by the caller; nothing 
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import sys
 from collections import deque
@@ -56,7 +57,9 @@ class LlamaCpp:
         self._key = secrets.token_urlsafe(32)
         # Tokenising is offered over HTTP only: a listener of its own, in the worker's private folder, with a key.
         self._listener = wire.Address(socket=folder / "llama.sock")
-        self._server = _open(spec, window, self._listener, self._key)
+        self._copies = folder / "caches"
+        self._copies.mkdir(exist_ok=True)
+        self._server = _open(spec, window, self._listener, self._key, self._copies)
         if self._listener.socket is None or not self._listener.socket.exists():
             self._listener = wire.Address.of_url(self._server.listening_address)
         self._loop = asyncio.get_running_loop()
@@ -99,6 +102,22 @@ class LlamaCpp:
         finally:
             stream.cancelled = True
             await asyncio.wait({running})  # the slot is free only when llama.cpp has let go of it
+
+    async def save(self, slot: Slot, name: str) -> int:
+        """See `Backend`. Takes about 25 ms for 25 MB, in which nobody else gets a token."""
+        saved = await self._ask(f"/slots/{slot.index}?action=save", {"filename": name})
+        if not saved["n_written"]:  # a disk that is full is no error to llama.cpp
+            self.discard(name)
+            raise EngineRefused("llama.cpp could not write what a slot holds.")
+        return int(saved["n_written"])
+
+    async def restore(self, slot: Slot, name: str) -> None:
+        """See `Backend`."""
+        await self._ask(f"/slots/{slot.index}?action=restore", {"filename": name})
+
+    def discard(self, name: str) -> None:
+        """See `Backend`."""
+        (self._copies / name).unlink(missing_ok=True)
 
     async def _read(self, stream: _Stream, answer: _Answer) -> list[BackendEvent]:
         """Everything that has arrived, with neighbouring steps joined."""
@@ -285,6 +304,7 @@ def _info(header: GGUF, *, slots: int, window: int) -> EngineInfo:
         slot_affinity=True,
         token_ids=True,
         rollback=header.rollback,
+        offload=header.rollback,
         chat_template=header.chat_template,
         bos_token=header.bos_token,
         eos_token=header.eos_token,
@@ -292,10 +312,11 @@ def _info(header: GGUF, *, slots: int, window: int) -> EngineInfo:
     )
 
 
-def _open(spec: WorkerSpec, window: int, listener: wire.Address, key: str) -> Any:
+def _open(spec: WorkerSpec, window: int, listener: wire.Address, key: str, copies: Path) -> Any:
     import xllamacpp as x
 
     params = common_params(spec, window)
+    params.slot_save_path = f"{copies}{os.sep}"
     params.api_keys = [key]
     params.hostnames = [str(listener.socket) if sys.platform != "win32" else "127.0.0.1"]
     try:

@@ -8,6 +8,10 @@ A worker answers over HTTP on a Unix socket (loopback with a key where there are
                         or ours: `{"pieces": [{"text", "special"}]}` -> `{"tokens": [[int]]}`
 `POST /detokenize`      `{"tokens": [int]}` -> `{"prompt": str}`
 `POST /v1/completions`  `CompletionRequest`; server-sent events, `data: [DONE]` at the end; closing the stream cancels
+`POST /slots/save`      ours, where `EngineInfo.offload`: `{"slot", "name"}` copies what the slot's cache holds out of
+                        the engine -> `{"dropped": [name]}`, the copies that had to go for it
+`POST /slots/restore`   `{"slot", "name", "cache_salt"}` brings a copy back into a slot; 404 where there is none
+`POST /slots/discard`   `{"names": [str]}` deletes copies
 
 A streamed chunk is `{"choices": [{"index": 0, "text", "token_ids", "finish_reason"}]}`; before the first token
 ours also sends `{"choices": [], "prompt_progress": {"total", "cached", "processed"}}`; the last chunk is
@@ -69,6 +73,8 @@ class EngineInfo(BaseModel):
     """Prompts may be token ids and answers return theirs."""
     rollback: bool = True
     """A tail can be dropped from the cache (not so for sliding-window and recurrent models)."""
+    offload: bool = False
+    """What a slot's cache holds can be kept outside the engine and brought back."""
     instant: bool = False
     """Computes nothing: its speed says nothing about long prompts."""
     chat_template: str | None = None
@@ -123,3 +129,5 @@ class WorkerSpec:
     threads: int | None = None
     options: dict[str, Any] | None = None
     """Engine-specific; unknown ones are refused by name."""
+    offload_mb: int = 0
+    """Room for caches kept outside the engine."""

@@ -14,6 +14,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rallychat.engines.backend import Backend, BackendEvent, Step
+from rallychat.engines.offload import Offloaded
 from rallychat.engines.protocol import CompletionRequest, Done, Piece, Prefill
 from rallychat.engines.slots import Slot, Slots
 from rallychat.engines.stops import StopStrings
@@ -64,13 +65,37 @@ class _DetokenizeBody(BaseModel):
     tokens: list[int]
 
 
-class Serving:
-    """The ASGI application. Anything but HTTP is not answered."""
+class _SaveBody(BaseModel):
+    model_config = ConfigDict(extra="forbid")
 
-    def __init__(self, backend: Backend, *, model: str, slots: int, key: str | None) -> None:
+    slot: int
+    name: str = Field(pattern="^[0-9a-z]{1,64}$")
+
+
+class _RestoreBody(_SaveBody):
+    cache_salt: str | None = None
+
+
+class _DiscardBody(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    names: list[str]
+
+
+class Serving:
+    """The ASGI application. Anything but HTTP is not answered.
+
+    Args:
+        offload: bytes of caches that may be kept outside the engine.
+    """
+
+    def __init__(
+        self, backend: Backend, *, model: str, slots: int, key: str | None, offload: int = 0
+    ) -> None:
         self._backend = backend
         self._model = model
         self._slots = Slots(slots)
+        self._offloaded = Offloaded(backend, self._slots, most=offload)
         self._key = key
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: _Receive, send: _Send) -> None:
@@ -96,6 +121,16 @@ class Serving:
                     await _reply(send, 200, {"prompt": await self._backend.detokenize(ids)})
                 case "POST", "/v1/completions":
                     await self._complete(_parse(CompletionRequest, body), receive, send)
+                case "POST", "/slots/save":
+                    save = _parse(_SaveBody, body)
+                    await _reply(send, 200, {"dropped": await self._offloaded.save(save.slot, save.name)})
+                case "POST", "/slots/restore":
+                    back = _parse(_RestoreBody, body)
+                    await self._offloaded.restore(back.slot, back.name, salt=back.cache_salt)
+                    await _reply(send, 200, {})
+                case "POST", "/slots/discard":
+                    self._offloaded.discard(_parse(_DiscardBody, body).names)
+                    await _reply(send, 200, {})
                 case method, path:
                     raise NotFound("route", f"{method} {path}")
         except RallyChatError as exc:

@@ -65,12 +65,28 @@ class Slots:
             InvalidRequest: there is no such slot.
             Busy: it, or every slot, is answering and goes on doing so.
         """
+        await self._one_free(wanted)
+        return self.take(prompt, wanted, salt=salt)
+
+    async def hold(self, index: int) -> Slot:
+        """One slot with what it holds, once nobody answers in it; `release` gives it back.
+
+        Raises:
+            InvalidRequest: there is no such slot. Busy: it is answering and goes on doing so.
+        """
+        await self._one_free(index)
+        (slot,) = self._candidates(index)
+        if slot.busy:
+            raise Busy(f"Slot {index} is answering.", retry_after=1.0)
+        slot.busy = True
+        return slot
+
+    async def _one_free(self, wanted: int | None) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._patience):
                 while all(slot.busy for slot in self._candidates(wanted)):
                     self._freed.clear()
                     await self._freed.wait()
-        return self.take(prompt, wanted, salt=salt)
 
     def take(self, prompt: list[int], wanted: int | None, *, salt: str | None = None) -> Slot:
         """The wanted slot, or the free one whose cache shares the longest prefix with the prompt.

@@ -14,7 +14,7 @@ from rallychat.engines.backend import BackendEvent, Step
 from rallychat.engines.hf_options import options_of, require_libraries
 from rallychat.engines.protocol import CompletionRequest, Done, EngineInfo, Piece, Prefill, WorkerSpec
 from rallychat.engines.slots import Slot
-from rallychat.errors import EngineInterrupted
+from rallychat.errors import EngineInterrupted, EngineRefused
 
 PACE: Final = 0.025
 """Seconds after tokens were told until the next are, as in `rallychat.engines.llamacpp`."""
@@ -56,6 +56,17 @@ class Transformers:
     async def detokenize(self, ids: Sequence[int]) -> str:
         """See `Backend`."""
         return self._tokenizer.decode(ids)
+
+    async def save(self, slot: Slot, name: str) -> int:
+        """See `Backend`."""
+        raise EngineRefused("Transformers keeps no caches outside its slots.")
+
+    async def restore(self, slot: Slot, name: str) -> None:
+        """See `Backend`."""
+        raise EngineRefused("Transformers keeps no caches outside its slots.")
+
+    def discard(self, name: str) -> None:
+        """See `Backend`."""
 
     async def generate(self, request: CompletionRequest, slot: Slot) -> AsyncGenerator[BackendEvent]:
         """See `Backend`."""

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -103,7 +104,9 @@ async def _serve(start: Start, answers: int) -> int:
         _tell(answers, Ready(error=exc.message, hint=exc.hint, code=exc.code))
         return FAILED
     listener = _listen(start)
-    serving = Serving(backend, model=start.spec.model, slots=start.spec.slots, key=start.key)
+    spec, free = start.spec, shutil.disk_usage(start.folder).free
+    offload = min(spec.offload_mb * 1024 * 1024, free // 4)
+    serving = Serving(backend, model=spec.model, slots=spec.slots, key=start.key, offload=offload)
     config = uvicorn.Config(
         serving,
         lifespan="off",

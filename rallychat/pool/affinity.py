@@ -53,6 +53,15 @@ class Crowded(Exception):
     """No slot can be had without harm to a conversation that is worth more."""
 
 
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """What a slot's cache holds, and whose it is."""
+
+    user: str
+    session: str
+    ids: list[int]
+
+
 @dataclass(eq=False, slots=True)
 class Slot:
     """One sequence of the engine.
@@ -68,7 +77,8 @@ class Slot:
         said: tokens it has said since it was granted.
         beside: who has it goes on while people are answered.
         reading: an answer somebody asked for has it, and waits for the first token.
-        spare: a batch had it last: nobody will come back for its cache.
+        spare: a batch or a measurement had it last: nobody will come back for its cache.
+        left: what it held, and somebody will come back for, when who has it was given it.
     """
 
     index: int
@@ -84,6 +94,7 @@ class Slot:
     beside: bool = False
     reading: bool = False
     spare: bool = False
+    left: Cache | None = None
 
     @property
     def busy(self) -> bool:
@@ -107,13 +118,15 @@ class Slot:
 
     def take(self, asked: Asked) -> None:
         """It is that request's from now on, and its conversation's; another user's cache is forgotten."""
+        keep = self.ids and not (self.stale or self.spare)
+        self.left = Cache(self.user, self.session, self.ids) if keep else None
         if self.user != asked.user:
             self.user, self.ids = asked.user, []
         if self.session != asked.session:
             self.session, self.used_at = asked.session, 0.0
         self.holder, self.asked, self.said = asked.priority, asked, 0
         self.beside, self.reading = asked.beside, asked.priority.foreground
-        self.spare = asked.priority is Priority.BATCH
+        self.spare = asked.for_nobody
         self.wanted.clear()
 
     def free(self) -> None:
@@ -143,8 +156,8 @@ class Asked:
 
     @property
     def for_nobody(self) -> bool:
-        """No conversation has anything of it: a measurement."""
-        return not (self.priority.foreground or self.session)
+        """Nobody will come back for its cache: a batch, a measurement."""
+        return self.priority is Priority.BATCH or not (self.priority.foreground or self.session)
 
     @property
     def urgency(self) -> tuple[int, float]:
@@ -164,7 +177,7 @@ def best(slots: Sequence[Slot], free: Sequence[Slot], asked: Asked, *, rollback:
         for slot in free
     }
     others = [slot for slot in free if slot not in mine or asked.apart == "no"]
-    if asked.priority is Priority.BATCH or (asked.for_nobody and len(slots) > 1):
+    if asked.for_nobody and (asked.priority is Priority.BATCH or len(slots) > 1):
         others = [slot for slot in others if until_expendable(slot) <= 0]
     kin = [s for s in others if s.ids and (s in mine or shared[s.index] * 2 >= len(s.ids))]
     if not asked.priority.foreground:

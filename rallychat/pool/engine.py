@@ -26,6 +26,7 @@ from rallychat.errors import EngineError, EngineInterrupted, EngineUnavailable, 
 from rallychat.identity import LOCAL_USER, current
 from rallychat.pool.affinity import Apart, Preempted, Priority, Slot
 from rallychat.pool.line import Notify
+from rallychat.pool.offload import Offload
 from rallychat.pool.slots import SlotQueue
 from rallychat.settings import Settings
 
@@ -71,9 +72,11 @@ class Engine:
         """Prompt tokens evaluated so far for what nobody waited for."""
         self._sip = SIP
         self.queue = SlotQueue(spec.slots, limit=settings.max_queue)
+        self.offload = Offload(self.queue.costs)
         self._settings = settings
         self._came_back = came_back
         self._process: WorkerProcess | None = None
+        self._discarding: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Condition()
         self._supervisor = asyncio.create_task(self._supervise(), name=f"supervise {spec.model}")
 
@@ -147,6 +150,9 @@ class Engine:
             until=until,
         )
         async with asked as slot:
+            if self.spec.offload_mb and self.info.offload:
+                rollback = self.info.rollback
+                await self.offload.exchange(slot, ids, self.client, salt=salt(), rollback=rollback)
             yield slot
 
     async def generate(
@@ -227,6 +233,19 @@ class Engine:
                 self._sip = sip_after(self._sip, time.monotonic() - began)
         return evaluated
 
+    def forget(self, *, session: str = "", user: str = "") -> None:
+        """Deletes what is kept of that conversation, or of all of a user's; what slots hold, anybody may have."""
+        self.queue.forget(session=session, user=user)
+        names = self.offload.forget(session=session, user=user)
+        if names:
+            task = asyncio.create_task(self._discard(names), name=f"discard caches of {self.spec.model}")
+            self._discarding.add(task)
+            task.add_done_callback(self._discarding.discard)
+
+    async def _discard(self, names: list[str]) -> None:
+        with suppress(EngineError):  # a worker that is not there any more took them with it
+            await self.client.discard(names)
+
     async def recover(self, *, hung: bool) -> None:
         """After an interrupted answer: waits for the worker that follows; one that hangs is killed first.
 
@@ -294,6 +313,7 @@ class Engine:
     async def _become(self, state: State, error: RallyChatError | None = None) -> None:
         self.state, self.error = state, error
         if state == "loaded":
+            self.offload.clear()
             self.queue.resume(rollback=self.info.rollback, pausing=self.info.token_ids)
         else:
             self.queue.pause()

@@ -161,11 +161,16 @@ class Costs:
 
     def read(self, tokens: int, seconds: float) -> None:
         """A stretch of a prompt was evaluated."""
-        self._read = _smooth(self._read, seconds / tokens)
+        self._read = smooth(self._read, seconds / tokens)
 
     def say(self, tokens: int, seconds: float) -> None:
         """Tokens were said."""
-        self._said = _smooth(self._said, seconds / tokens)
+        self._said = smooth(self._said, seconds / tokens)
+
+    @property
+    def reading(self) -> float:
+        """Seconds that a token of a prompt takes; 0 as long as none was read."""
+        return self._read
 
     @property
     def of_prompt(self) -> float:
@@ -173,5 +178,6 @@ class Costs:
         return min(1.0, max(0.01, self._read / self._said)) if self._read and self._said else 0.25
 
 
-def _smooth(before: float, now: float) -> float:
-    return before + 0.05 * (now - before) if before else now
+def smooth(before: float, now: float, weight: float = 0.05) -> float:
+    """A moving average; the first value is taken as it is."""
+    return before + weight * (now - before) if before else now

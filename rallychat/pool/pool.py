@@ -30,6 +30,7 @@ def worker_spec(model: Model, path: str, settings: Settings) -> WorkerSpec:
         slots=settings.slots,
         window=slot_window(model, settings),
         threads=settings.threads,
+        offload_mb=settings.kv_offload_mb,
         options=(_checkpoint_options(model, settings) | model.options) or None,
     )
 
@@ -79,6 +80,11 @@ class Pool:
         """Why the model's engine could not be started, or empty."""
         engine = self._engines.get(self._engine_ids.get(model_id, model_id))
         return str(engine.error) if engine and engine.state == "unavailable" else ""
+
+    def forget(self, *, session: str = "", user: str = "") -> None:
+        """That conversation, or all of that user's, is deleted: no copy of a cache stays."""
+        for engine in self._engines.values():
+            engine.forget(session=session, user=user)
 
     async def open(self, model: Model, tell: Tell = lambda _: None) -> Engine:
         """The model's engine, ready. Fetches and loads what is missing; `tell` hears of both.

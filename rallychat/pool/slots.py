@@ -171,6 +171,12 @@ class SlotQueue:
         if (slot := self.home(session)) is not None:
             slot.used_at = time.monotonic()
 
+    def forget(self, *, session: str = "", user: str = "") -> None:
+        """Nobody comes back for what slots hold of that conversation, or of any of that user's."""
+        for slot in self._slots:
+            if (session and slot.session == session) or (user and slot.user == user):
+                slot.stale = True
+
     def settle(self, session: str, slot: Slot) -> None:
         """The conversation's prompt is in `slot` from now on: its other slots may be taken by anybody."""
         slot.stale = False

@@ -59,10 +59,7 @@ def router(service: ChatService) -> APIRouter:
 
     @routes.delete("/conversations/{conversation_id}")
     async def delete(conversation_id: str) -> dict[str, Any]:
-        run = await service.answering(await store.get(conversation_id))
-        if run is not None:
-            await service.stop(run.id)
-        await store.library.discard(conversation_id)
+        await service.delete(conversation_id)
         return {"deleted": conversation_id}
 
     return routes

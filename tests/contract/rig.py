@@ -30,11 +30,13 @@ WINDOW = 512
 
 
 def scripted_spec(**options: Any) -> WorkerSpec:
-    return WorkerSpec("echo", "echo", slots=SLOTS, window=WINDOW, options=options)
+    return WorkerSpec("echo", "echo", slots=SLOTS, window=WINDOW, options=options, offload_mb=64)
 
 
 def real_spec(path: Path) -> WorkerSpec:
-    return WorkerSpec("llamacpp", "smollm2", path=str(path), slots=SLOTS, window=WINDOW, threads=1)
+    return WorkerSpec(
+        "llamacpp", "smollm2", path=str(path), slots=SLOTS, window=WINDOW, threads=1, offload_mb=64
+    )
 
 
 def transformers_spec(folder: Path) -> WorkerSpec:
@@ -47,6 +49,7 @@ def transformers_spec(folder: Path) -> WorkerSpec:
         window=WINDOW,
         threads=1,
         options=options,
+        offload_mb=64,
     )
 
 

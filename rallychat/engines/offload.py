@@ -1,0 +1,111 @@
+"""Caches that had to leave their slots, kept outside the engine until somebody comes back for them.
+
+To bring one back takes milliseconds; to read its prompt again takes a second a thousand tokens, or several.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rallychat.engines.backend import Backend
+from rallychat.engines.slots import Slots
+from rallychat.errors import EngineRefused, NotFound
+
+KEPT = 3600.0
+"""Seconds after which a copy is deleted that nobody came back for."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """What a slot held, whose it was, the bytes it takes, and when it was made, by the monotonic clock."""
+
+    held: list[int]
+    salt: str | None
+    size: int
+    made: float
+
+
+class Offloaded:
+    """The copies of one worker, oldest first.
+
+    Args:
+        backend: makes and reads them.
+        slots: where they come from.
+        most: bytes they may take together; the oldest go first.
+    """
+
+    def __init__(self, backend: Backend, slots: Slots, *, most: int) -> None:
+        self._backend = backend
+        self._slots = slots
+        self._most = most
+        self._copies: OrderedDict[str, _Copy] = OrderedDict()
+        self._aging: asyncio.TimerHandle | None = None
+
+    async def save(self, index: int, name: str) -> list[str]:
+        """Copies what a slot holds; the names of those that had to go for it, which may be this one.
+
+        Raises:
+            EngineRefused: the engine cannot, or there is no room.
+        """
+        if not (self._backend.info.offload and self._most):
+            raise EngineRefused("This engine keeps no caches outside its slots.")
+        self.discard([name])
+        slot = await self._slots.hold(index)
+        try:
+            size = await self._backend.save(slot, name)
+        finally:
+            self._slots.release(slot, slot.held)
+        self._copies[name] = _Copy(slot.held, slot.salt, size, time.monotonic())
+        return self._make_room()
+
+    async def restore(self, index: int, name: str, *, salt: str | None) -> None:
+        """Brings a copy back into a slot; it is gone then.
+
+        Raises:
+            NotFound: there is no such copy of this salt's.
+            EngineRefused: it cannot be read; the slot holds nothing then.
+        """
+        copy = self._copies.get(name)
+        if copy is None or copy.salt != salt:
+            raise NotFound("copy", name)
+        del self._copies[name]
+        slot = await self._slots.hold(index)
+        held: list[int] = []
+        try:
+            await self._backend.restore(slot, name)
+            held = copy.held
+        finally:
+            slot.salt = salt
+            self._slots.release(slot, held)
+            self._backend.discard(name)
+
+    def discard(self, names: Iterable[str]) -> None:
+        """Deletes copies, as far as they are there."""
+        for name in names:
+            if self._copies.pop(name, None) is not None:
+                self._backend.discard(name)
+
+    def _make_room(self) -> list[str]:
+        gone = []
+        now, size = time.monotonic(), sum(copy.size for copy in self._copies.values())
+        for name, copy in self._copies.items():
+            if size <= self._most and now - copy.made < KEPT:
+                break
+            size -= copy.size
+            gone.append(name)
+        self.discard(gone)
+        self._look_again()
+        return gone
+
+    def _look_again(self) -> None:
+        """When the oldest one's time is over: what was deleted elsewhere leaves nothing here for longer."""
+        if self._aging is not None:
+            self._aging.cancel()
+        oldest = next(iter(self._copies.values()), None)
+        if oldest is not None:
+            left = oldest.made + KEPT - time.monotonic()
+            self._aging = asyncio.get_running_loop().call_later(max(0.0, left), self._make_room)

@@ -1,0 +1,132 @@
+"""Conversations that have to leave their slots: what their caches hold is copied out, and brought back for them.
+
+There may be many more conversations than slots. With it, who comes back waits for a copy, some ten milliseconds,
+instead of for a prompt that is read anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from dataclasses import dataclass
+
+from rallychat.engines.client import EngineClient
+from rallychat.engines.slots import reusable
+from rallychat.errors import EngineRefused
+from rallychat.pool.affinity import Cache, Slot
+from rallychat.pool.fairness import Costs, smooth
+
+log = logging.getLogger(__name__)
+
+LEAST = 128
+"""Tokens that are worth a copy: fewer are read in little more time than it takes."""
+WORTH = 0.5
+"""Copying and bringing back may take so much of the time that reading takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """One cache, under its name in the engine."""
+
+    name: str
+    cache: Cache
+
+
+class Offload:
+    """The copies of one engine's caches.
+
+    Args:
+        costs: says what reading takes.
+    """
+
+    def __init__(self, costs: Costs) -> None:
+        self._costs = costs
+        self._copies: dict[str, _Copy] = {}
+        self._per_token = 0.0
+        self.saved = 0
+        """Caches copied out of slots so far."""
+        self.restored = 0
+        """Caches brought back."""
+
+    def clear(self) -> None:
+        """The engine has begun anew."""
+        self._copies.clear()
+
+    def of(self, session: str) -> list[int]:
+        """What the copy of a conversation's cache holds; nothing, if there is none."""
+        found = (copy.cache.ids for copy in self._copies.values() if copy.cache.session == session)
+        return next(found, []) if session else []
+
+    def forget(self, *, session: str = "", user: str = "") -> list[str]:
+        """Names of the copies of that conversation, or of all of that user's; they are known here no more."""
+        names = [
+            name
+            for name, copy in self._copies.items()
+            if (session and copy.cache.session == session) or (user and copy.cache.user == user)
+        ]
+        for name in names:
+            del self._copies[name]
+        return names
+
+    async def exchange(
+        self, slot: Slot, ids: list[int], client: EngineClient, *, salt: str | None, rollback: bool
+    ) -> None:
+        """Who was given the slot makes a prompt of `ids` in it: out with what it holds, in with their own.
+
+        Raises:
+            EngineError: the engine died or hangs, as it would have a moment later.
+        """
+        left, slot.left = slot.left, None
+        try:
+            if left is not None and self._goes(left, slot, ids, rollback=rollback):
+                await self._save(left, slot, client)
+            mine = self._best(slot, ids, rollback=rollback)
+            if mine is not None:
+                await self._restore(mine, slot, client, salt=salt)
+        except EngineRefused as exc:
+            log.info("a cache was not kept: %s", exc)
+
+    def _goes(self, left: Cache, slot: Slot, ids: list[int], *, rollback: bool) -> bool:
+        """It is another conversation's, and worth its copy."""
+        if len(left.ids) < LEAST:
+            return False
+        if (left.user, left.session) == (slot.user, slot.session):
+            shared = reusable(left.ids, ids, rollback=rollback)
+            if slot.session or shared * 2 >= len(left.ids):
+                return False
+        if self._costs.reading and self._per_token > WORTH * self._costs.reading:
+            self._per_token *= 0.9  # it may have been a bad moment: it is tried again some time
+            return False
+        return True
+
+    def _best(self, slot: Slot, ids: list[int], *, rollback: bool) -> _Copy | None:
+        """The copy that spares more of the prompt than what the slot holds, and is worth being brought back for it."""
+        here, found = reusable(slot.ids, ids, rollback=rollback), None
+        for copy in self._copies.values():
+            if (copy.cache.user, copy.cache.session) == (slot.user, slot.session):
+                spared = reusable(copy.cache.ids, ids, rollback=rollback)
+                if spared > here and spared >= LEAST and spared * 2 >= len(copy.cache.ids):
+                    here, found = spared, copy
+        return found
+
+    async def _save(self, left: Cache, slot: Slot, client: EngineClient) -> None:
+        before = self.forget(session=left.session)
+        name, began = before[0] if before else uuid.uuid4().hex, time.monotonic()
+        dropped = await client.save(slot.index, name)
+        self._copies[name] = _Copy(name, left)
+        for gone in dropped:
+            self._copies.pop(gone, None)
+        self._took(began, len(left.ids))
+        self.saved += 1
+
+    async def _restore(self, mine: _Copy, slot: Slot, client: EngineClient, *, salt: str | None) -> None:
+        self._copies.pop(mine.name, None)
+        slot.ids, began = [], time.monotonic()
+        await client.restore(slot.index, mine.name, cache_salt=salt)
+        slot.ids = mine.cache.ids
+        self._took(began, len(slot.ids))
+        self.restored += 1
+
+    def _took(self, began: float, tokens: int) -> None:
+        self._per_token = smooth(self._per_token, (time.monotonic() - began) * 2 / tokens, 0.2)

@@ -1,0 +1,300 @@
+"""Caches that leave their slots: which are worth a copy, who gets it back, and when it is gone for good."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rallychat.bench.scripted import scripted
+from rallychat.chat import ChatService
+from rallychat.engines import offload as worker_side
+from rallychat.engines.client import EngineClient
+from rallychat.engines.offload import Offloaded
+from rallychat.engines.protocol import EngineInfo
+from rallychat.engines.slots import Slot as EngineSlot
+from rallychat.engines.slots import Slots, reusable
+from rallychat.errors import EngineRefused, NotFound
+from rallychat.identity import acting_as
+from rallychat.messages import Finished
+from rallychat.pool import Engine, Priority
+from rallychat.pool.fairness import Costs
+from rallychat.pool.offload import LEAST, Offload
+from rallychat.pool.slots import SlotQueue
+from rallychat.settings import Settings
+
+LONG = list(range(1000, 1000 + LEAST))
+OTHER = list(range(5000, 5000 + LEAST))
+
+
+@dataclass
+class Store:
+    """Stands for a worker: keeps copies by name, and says what it was asked."""
+
+    slots: dict[int, list[int]] = field(default_factory=dict)
+    copies: dict[str, list[int]] = field(default_factory=dict)
+    drops: list[str] = field(default_factory=list)
+    fails: bool = False
+
+    async def save(self, slot: int, name: str) -> list[str]:
+        if self.fails:
+            raise EngineRefused("no room")
+        self.copies[name] = self.slots[slot]
+        dropped, self.drops = self.drops, []
+        return dropped
+
+    async def restore(self, slot: int, name: str, *, cache_salt: str | None) -> None:
+        if self.fails or name not in self.copies:
+            raise EngineRefused("no such copy")
+        self.slots[slot] = self.copies.pop(name)
+
+
+class World:
+    """A queue of slots, the copies, and a stand-in for the engine."""
+
+    def __init__(self, slots: int = 1, costs: Costs | None = None) -> None:
+        self.queue = SlotQueue(slots, limit=100)
+        self.queue.resume()
+        self.offload = Offload(costs or Costs())
+        self.store = Store()
+
+    async def say(
+        self, ids: list[int], session: str = "", user: str = "ann", priority: Priority = Priority.CHAT
+    ) -> int:
+        """An answer to a prompt of `ids`; how much of it was in the slot."""
+        with acting_as(user):
+            async with self.queue.slot(ids, session=session, priority=priority) as slot:
+                client = cast(EngineClient, self.store)
+                await self.offload.exchange(slot, ids, client, salt=user, rollback=True)
+                there = reusable(slot.ids, ids, rollback=True)
+                slot.ids = self.store.slots[slot.index] = ids
+                return there
+
+
+async def test_a_conversation_that_had_to_leave_its_slot_finds_its_cache_again() -> None:
+    world = World()
+    assert await world.say(LONG, "a") == 0
+    assert await world.say(OTHER, "b") == 0
+    assert await world.say([*LONG, 1, 2], "a") == len(LONG)
+    assert await world.say([*OTHER, 1, 2], "b") == len(OTHER)
+    assert (world.offload.saved, world.offload.restored) == (3, 2)
+
+
+async def test_what_is_short_is_read_again_rather_than_copied() -> None:
+    world = World()
+    await world.say(LONG[:-1], "a")
+    await world.say(OTHER, "b")
+    assert (await world.say(LONG, "a"), world.offload.saved) == (0, 1)  # of b
+
+
+async def test_requests_without_a_conversation_find_the_copy_that_they_go_on_from() -> None:
+    world = World()
+    for start in (1000, 3000, 5000):
+        await world.say(list(range(start, start + LEAST)))
+    assert await world.say([*range(3000, 3000 + LEAST), 7]) == LEAST
+    assert await world.say([*range(3000, 3000 + LEAST), 7, 8]) == LEAST + 1  # in its slot
+    assert world.offload.saved == 3
+
+
+async def test_a_copy_is_never_given_to_another_user_or_conversation() -> None:
+    world = World()
+    await world.say(LONG, "a", "ann")
+    await world.say(OTHER, "b", "ben")
+    assert await world.say(LONG, "c", "ann") == 0
+    assert await world.say(LONG, "a2", "ben") == 0
+    assert await world.say(LONG, "", "ann") == 0
+
+
+async def test_nothing_is_kept_of_a_batch_a_measurement_or_a_prompt_that_moved_elsewhere() -> None:
+    world = World(2)
+    await world.say(LONG, "", priority=Priority.BATCH)
+    await world.say(OTHER, "", priority=Priority.TITLES)
+    for start in (20_000, 30_000):
+        await world.say(list(range(start, start + LEAST)), f"{start}")
+    assert world.offload.saved == 0
+    world.queue.slots[0].stale = True
+    world.queue.slots[1].used_at += 100
+    await world.say(LONG, "c")
+    assert world.offload.saved == 0
+
+
+async def test_an_engine_without_room_loses_nothing_but_time() -> None:
+    world = World()
+    await world.say(LONG, "a")
+    world.store.fails = True
+    await world.say(OTHER, "b")
+    assert await world.say([*LONG, 1], "a") == 0
+    world.store.fails = False
+    await world.say(OTHER, "b")
+    world.store.fails = True
+    assert await world.say([*LONG, 1], "a") == 0
+    assert await world.say([*LONG, 1, 2], "a") == len(LONG) + 1
+
+
+async def test_copies_that_had_to_go_are_not_counted_on() -> None:
+    world = World()
+    await world.say(LONG, "a")
+    await world.say(OTHER, "b")
+    world.store.drops = list(world.store.copies)
+    await world.say([*range(LEAST)], "c")
+    assert (world.offload.of("a"), world.offload.of("b")) == ([], OTHER)
+
+
+async def test_copying_ends_where_reading_is_faster_and_is_tried_again() -> None:
+    costs = Costs()
+    costs.read(1000, 1e-9)
+    world = World(costs=costs)
+    for turn in range(200):
+        await world.say(LONG if turn % 2 else OTHER, str(turn % 2))
+    assert 1 <= world.offload.saved < 150
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 4), st.integers(0, 2), st.integers(0, 3 * LEAST)), min_size=2, max_size=25
+    )
+)
+def test_whoever_comes_back_has_what_is_theirs_and_no_more(turns: list[tuple[int, int, int]]) -> None:
+    """Any order of conversations, of growing and shrinking prompts, on few slots."""
+
+    async def run() -> None:
+        world = World(2)
+        said: dict[tuple[int, int], list[int]] = {}
+        for chat, user, size in turns:
+            ids, before = [chat * 10 + user] * (size + 1), said.get((chat, user), [])
+            there = await world.say(ids, f"{chat}-{user}", f"user {user}")
+            shared = reusable(before, ids, rollback=True)
+            assert there <= shared
+            if shared >= LEAST and shared * 2 >= len(before):
+                assert there == shared
+            said[chat, user] = ids
+
+    asyncio.run(run())
+
+
+class Copier:
+    """A backend whose copies take so many bytes."""
+
+    info = EngineInfo(engine="copier", window=1000, offload=True)
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.files: set[str] = set()
+        self.broken = False
+
+    async def save(self, slot: EngineSlot, name: str) -> int:
+        self.files.add(name)
+        return self.size
+
+    async def restore(self, slot: EngineSlot, name: str) -> None:
+        if self.broken:
+            raise EngineRefused("unreadable")
+
+    def discard(self, name: str) -> None:
+        self.files.discard(name)
+
+
+def offloaded(copier: Copier, most: int, slots: int = 2) -> tuple[Offloaded, Slots]:
+    kept = Slots(slots, patience=0.01)
+    return Offloaded(cast(Any, copier), kept, most=most), kept
+
+
+async def test_the_oldest_copies_go_where_there_is_no_room_for_all() -> None:
+    copier = Copier(40)
+    kept, _ = offloaded(copier, most=100)
+    assert [await kept.save(0, name) for name in ("a", "b", "c", "d")] == [[], [], ["a"], ["b"]]
+    assert copier.files == {"c", "d"}
+    assert await kept.save(0, "c") == []  # again: it is the newest now
+    assert await kept.save(0, "e") == ["d"]
+
+
+async def test_one_that_is_larger_than_all_there_is_room_for_is_not_kept() -> None:
+    copier = Copier(101)
+    kept, _ = offloaded(copier, most=100)
+    assert (await kept.save(0, "a"), copier.files) == (["a"], set())
+
+
+async def test_a_copy_that_cannot_be_read_leaves_an_empty_slot_and_no_file() -> None:
+    copier = Copier(1)
+    kept, slots = offloaded(copier, most=100)
+    slots.release(await slots.hold(0), [1, 2, 3])
+    await kept.save(0, "a")
+    copier.broken = True
+    with pytest.raises(EngineRefused):
+        await kept.restore(0, "a", salt=None)
+    assert ((await slots.hold(0)).held, copier.files) == ([], set())
+    with pytest.raises(NotFound):
+        await kept.restore(0, "a", salt=None)
+
+
+async def test_copies_age_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_side, "KEPT", 0.05)
+    copier = Copier(1)
+    kept, _ = offloaded(copier, most=100)
+    await kept.save(0, "a")
+    while copier.files:  # noqa: ASYNC110 - nothing tells of it
+        await asyncio.sleep(0.01)
+
+
+async def test_without_room_an_engine_refuses() -> None:
+    kept, _ = offloaded(Copier(1), most=0)
+    with pytest.raises(EngineRefused):
+        await kept.save(0, "a")
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setattr("rallychat.pool.offload.LEAST", 8)
+    monkeypatch.setattr("rallychat.pool.offload.WORTH", 1e9)
+    scripted(tmp_path, "scripted", "", window=1024)
+    return Settings(data_dir=tmp_path, model="scripted", slots=1, titles=False)
+
+
+async def said(service: ChatService, conversation: str, text: str) -> Finished:
+    end = await (await service.turn(conversation, text)).wait()
+    assert isinstance(end, Finished)
+    return end
+
+
+def engine_of(service: ChatService) -> Engine:
+    (engine,) = service.pool.engines()
+    return engine
+
+
+async def test_two_conversations_on_one_slot_both_go_on_from_their_caches(settings: Settings) -> None:
+    async with ChatService.open(settings) as service:
+        chats = [(await service.store.create()).id for _ in range(2)]
+        for chat in chats:
+            await said(service, chat, f"Say something about {chat}.")
+        for chat in chats:
+            end = await said(service, chat, "And more.")
+            assert end.usage.cached_tokens > end.usage.prompt_tokens // 2
+        assert engine_of(service).offload.restored >= 2
+
+
+async def test_of_a_deleted_conversation_or_user_no_copy_stays(settings: Settings) -> None:
+    async with ChatService.open(settings) as service:
+        chats = [(await service.store.create()).id for _ in range(3)]
+        for chat in chats:
+            await said(service, chat, f"Say something about {chat}.")
+        await service.idle.settled()
+        offload = engine_of(service).offload
+        kept = [chat for chat in chats if offload.of(chat)]
+        assert kept
+        await service.delete(kept[0])
+        assert not offload.of(kept[0])
+        service.pool.forget(user="nobody at all")
+        assert [chat for chat in chats if offload.of(chat)] == kept[1:]
+
+
+async def test_it_can_be_turned_off(settings: Settings) -> None:
+    async with ChatService.open(settings.model_copy(update={"kv_offload_mb": 0})) as service:
+        chats = [(await service.store.create()).id for _ in range(2)]
+        for chat in [*chats, *chats]:
+            await said(service, chat, f"Say something about {chat}.")
+        assert (engine_of(service).offload.saved, engine_of(service).offload.restored) == (0, 0)
