@@ -138,6 +138,11 @@ class _Engines(Collector):
         pauses = CounterMetricFamily(
             "rallychat_pauses", "Answers that made way for others.", labels=["model"]
         )
+        copies = CounterMetricFamily(
+            "rallychat_cache_copies",
+            "Caches that left their slots (saved) and came back (restored).",
+            labels=["model", "kind"],
+        )
         up = GaugeMetricFamily("rallychat_engine_up", "1 while the engine answers.", labels=["model"])
         restarts = CounterMetricFamily("rallychat_engine_restarts", "Deaths of a worker.", labels=["model"])
         for engine in self._pool.engines():
@@ -148,6 +153,8 @@ class _Engines(Collector):
             for priority in Priority:
                 kinds.add_metric([*name, priority.name.lower()], engine.queue.waiting_of(priority))
             pauses.add_metric(name, engine.queue.pauses)
+            copies.add_metric([*name, "saved"], engine.offload.saved)
+            copies.add_metric([*name, "restored"], engine.offload.restored)
             up.add_metric(name, engine.state == "loaded")
             restarts.add_metric(name, engine.restarts)
-        yield from (slots, busy, waiting, kinds, pauses, up, restarts)
+        yield from (slots, busy, waiting, kinds, pauses, copies, up, restarts)
