@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,10 @@ def opened(
         "adapters": {name: str(path) for name, path in (adapters or {}).items()},
         "device": "cpu",
     } | options
-    return Transformers(
-        WorkerSpec(
-            "transformers", "tiny", path=str(base), slots=slots, window=window, threads=1, options=said
-        )
+    spec = WorkerSpec(
+        "transformers", "tiny", path=str(base), slots=slots, window=window, threads=1, options=said
     )
+    return Transformers(spec, folder=Path(tempfile.mkdtemp(dir=base.parent)))
 
 
 def unread(backend: Transformers) -> Transformers:

@@ -96,6 +96,21 @@ class SlotCache(Cache):  # type: ignore[misc]
                 held[one, :, :columns] = held[other, :, :columns]
                 held[other, :, :columns] = kept
 
+    def copy(self, row: int, columns: int) -> dict[str, Any]:
+        """What a row holds, in memory of the machine: keys and values of each layer, [heads, columns, head size]."""
+        return {
+            f"{number}.{name}": held[row, :, :columns].to("cpu", copy=True).contiguous()
+            for number, layer in enumerate(self.layers)
+            for name, held in (("keys", layer.keys), ("values", layer.values))
+        }
+
+    def put(self, row: int, kept: dict[str, Any]) -> None:
+        """Makes a row hold what `copy` gave."""
+        for number, layer in enumerate(self.layers):
+            for name, held in (("keys", layer.keys), ("values", layer.values)):
+                states = kept[f"{number}.{name}"]
+                held[row, :, : states.shape[1]] = states.to(held.device)
+
     def _on(self, device: Any) -> tuple[Any, Any]:
         if device not in self._where:  # a layer on another GPU
             rows, columns = next(iter(self._where.values()))

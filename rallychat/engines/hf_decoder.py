@@ -18,6 +18,7 @@ from rallychat.engines.hf_adapters import AdapterRows
 from rallychat.engines.hf_cache import SlotCache, masks, padded
 from rallychat.engines.hf_graphs import Graphs
 from rallychat.engines.slots import shared_prefix
+from rallychat.errors import EngineRefused
 
 _STEP = 64
 """Columns are counted in these, so that attention runs on few different lengths."""
@@ -48,6 +49,8 @@ class Runner(Protocol):
     """Several prompts may be read in one step."""
     whole: bool
     """A prompt is read in one step, however long."""
+    offload: bool
+    """What a slot holds can be copied out, and back."""
 
     def begin(self, slot: int, prompt: list[int], adapter: int) -> int:
         """Make the slot hold as much of the prompt's beginning as it can, not all of it. How many tokens that is."""
@@ -61,6 +64,14 @@ class Runner(Protocol):
         """A step failed: the slot's cache holds nothing that can be relied upon."""
         ...
 
+    def copied(self, slot: int) -> tuple[Held, dict[str, Any]]:
+        """What a slot holds, and its keys and values by name, in memory of the machine. Only where `offload`."""
+        ...
+
+    def put(self, slot: int, held: Held, states: dict[str, Any]) -> None:
+        """Makes a slot hold what was copied."""
+        ...
+
 
 class SlotDecoder:
     """All slots in one cache. `graphs` captures the decoding step, where the device can."""
@@ -68,6 +79,7 @@ class SlotDecoder:
     together = True
     whole = False
     rollback = True
+    offload = True
 
     def __init__(self, model: Any, *, slots: int, window: int, adapters: AdapterRows, graphs: bool) -> None:
         self._forward = _Forward(model, slots, window)
@@ -114,6 +126,17 @@ class SlotDecoder:
     def forget(self, slot: int) -> None:
         """See `Runner`."""
         self._held[slot] = Held()
+
+    def copied(self, slot: int) -> tuple[Held, dict[str, Any]]:
+        """See `Runner`."""
+        held = self._held[slot]
+        return Held(list(held.ids), held.adapter), self._forward.cache.copy(self._row[slot], len(held.ids))
+
+    def put(self, slot: int, held: Held, states: dict[str, Any]) -> None:
+        """See `Runner`."""
+        self._held[slot] = Held()  # until all of it is there
+        self._forward.cache.put(self._row[slot], states)
+        self._held[slot] = Held(list(held.ids), held.adapter)
 
     def _gather(self, slots: Sequence[int], first: int) -> None:
         """Bring these slots' rows next to each other, from `first` on."""
@@ -190,7 +213,21 @@ def _sliding(config: Any) -> int | None:
     return int(size) if size else None
 
 
-class TurnDecoder:
+class Immovable:
+    """A runner whose slots hold what cannot be copied out."""
+
+    offload = False
+
+    def copied(self, slot: int) -> tuple[Held, dict[str, Any]]:
+        """Never asked for."""
+        raise EngineRefused("What this model's slots hold cannot be copied.")
+
+    def put(self, slot: int, held: Held, states: dict[str, Any]) -> None:
+        """Never asked for."""
+        raise EngineRefused("What this model's slots hold cannot be copied.")
+
+
+class TurnDecoder(Immovable):
     """A cache of the model's own kind per slot; answers take turns within a step.
 
     A recurrent state can neither drop a tail nor go on with several tokens at once: there a new prompt is read in one

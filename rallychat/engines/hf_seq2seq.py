@@ -17,7 +17,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from rallychat.engines.hf_adapters import AdapterRows
-from rallychat.engines.hf_decoder import Work
+from rallychat.engines.hf_decoder import Immovable, Work
 
 _Layers = list[tuple[Any, Any]]
 """Keys and values of each layer: [1, heads, tokens, head size]."""
@@ -34,7 +34,7 @@ class _Row:
     fresh: bool = True
 
 
-class Seq2Seq:
+class Seq2Seq(Immovable):
     """See the module.
 
     Args:

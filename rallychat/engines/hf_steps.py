@@ -10,8 +10,9 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 
@@ -23,6 +24,7 @@ from rallychat.errors import EngineInterrupted
 Happening = Prefill | int | Done | EngineInterrupted
 """Progress, a token, the end, or a failure."""
 
+_T = TypeVar("_T")
 _NOBODY: Final = -2
 """The number of no adapter."""
 
@@ -75,6 +77,7 @@ class Steps:
         self._loop = loop
         self._new: deque[Running] = deque()
         self._running: list[Running] = []
+        self._errands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._work = threading.Event()
         threading.Thread(target=self._run, name="engine", daemon=True).start()
 
@@ -88,15 +91,24 @@ class Steps:
         answer.cancelled = True
         self._work.set()
 
+    async def between(self, errand: Callable[[], _T]) -> _T:
+        """Does something with the runner between two steps, on its thread; what it returns or raises."""
+        future: Future[_T] = Future()
+        self._errands.append((errand, future))
+        self._work.set()
+        return await asyncio.wrap_future(future)
+
     def _run(self) -> None:
         with torch.inference_mode():
             self._rounds()
 
     def _rounds(self) -> None:
         while True:
-            if not self._running and not self._new:
+            if not self._running and not self._new and not self._errands:
                 self._work.wait()
             self._work.clear()
+            while self._errands:
+                _done(*self._errands.popleft())
             touched: list[Running] = []
             self._admit(touched)
             self._round(touched)
@@ -206,6 +218,15 @@ class Steps:
                     error.__cause__ = exc
                     one.happened.append(error)
                     self._release(one, touched)
+
+
+def _done(errand: Callable[[], Any], future: Future[Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(errand())
+    except Exception as exc:
+        future.set_exception(exc)
 
 
 def _wake(answers: Sequence[Running]) -> None:

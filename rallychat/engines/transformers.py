@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from rallychat.engines.backend import BackendEvent, Step
 from rallychat.engines.hf_options import options_of, require_libraries
 from rallychat.engines.protocol import CompletionRequest, Done, EngineInfo, Piece, Prefill, WorkerSpec
 from rallychat.engines.slots import Slot
-from rallychat.errors import EngineInterrupted, EngineRefused
+from rallychat.errors import EngineInterrupted
 
 PACE: Final = 0.025
 """Seconds after tokens were told until the next are, as in `rallychat.engines.llamacpp`."""
@@ -23,9 +24,10 @@ PACE: Final = 0.025
 class Transformers:
     """One checkpoint. Opening it blocks until the weights are loaded."""
 
-    def __init__(self, spec: WorkerSpec) -> None:
+    def __init__(self, spec: WorkerSpec, *, folder: Path) -> None:
         options = options_of(spec)
         require_libraries()
+        from rallychat.engines.hf_copies import Copies
         from rallychat.engines.hf_loading import load
         from rallychat.engines.hf_steps import Steps
 
@@ -41,6 +43,7 @@ class Transformers:
             slot_affinity=True,
             token_ids=True,
             rollback=loaded.runner.rollback,
+            offload=loaded.runner.offload,
             chat_template=loaded.chat_template,
             bos_token=loaded.bos_token,
             eos_token=loaded.eos_token,
@@ -48,6 +51,7 @@ class Transformers:
         )
         self._loop = asyncio.get_running_loop()
         self._steps = Steps(loaded.runner, chunk=loaded.chunk, loop=self._loop)
+        self._copies = Copies(loaded.runner, self._steps, folder / "caches")
 
     async def tokenize(self, pieces: Sequence[Piece]) -> list[list[int]]:
         """See `Backend`."""
@@ -59,14 +63,15 @@ class Transformers:
 
     async def save(self, slot: Slot, name: str) -> int:
         """See `Backend`."""
-        raise EngineRefused("Transformers keeps no caches outside its slots.")
+        return await self._copies.save(slot.index, name)
 
     async def restore(self, slot: Slot, name: str) -> None:
         """See `Backend`."""
-        raise EngineRefused("Transformers keeps no caches outside its slots.")
+        await self._copies.restore(slot.index, name)
 
     def discard(self, name: str) -> None:
         """See `Backend`."""
+        self._copies.discard(name)
 
     async def generate(self, request: CompletionRequest, slot: Slot) -> AsyncGenerator[BackendEvent]:
         """See `Backend`."""

@@ -71,7 +71,7 @@ def open_backend(spec: WorkerSpec, folder: Path) -> Backend:
         case "transformers":
             from rallychat.engines.transformers import Transformers
 
-            return Transformers(spec)
+            return Transformers(spec, folder=folder)
         case "echo":
             from rallychat.engines.echo import Echo
 
