@@ -23,6 +23,7 @@ from rallychat.settings import Settings
 from rallychat.ui import mount
 
 expect.set_options(timeout=20_000)
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 CHROMIUM_ARGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 ECHO = 'family = "echo"\nengine = "echo"\nwindow = 8192\nlicense = "Apache-2.0"\n[weights]\nkind = "none"\n'
 MODELS = {

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import Served, Visiting, answered, say
+from tests.browser.conftest import PHONE, Served, Visiting, answered, say
 
 pytestmark = pytest.mark.browser
 
@@ -119,8 +119,7 @@ def test_the_keyboard_alone_reaches_a_conversations_dialog_and_comes_back(page: 
 def test_on_a_phone_a_tap_beside_the_list_closes_it_and_does_nothing_else(
     served: Served, visiting: Visiting
 ) -> None:
-    phone = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
-    with visiting(served.url, **phone) as visit:
+    with visiting(served.url, **PHONE) as visit:
         visit.page.get_by_label("Show the list").tap()
         expect(visit.page.locator("#rc-left.open")).to_have_count(1)
         box = visit.page.locator(".examples button").first.bounding_box()

@@ -197,6 +197,16 @@ def test_the_menu_is_searched_and_back_leads_from_a_model_to_the_menu_to_the_cha
     expect(page.locator("#rc-models")).to_be_hidden()
 
 
+@pytest.mark.parametrize(("link", "name"), [("no/such%20model", "no/such model"), ("%zz", "%zz")])
+def test_a_link_to_a_model_that_is_not_there_says_so(
+    served: Served, visiting: Visiting, link: str, name: str
+) -> None:
+    with visiting(f"{served.url}/#models/{link}") as visit:
+        expect(visit.page.get_by_role("heading", name="Models", exact=True)).to_be_visible()
+        expect(visit.page.locator(".toast.error")).to_have_text(f"There is no model '{name}' here.")
+        expect(visit.page).to_have_url(f"{served.url}/#models")
+
+
 def test_what_is_chosen_for_a_model_is_kept_and_a_wrong_value_is_named(
     tmp_path: Path, visiting: Visiting
 ) -> None:

@@ -9,10 +9,9 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import Served, Visiting, answered, say, serving, use_model, write_models
+from tests.browser.conftest import PHONE, Served, Visiting, answered, say, serving, use_model, write_models
 
 pytestmark = pytest.mark.browser
-PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 
 
 def test_code_can_be_copied_and_nothing_a_model_says_can_run(served: Served, visiting: Visiting) -> None:
@@ -203,6 +202,17 @@ def test_a_server_that_cannot_be_reached_is_said_until_it_can_be(page: Page) -> 
     expect(page.locator("#rc-model-state")).to_have_text("no connection")
     page.context.set_offline(False)
     expect(page.locator("#rc-model-state")).to_have_text("")
+
+
+def test_the_key_that_opens_the_panel_takes_the_focus_into_it_and_back(page: Page) -> None:
+    message = page.get_by_label("Message", exact=True)
+    message.focus()
+    page.keyboard.press("Control+Shift+E")
+    expect(page.get_by_role("tab", name="Settings")).to_be_focused()
+    page.keyboard.press("Tab")
+    expect(page.locator("#rc-right :focus")).to_have_count(1)
+    page.keyboard.press("Control+Shift+E")
+    expect(message).to_be_focused()
 
 
 def test_every_button_has_a_name(page: Page) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import Served, answered, say
+from tests.browser.conftest import PHONE, Served, Visiting, answered, say
 
 pytestmark = pytest.mark.browser
 
@@ -36,3 +36,16 @@ def test_a_persona_is_written_chosen_and_is_who_answers_in_the_new_chat(page: Pa
     page.locator("#rc-confirm").get_by_role("button", name="Delete").click()
     expect(page.get_by_role("button", name="New persona")).to_have_text("New persona")
     assert served.do(served.service.store.personas.list()) == []
+
+
+def test_on_a_phone_a_new_persona_is_never_behind_the_others(served: Served, visiting: Visiting) -> None:
+    personas = served.service.store.personas
+    made = [served.do(personas.create(name=f"Persona number {n}", system="")) for n in range(6)]
+    with visiting(served.url, **PHONE) as visit:
+        expect(visit.page.locator(".persona-chip")).to_have_count(6)
+        new = visit.page.get_by_role("button", name="New persona")
+        expect(new).to_be_in_viewport(ratio=1)
+        new.tap()
+        expect(visit.page.locator("#rc-persona")).to_be_visible()
+    for persona in made:
+        served.do(personas.delete(persona.id))

@@ -25,8 +25,23 @@ const LIST = [
 const WITH_MOD_SHIFT = {
   KeyO: () => begin(),
   KeyS: () => toggle("left"),
-  KeyE: () => toggle("right"),
+  KeyE: panel,
 };
+
+/** Where the focus was when the panel was opened. @type {Element | null} */
+let before = null;
+
+/** Shows or hides the panel; the focus goes into it, and comes back. */
+function panel() {
+  const box = byId("rc-right");
+  const opens = !isOpen("right");
+  const leaves = !opens && box.contains(document.activeElement);
+  if (opens) before = document.activeElement;
+  toggle("right");
+  const tab = /** @type {HTMLElement | null} */ (box.querySelector('[role="tab"][aria-selected="true"]'));
+  if (opens) setTimeout(() => tab?.focus()); // Gradio opens it a moment later
+  if (leaves) (before instanceof HTMLElement && before.isConnected && before !== document.body ? before : byId("rc-input")).focus();
+}
 
 function showList() {
   const box = byId("rc-keys").querySelector("dl");

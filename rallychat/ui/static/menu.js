@@ -18,7 +18,7 @@ function place() {
   try {
     return decodeURIComponent(rest.join("/"));
   } catch {
-    return "";
+    return rest.join("/");
   }
 }
 
@@ -42,6 +42,10 @@ async function show() {
   byId("rc-menu").hidden = !landing;
   byId("rc-review").hidden = landing;
   byId("rc-models-back").hidden = landing;
+  if (at && landing && entries().length) {
+    history.replaceState(history.state, "", "#models");
+    toast(`There is no model '${at}' here.`, { kind: "error" });
+  }
   byId("rc-models-title").textContent = landing ? "Models" : (entryOf(at)?.name ?? at);
   try {
     if (!landing) await review.show(at);
