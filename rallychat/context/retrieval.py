@@ -76,7 +76,7 @@ _BACK = re.compile(
 _OWN = re.compile(
     r"\b(?:what|which|who|whose|whom|when|where|how (?:much|many|old|long|often|far))\b[^?.!,]{0,40}?"
     r"\b(?:do|did|does|am|is|are|was|were|will|has|have|had) (?:I|we|my|our)\b"
-    r"|(?:^|[.!?,] )\W*(?:(?:do|did|am|was|have|had) (?:I|we)|(?:is|does|did|was|has) (?:my|our))\b|\bagain\?",
+    r"|(?:^|[.!?,] )\W{0,3}(?:(?:do|did|am|was|have|had) (?:I|we)|(?:is|does|did|was|has) (?:my|our))\b|\bagain\?",
     re.IGNORECASE,
 )
 _SUPPOSES = re.compile(r"\b(?:what|how about) if\b|\bif (?:I|we|you)\b", re.IGNORECASE)

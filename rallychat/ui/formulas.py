@@ -27,6 +27,8 @@ LONGEST: Final = 2_000
 DISPLAYED: Final = frozenset(["$$", r"\["])
 """What opens a formula that has a line of its own; the others stand in theirs."""
 _CLOSERS: Final = {"$$": "$$", r"\[": r"\]", r"\(": r"\)"}
+_FAR: Final = 4 * LONGEST
+"""Characters of the source within which a formula ends, with what stands before its lines."""
 _OPENER: Final = re.compile(r"\\\\|\$\$|\\[\[(]")
 _FENCE: Final = re.compile(r"\s*(?:```|~~~)")
 _TELLING: Final = re.compile(r"[\\^_=+*/<>|\d-]")
@@ -206,11 +208,14 @@ def _block(state: StateBlock, start: int, end: int, silent: bool) -> bool:
     closer = {"$$": "$$", r"\[": r"\]"}.get(opener)
     if closer is None or (opener == "$$" and first[2:3] == "$"):
         return False
+    begin = state.bMarks[start] + state.tShift[start] + 2
+    if state.src.find(closer, begin, begin + _FAR) < 0:  # told at once: there may be thousands of openers
+        return False
     lines = [first[2:]]
-    last = start
+    last, length = start, 0
     while closer not in lines[-1]:
-        last += 1
-        if last >= end or sum(map(len, lines)) > LONGEST:
+        last, length = last + 1, length + len(lines[-1]) + 1
+        if last >= end or length > LONGEST:
             return False
         if state.sCount[last] < state.blkIndent and not state.isEmpty(last):
             return False
