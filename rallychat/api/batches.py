@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
-import orjson
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
@@ -15,7 +14,7 @@ from rallychat.api.files import LATEST, SOONEST
 from rallychat.api.idempotency import IdempotencyKey, StatefulRoute
 from rallychat.api.responses.pages import After, Limit, listed
 from rallychat.api.responses.requests import Metadata
-from rallychat.api.routing import problems
+from rallychat.api.routing import json_response, problems
 from rallychat.api.schemas import Asked
 from rallychat.api.serving import service_of
 from rallychat.store import StoredBatch
@@ -166,20 +165,20 @@ async def create_batch(
         output_expires_after=later.seconds if later else None,
     )
     runner_of(request).wake()
-    return _json(described(made))
+    return json_response(described(made))
 
 
 @router.get("/v1/batches", response_model=None, responses={200: {"model": BatchList}, **_READ})
 async def list_batches(request: Request, after: After = None, limit: Limit = 20) -> Response:
     """Batches, the newest first."""
     found = await service_of(request).store.batches.list(limit=limit + 1, after=after)
-    return _json(listed([described(one) for one in found[:limit]], more=len(found) > limit))
+    return json_response(listed([described(one) for one in found[:limit]], more=len(found) > limit))
 
 
 @router.get(_ONE, response_model=None, responses={200: {"model": BatchOut}, **_READ})
 async def retrieve_batch(request: Request, batch_id: str) -> Response:
     """One batch, and how far it is."""
-    return _json(described(await service_of(request).store.batches.get(batch_id)))
+    return json_response(described(await service_of(request).store.batches.get(batch_id)))
 
 
 @router.post(
@@ -191,7 +190,7 @@ async def cancel_batch(request: Request, batch_id: str) -> Response:
     """Ends a batch; what is answered by then is in its files."""
     found = await service_of(request).store.batches.cancel(batch_id)
     runner_of(request).wake()
-    return _json(described(found))
+    return json_response(described(found))
 
 
 def runner_of(request: Request) -> BatchRunner:
@@ -232,7 +231,3 @@ def _usage(usage: Mapping[str, int]) -> dict[str, Any]:
 
 def _seconds(at: Any) -> int | None:
     return None if at is None else int(at.timestamp())
-
-
-def _json(said: object) -> Response:
-    return Response(orjson.dumps(said), media_type="application/json")

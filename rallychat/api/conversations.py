@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any
 
-import orjson
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
@@ -25,7 +24,7 @@ from rallychat.api.responses.requests import (
     ItemsRequest,
     messages_of,
 )
-from rallychat.api.routing import problems
+from rallychat.api.routing import json_response, problems
 from rallychat.api.serving import service_of
 from rallychat.chat import ChatService
 from rallychat.errors import NotFound
@@ -47,7 +46,7 @@ async def create_conversation(
     service = service_of(request)
     said = messages_of(asked.items, param="items") if asked.items else []
     made = await service.store.create(title=_title_of(said), metadata=asked.metadata, said=said)
-    return _json(described(made))
+    return json_response(described(made))
 
 
 @router.get("/v1/conversations", response_model=None, responses={200: {"model": ConversationList}, **_READ})
@@ -63,20 +62,20 @@ async def list_conversations(
     """Conversations, the last active first. (OpenAI has no such route.)"""
     shelf = Shelf(pinned=pinned, archived=archived, folder=folder, trash=deleted)
     found = await service_of(request).store.library.list(shelf, limit=limit + 1, before=after)
-    return _json(listed([described(one) for one in found[:limit]], more=len(found) > limit))
+    return json_response(listed([described(one) for one in found[:limit]], more=len(found) > limit))
 
 
 @router.get(_ONE, response_model=None, responses={200: {"model": ConversationOut}, **_READ})
 async def retrieve_conversation(request: Request, conversation_id: str) -> Response:
     """One conversation."""
-    return _json(described(await service_of(request).store.get(conversation_id)))
+    return json_response(described(await service_of(request).store.get(conversation_id)))
 
 
 @router.post(_ONE, response_model=None, responses={200: {"model": ConversationOut}, **_MADE})
 async def update_conversation(request: Request, conversation_id: str, asked: ConversationUpdate) -> Response:
     """Notes other metadata on it."""
     store = service_of(request).store
-    return _json(described(await store.update(conversation_id, metadata=asked.metadata)))
+    return json_response(described(await store.update(conversation_id, metadata=asked.metadata)))
 
 
 @router.delete(_ONE, response_model=None, responses={200: {"model": ConversationDeleted}, **_READ})
@@ -90,7 +89,7 @@ async def delete_conversation(
     It stands in the trash for `trash_days` days, unless it is to go `forever`.
     """
     await service_of(request).delete(conversation_id, forever=forever)
-    return _json({"id": conversation_id, "object": "conversation.deleted", "deleted": True})
+    return json_response({"id": conversation_id, "object": "conversation.deleted", "deleted": True})
 
 
 @router.post(f"{_ONE}/items", response_model=None, responses={200: {"model": ItemList}, **_MADE})
@@ -102,7 +101,7 @@ async def create_items(
     said = messages_of(asked.items, param="items")
     await service.free_conversation(conversation_id)
     rows = await service.store.items.append(conversation_id, said, title=_title_of(said))
-    return _json(listed([item for row in rows for item in items_of(row)]))
+    return json_response(listed([item for row in rows for item in items_of(row)]))
 
 
 @router.get(f"{_ONE}/items", response_model=None, responses={200: {"model": ItemList}, **_READ})
@@ -112,7 +111,7 @@ async def list_items(
     """The items of the branch in view."""
     rows = await service_of(request).store.path(conversation_id)
     items = [item for row in rows for item in items_of(row)]
-    return _json(page(items, after=after, limit=limit, order=order))
+    return json_response(page(items, after=after, limit=limit, order=order))
 
 
 @router.get(f"{_ONE}/items/{{item_id}}", response_model=None, responses={200: {"model": ItemOut}, **_READ})
@@ -122,7 +121,7 @@ async def retrieve_item(request: Request, conversation_id: str, item_id: str) ->
     found = next((item for item in items_of(row) if item["id"] == item_id), None)
     if found is None:
         raise NotFound("item", item_id)
-    return _json(found)
+    return json_response(found)
 
 
 @router.delete(
@@ -136,7 +135,7 @@ async def delete_item(request: Request, conversation_id: str, item_id: str) -> R
     row = await row_of(service, conversation_id, item_id)
     parts = parts_of(row, place_of(item_id))
     await service.store.items.remove(conversation_id, row.id, parts=parts)
-    return _json(described(await service.store.get(conversation_id)))
+    return json_response(described(await service.store.get(conversation_id)))
 
 
 async def row_of(service: ChatService, conversation_id: str, item_id: str) -> StoredMessage:
@@ -177,7 +176,3 @@ def described(conversation: Conversation) -> dict[str, Any]:
         "folder": conversation.folder,
         "deleted_at": int(deleted.timestamp()) if deleted else None,
     }
-
-
-def _json(said: object) -> Response:
-    return Response(orjson.dumps(said), media_type="application/json")

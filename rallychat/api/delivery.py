@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from rallychat.api.chunks import Answer, Chunks
 from rallychat.api.errors import CUT_OFF, INTERNAL, Problem, Refusal, problem_of, problem_of_end
 from rallychat.api.request_context import log_failure
+from rallychat.api.routing import json_response
 from rallychat.errors import RallyChatError
 from rallychat.messages import Event, Failed, Finished, Loading, Queued, ReasoningDelta, TextDelta
 
@@ -83,7 +84,7 @@ async def delivered(
     answer = await whole(receive, events, prompt=chunks.prompt)
     if answer is None:
         return Response(status_code=CLIENT_GONE)
-    return Response(orjson.dumps(chunks.whole(answer)), media_type="application/json")
+    return json_response(chunks.whole(answer))
 
 
 class Stream(Response):

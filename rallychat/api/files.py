@@ -21,7 +21,7 @@ from rallychat.api.idempotency import (
     fingerprint_of,
 )
 from rallychat.api.responses.pages import After, Order, listed
-from rallychat.api.routing import problems
+from rallychat.api.routing import json_response, problems
 from rallychat.api.serving import service_of
 from rallychat.api.uploads import FORM, Upload, discard, receive
 from rallychat.chat import ChatService
@@ -109,7 +109,7 @@ async def create_file(request: Request, idempotency_key: IdempotencyKey = None) 
         said = {"fields": upload.fields, "name": upload.filename, "sha256": upload.sha256}
 
         async def kept() -> Response:
-            return _json(described(await keep_upload(service, upload, purpose, lives)))
+            return json_response(described(await keep_upload(service, upload, purpose, lives)))
 
         if idempotency_key is None:
             return await kept()
@@ -174,13 +174,13 @@ async def list_files(
     """Files."""
     files = service_of(request).store.files
     found = await files.list(purpose=purpose, limit=limit + 1, after=after, newest=order == "desc")
-    return _json(listed([described(one) for one in found[:limit]], more=len(found) > limit))
+    return json_response(listed([described(one) for one in found[:limit]], more=len(found) > limit))
 
 
 @router.get(_ONE, response_model=None, responses={200: {"model": FileOut}, **_READ})
 async def retrieve_file(request: Request, file_id: str) -> Response:
     """One file."""
-    return _json(described(await service_of(request).store.files.get(file_id)))
+    return json_response(described(await service_of(request).store.files.get(file_id)))
 
 
 @router.get(
@@ -209,7 +209,7 @@ async def retrieve_content(request: Request, file_id: str) -> Response:
 async def delete_file(request: Request, file_id: str) -> Response:
     """Deletes a file that no batch reads."""
     await service_of(request).store.files.delete(file_id)
-    return _json({"id": file_id, "object": "file", "deleted": True})
+    return json_response({"id": file_id, "object": "file", "deleted": True})
 
 
 def described(file: StoredFile) -> dict[str, Any]:
@@ -225,7 +225,3 @@ def described(file: StoredFile) -> dict[str, Any]:
         "status": "processed",
         "status_details": None,
     }
-
-
-def _json(said: object) -> Response:
-    return Response(orjson.dumps(said), media_type="application/json")

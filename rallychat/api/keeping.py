@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-import orjson
 from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
 from rallychat.api.conversations import row_of
 from rallychat.api.responses.requests import Name
-from rallychat.api.routing import ANY_OBJECT, JsonRoute, problems
+from rallychat.api.routing import ANY_OBJECT, JsonRoute, json_response, problems
 from rallychat.api.schemas import INT32, Asked
 from rallychat.api.serving import service_of
 from rallychat.store import Memory
@@ -112,7 +111,7 @@ async def _told(request: Request, conversation_id: str) -> Response:
         "memory": in_force.version if in_force else None,
         "versions": [_version(memory) for memory in await service.contexts.memories(conversation_id)],
     }
-    return Response(orjson.dumps(said), media_type="application/json")
+    return json_response(said)
 
 
 def _version(memory: Memory) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import orjson
 from fastapi import APIRouter, Query, Request
 from pydantic import Field
 from starlette.exceptions import HTTPException
@@ -19,7 +18,7 @@ from rallychat.api.responses.answers import ConversationOut
 from rallychat.api.responses.items import place_of
 from rallychat.api.responses.pages import Limit, listed
 from rallychat.api.responses.requests import Name
-from rallychat.api.routing import ANY_OBJECT, problems
+from rallychat.api.routing import ANY_OBJECT, json_response, problems
 from rallychat.api.schemas import Asked
 from rallychat.api.serving import service_of
 from rallychat.errors import Forbidden
@@ -70,7 +69,7 @@ async def search_conversations(
 ) -> Response:
     """Messages and titles that hold the words, the best first."""
     hits = await service_of(request).store.library.search(q, limit=limit + 1, offset=offset)
-    return _json(
+    return json_response(
         {"object": "list", "data": [hit_out(hit) for hit in hits[:limit]], "has_more": len(hits) > limit}
     )
 
@@ -78,7 +77,7 @@ async def search_conversations(
 @router.get("/v1/conversations/folders", response_model=None, responses={**ANY_OBJECT, **_READ})
 async def list_folders(request: Request) -> Response:
     """The names of the folders that hold something."""
-    return _json({"object": "list", "data": await service_of(request).store.library.folders()})
+    return json_response({"object": "list", "data": await service_of(request).store.library.folders()})
 
 
 @router.get("/v1/conversations/export", response_model=None, responses={**ANY_OBJECT, **_READ})
@@ -109,7 +108,7 @@ async def import_conversations(request: Request) -> Response:
         name: getattr(report, name) for name in ("imported", "messages", "already_here", "empty", "failed")
     }
     left_out = dict(report.left_out)
-    return _json(
+    return json_response(
         {"object": "conversation.import", **counts, "left_out": left_out, "problems": report.problems}
     )
 
@@ -117,7 +116,9 @@ async def import_conversations(request: Request) -> Response:
 @router.delete("/v1/conversations/trash", response_model=None, responses={**ANY_OBJECT, **_READ})
 async def empty_trash(request: Request) -> Response:
     """Deletes what is in the trash for good."""
-    return _json({"object": "trash.emptied", "deleted": await service_of(request).store.library.empty()})
+    return json_response(
+        {"object": "trash.emptied", "deleted": await service_of(request).store.library.empty()}
+    )
 
 
 @router.patch(_ONE, response_model=None, responses={200: {"model": ConversationOut}, **_MADE})
@@ -129,13 +130,13 @@ async def file_conversation(request: Request, conversation_id: str, asked: Filin
     changed = await store.library.file(conversation_id, **given)
     if title is not None:
         changed = await store.update(conversation_id, title=title)
-    return _json(described(changed))
+    return json_response(described(changed))
 
 
 @router.post(f"{_ONE}/restore", response_model=None, responses={200: {"model": ConversationOut}, **_READ})
 async def restore_conversation(request: Request, conversation_id: str) -> Response:
     """Takes it out of the trash."""
-    return _json(described(await service_of(request).store.library.restore(conversation_id)))
+    return json_response(described(await service_of(request).store.library.restore(conversation_id)))
 
 
 @router.post(f"{_ONE}/fork", response_model=None, responses={200: {"model": ConversationOut}, **_MADE})
@@ -144,7 +145,7 @@ async def fork_conversation(
 ) -> Response:
     """A new conversation of what was said up to a message."""
     message_id = place_of(asked.message_id).message_id
-    return _json(described(await service_of(request).store.library.fork(conversation_id, message_id)))
+    return json_response(described(await service_of(request).store.library.fork(conversation_id, message_id)))
 
 
 @router.get(f"{_ONE}/export", response_model=None, responses={**_FILE, **_READ})
@@ -176,14 +177,14 @@ async def share_conversation(
     if not service.settings.sharing:
         raise Forbidden("Sharing is off on this server.", hint="ask its owner for the setting 'sharing'")
     message_id = place_of(asked.message_id).message_id if asked.message_id else None
-    return _json(share_out(await service.store.shares.make(conversation_id, message_id=message_id)))
+    return json_response(share_out(await service.store.shares.make(conversation_id, message_id=message_id)))
 
 
 @router.get(f"{_ONE}/shares", response_model=None, responses={**ANY_OBJECT, **_READ})
 async def list_shares(request: Request, conversation_id: str) -> Response:
     """The links to it that work."""
     found = await service_of(request).store.shares.list(conversation_id)
-    return _json(listed([share_out(share) for share in found]))
+    return json_response(listed([share_out(share) for share in found]))
 
 
 @router.delete(f"{_ONE}/shares/{{share_id}}", response_model=None, responses={**ANY_OBJECT, **_READ})
@@ -192,7 +193,7 @@ async def revoke_share(request: Request, conversation_id: str, share_id: str) ->
     store = service_of(request).store
     await store.get(conversation_id)
     await store.shares.revoke(share_id)
-    return _json({"id": share_id, "object": "conversation.share.deleted", "deleted": True})
+    return json_response({"id": share_id, "object": "conversation.share.deleted", "deleted": True})
 
 
 def hit_out(hit: Hit) -> dict[str, Any]:
@@ -220,7 +221,3 @@ def share_out(share: Share) -> dict[str, Any]:
         "path": f"/share/{share.token}",
         "created_at": int(share.created_at.timestamp()),
     }
-
-
-def _json(said: object) -> Response:
-    return Response(orjson.dumps(said), media_type="application/json")

@@ -5,12 +5,11 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from rallychat.api.answers import ModelList, ModelOut
-from rallychat.api.routing import JsonRoute, problems
+from rallychat.api.routing import JsonRoute, json_response, problems
 from rallychat.api.serving import service_of, started_at
 from rallychat.cards import ModelCard, card
 from rallychat.errors import NotFound
@@ -29,7 +28,7 @@ async def list_models(request: Request) -> Response:
         default = service.resolve(None)
         others = [each for each in cards if each.model.id != default.id]
         cards = [card(default, service.settings, service.pool, service.downloads), *others]
-    return _json({"object": "list", "data": [_described(each, since) for each in cards]})
+    return json_response({"object": "list", "data": [_described(each, since) for each in cards]})
 
 
 @router.get(
@@ -42,7 +41,7 @@ async def get_model(request: Request, model_id: str) -> Response:
     service = service_of(request)
     model = service.named(model_id)
     found = card(model, service.settings, service.pool, service.downloads)
-    return _json(_described(found, started_at(request)))
+    return json_response(_described(found, started_at(request)))
 
 
 def _described(shown: ModelCard, since: int) -> dict[str, Any]:
@@ -61,7 +60,3 @@ def _described(shown: ModelCard, since: int) -> dict[str, Any]:
         "memory": shown.memory,
     }
     return {"id": model.id, "object": "model", "created": since, "owned_by": "rallychat", "rallychat": facts}
-
-
-def _json(value: Any) -> Response:
-    return Response(orjson.dumps(value), media_type="application/json")

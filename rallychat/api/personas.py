@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import orjson
 from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
 from rallychat.api.idempotency import IdempotencyKey, KeyedRoute
 from rallychat.api.responses.pages import listed
-from rallychat.api.routing import ANY_OBJECT, problems
+from rallychat.api.routing import ANY_OBJECT, json_response, problems
 from rallychat.api.schemas import Asked
 from rallychat.api.serving import service_of
 from rallychat.catalog.types import SamplingFacts
@@ -41,7 +40,9 @@ class PersonaUpdate(PersonaRequest):
 @router.get("/v1/personas", response_model=None, responses={**ANY_OBJECT, **_READ})
 async def list_personas(request: Request) -> Response:
     """All of them, by name."""
-    return _json(listed([persona_out(one) for one in await service_of(request).store.personas.list()]))
+    return json_response(
+        listed([persona_out(one) for one in await service_of(request).store.personas.list()])
+    )
 
 
 @router.post("/v1/personas", response_model=None, responses={**ANY_OBJECT, **_MADE})
@@ -49,27 +50,29 @@ async def create_persona(
     request: Request, asked: PersonaRequest, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """A new one."""
-    return _json(persona_out(await service_of(request).store.personas.create(**_given(request, asked))))
+    return json_response(
+        persona_out(await service_of(request).store.personas.create(**_given(request, asked)))
+    )
 
 
 @router.get(_ONE, response_model=None, responses={**ANY_OBJECT, **_READ})
 async def retrieve_persona(request: Request, persona_id: str) -> Response:
     """One of them."""
-    return _json(persona_out(await service_of(request).store.personas.get(persona_id)))
+    return json_response(persona_out(await service_of(request).store.personas.get(persona_id)))
 
 
 @router.post(_ONE, response_model=None, responses={**ANY_OBJECT, **_MADE})
 async def update_persona(request: Request, persona_id: str, asked: PersonaUpdate) -> Response:
     """Changes it; conversations that began with it stay as they are."""
     changed = await service_of(request).store.personas.update(persona_id, **_given(request, asked))
-    return _json(persona_out(changed))
+    return json_response(persona_out(changed))
 
 
 @router.delete(_ONE, response_model=None, responses={**ANY_OBJECT, **_READ})
 async def delete_persona(request: Request, persona_id: str) -> Response:
     """Forgets it."""
     await service_of(request).store.personas.delete(persona_id)
-    return _json({"id": persona_id, "object": "persona.deleted", "deleted": True})
+    return json_response({"id": persona_id, "object": "persona.deleted", "deleted": True})
 
 
 def persona_out(persona: Persona) -> dict[str, Any]:
@@ -92,7 +95,3 @@ def _given(request: Request, asked: PersonaRequest) -> dict[str, Any]:
     if given.get("model") is not None:
         given["model"] = service_of(request).named(given["model"]).id
     return given
-
-
-def _json(said: object) -> Response:
-    return Response(orjson.dumps(said), media_type="application/json")

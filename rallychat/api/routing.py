@@ -67,6 +67,11 @@ ANY_OBJECT: dict[int | str, dict[str, Any]] = {
 """OpenAPI's description of an answer that is an object of our own."""
 
 
+def json_response(said: object) -> Response:
+    """What was said, as JSON."""
+    return Response(orjson.dumps(said), media_type="application/json")
+
+
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """OpenAPI's description of the errors a route may answer with."""
     return {status: {"model": ErrorBody, "description": DESCRIPTIONS[status]} for status in statuses}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
-import orjson
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
@@ -18,7 +17,7 @@ from rallychat.api.responses.answers import ItemList, ResponseDeleted, ResponseO
 from rallychat.api.responses.items import items_of
 from rallychat.api.responses.pages import After, Limit, Order, page
 from rallychat.api.responses.requests import ResponseRequest
-from rallychat.api.routing import NAMED_EVENTS, problems
+from rallychat.api.routing import NAMED_EVENTS, json_response, problems
 from rallychat.api.serving import model_to_use, service_of
 from rallychat.errors import Forbidden, InvalidRequest, NotFound
 from rallychat.identity import current
@@ -94,7 +93,7 @@ async def _given(
             raise Refusal(problem_of_end(failed, prompt="input") or CUT_OFF)
     if asked.stream:
         return delivery.FrameStream(viewing.watched(service, stored, run))
-    return _json(await viewing.seen(service, stored.id))
+    return json_response(await viewing.seen(service, stored.id))
 
 
 async def _unstored(
@@ -115,7 +114,7 @@ async def _unstored(
     gathered = await delivery.whole(request.receive, events, prompt="input")
     if gathered is None:
         return Response(status_code=delivery.CLIENT_GONE)
-    return _json(unstored.whole(response, gathered))
+    return json_response(unstored.whole(response, gathered))
 
 
 @router.get(
@@ -137,7 +136,7 @@ async def retrieve_response(
     if not stream:
         if starting_after is not None:
             raise InvalidRequest("'starting_after' needs 'stream=true'.", param="starting_after")
-        return _json(await viewing.seen(service, response_id))
+        return json_response(await viewing.seen(service, response_id))
     stored, run = await viewing.to_watch(service, response_id)
     after = -1 if starting_after is None else starting_after
     return delivery.FrameStream(viewing.watched(service, stored, run, after=after))
@@ -154,7 +153,7 @@ async def cancel_response(request: Request, response_id: str) -> Response:
     _, run = await responding.followed(service, response_id)
     if run is not None:
         await run.stop()
-    return _json(objects.response_object(await service.store.responses.get(response_id)))
+    return json_response(objects.response_object(await service.store.responses.get(response_id)))
 
 
 @router.delete(
@@ -165,7 +164,7 @@ async def cancel_response(request: Request, response_id: str) -> Response:
 async def delete_response(request: Request, response_id: str) -> Response:
     """Forgets a response, ending it first. What it added to a conversation stays there."""
     await responding.forget(service_of(request), response_id)
-    return _json({"id": response_id, "object": "response", "deleted": True})
+    return json_response({"id": response_id, "object": "response", "deleted": True})
 
 
 @router.get(
@@ -180,8 +179,4 @@ async def list_input_items(
     store = service_of(request).store
     rows = await store.responses.inputs(await store.responses.get(response_id))
     items = [item for row in rows for item in items_of(row)]
-    return _json(page(items, after=after, limit=limit, order=order))
-
-
-def _json(said: object) -> Response:
-    return Response(orjson.dumps(said), media_type="application/json")
+    return json_response(page(items, after=after, limit=limit, order=order))
