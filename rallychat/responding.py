@@ -13,7 +13,7 @@ from rallychat.messages import Event, Message
 from rallychat.pool import Priority
 from rallychat.runs import Run
 from rallychat.store import Conversation, StoredMessage, StoredResponse
-from rallychat.texts import title_of
+from rallychat.titles import first_title
 from rallychat.unset import UNSET, Unset
 from rallychat.wishes import AS_EVER, Wish
 
@@ -77,8 +77,7 @@ async def respond(
     conversation = at.conversation
     await _known(service, at, pin=wish.pin, exclude=wish.exclude)
     if conversation is not None and at.parent_id is UNSET and not conversation.title:
-        asked = next((message.text for message in said if message.role == "user"), "")
-        await service.store.update(conversation.id, title=title_of(asked))
+        await service.store.update(conversation.id, title=first_title(said))
     stored, conversation = await service.store.responses.begin(
         conversation.id if conversation else None,
         said=said,

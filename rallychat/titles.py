@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
-from rallychat.texts import TITLE_LENGTH
+from rallychat.messages import Message
+from rallychat.texts import TITLE_LENGTH, title_of
 
 TITLE_PROMPT = "Give our conversation a title of at most six words. Write the title and nothing else."
 TITLE_TOKENS = 24
@@ -14,6 +16,11 @@ _LABEL = re.compile(r"^(?:#+\s*)?(?:\*\*)?title(?:\*\*)?\s*:\s*", re.IGNORECASE)
 _TALK = re.compile(r"\b(?:title|conversation|sure|certainly|here is|here's|as an ai)\b|\bI\b", re.IGNORECASE)
 _LONG = 4
 """Letters from which on a word says what a conversation is about."""
+
+
+def first_title(said: Iterable[Message]) -> str:
+    """The title, by rule, of a conversation that begins with this; empty where a person said none of it."""
+    return next((title_of(message.text) for message in said if message.role == "user"), "")
 
 
 def checked_title(text: str, *, said: str) -> str:

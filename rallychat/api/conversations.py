@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -28,9 +27,8 @@ from rallychat.api.routing import json_response, problems
 from rallychat.api.serving import service_of
 from rallychat.chat import ChatService
 from rallychat.errors import NotFound
-from rallychat.messages import Message
 from rallychat.store import Conversation, Shelf, StoredMessage
-from rallychat.texts import title_of
+from rallychat.titles import first_title
 
 router = APIRouter(route_class=StatefulRoute, tags=["conversations"])
 _ONE = "/v1/conversations/{conversation_id}"
@@ -45,7 +43,7 @@ async def create_conversation(
     """A new conversation, with items if any are given."""
     service = service_of(request)
     said = messages_of(asked.items, param="items") if asked.items else []
-    made = await service.store.create(title=_title_of(said), metadata=asked.metadata, said=said)
+    made = await service.store.create(title=first_title(said), metadata=asked.metadata, said=said)
     return json_response(described(made))
 
 
@@ -100,7 +98,7 @@ async def create_items(
     service = service_of(request)
     said = messages_of(asked.items, param="items")
     await service.free_conversation(conversation_id)
-    rows = await service.store.items.append(conversation_id, said, title=_title_of(said))
+    rows = await service.store.items.append(conversation_id, said, title=first_title(said))
     return json_response(listed([item for row in rows for item in items_of(row)]))
 
 
@@ -153,12 +151,6 @@ async def row_of(service: ChatService, conversation_id: str, item_id: str) -> St
     if row.conversation_id != conversation_id:
         raise NotFound("item", item_id)
     return row
-
-
-def _title_of(said: Iterable[Message]) -> str:
-    """The title of a conversation that begins with these messages; empty if a person said none of them."""
-    asked = next((message.text for message in said if message.role == "user"), None)
-    return "" if asked is None else title_of(asked)
 
 
 def described(conversation: Conversation) -> dict[str, Any]:
