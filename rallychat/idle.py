@@ -27,6 +27,7 @@ from rallychat.messages import ContextReport, Event, Message, ReasoningDelta, St
 from rallychat.parsing import AnswerParser
 from rallychat.planning import Plan
 from rallychat.pool import Apart, Crowded, Engine, Pool, Preempted, Priority
+from rallychat.pool.offload import NEARLY
 from rallychat.recent import Recent
 from rallychat.riding import Riding
 from rallychat.runs import Emit
@@ -42,8 +43,6 @@ REST = 0.3
 """Seconds after an answer before anything begins: who goes on at once is not disturbed."""
 ASKED = 1024
 """Conversations of which it is remembered that they were named, and how they were asked until that is stored."""
-NEARLY = 32
-"""Tokens that may be missing in a copy of a cache: it is not brought back before somebody speaks."""
 RECENT = 64
 """Conversations remembered as open, to be warmed again after an engine's restart."""
 
@@ -171,6 +170,7 @@ class Idle:
     async def _work(self, conversation_id: str, rest: float) -> None:
         since = time.monotonic()
         await self._keep_habit(conversation_id)
+        await self._keep_cache(conversation_id)
         await asyncio.sleep(rest)
         for step in (self._warm, self._compact, self._title, self._measure, self._warm):
             try:
@@ -197,6 +197,14 @@ class Idle:
             log.info("how conversation %s was asked is not kept: %s", conversation_id, exc)
         else:
             self._habits.pop(conversation_id, None)
+
+    async def _keep_cache(self, conversation_id: str) -> None:
+        """Where there are more conversations than slots, this one may lose its own at any time."""
+        for engine in self._pool.engines():
+            try:
+                await engine.keep(conversation_id)
+            except RallyChatError as exc:
+                log.info("the cache of conversation %s is not copied: %s", conversation_id, exc)
 
     def _is_usual(self, conversation: Conversation, habit: Habit) -> bool:
         usual = (self._voices.resolve(conversation.model).id, self._voices.max_tokens(conversation), AS_EVER)

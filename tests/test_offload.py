@@ -41,7 +41,7 @@ class Store:
     drops: list[str] = field(default_factory=list)
     fails: bool = False
 
-    async def save(self, slot: int, name: str) -> list[str]:
+    async def save(self, slot: int, name: str, prompt: list[int]) -> list[str]:
         if self.fails:
             raise EngineRefused("no room")
         self.copies[name] = self.slots[slot]
@@ -51,7 +51,7 @@ class Store:
     async def restore(self, slot: int, name: str, *, cache_salt: str | None) -> None:
         if self.fails or name not in self.copies:
             raise EngineRefused("no such copy")
-        self.slots[slot] = self.copies.pop(name)
+        self.slots[slot] = self.copies[name]
 
 
 class World:
@@ -82,7 +82,25 @@ async def test_a_conversation_that_had_to_leave_its_slot_finds_its_cache_again()
     assert await world.say(OTHER, "b") == 0
     assert await world.say([*LONG, 1, 2], "a") == len(LONG)
     assert await world.say([*OTHER, 1, 2], "b") == len(OTHER)
-    assert (world.offload.saved, world.offload.restored) == (3, 2)
+    assert (world.offload.saved, world.offload.restored) == (2, 2)
+
+
+async def test_where_conversations_drive_each_other_out_they_are_copied_before_anybody_needs_the_slot() -> (
+    None
+):
+    world = World()
+    client = cast(EngineClient, world.store)
+    await world.say(LONG, "a")
+    await world.offload.keep(world.queue.slots[0], client)
+    assert world.offload.saved == 0  # there is a slot for everybody
+    await world.say(OTHER, "b")
+    await world.offload.keep(world.queue.slots[0], client)
+    assert world.offload.saved == 2
+    assert await world.say([*LONG, 1], "a") == len(LONG)
+    assert world.offload.saved == 2
+    world.queue.slots[0].stale = True
+    await world.offload.keep(world.queue.slots[0], client)
+    assert world.offload.saved == 2
 
 
 async def test_what_is_short_is_read_again_rather_than_copied() -> None:
@@ -207,23 +225,23 @@ def offloaded(copier: Copier, most: int, slots: int = 2) -> tuple[Offloaded, Slo
 async def test_the_oldest_copies_go_where_there_is_no_room_for_all() -> None:
     copier = Copier(40)
     kept, _ = offloaded(copier, most=100)
-    assert [await kept.save(0, name) for name in ("a", "b", "c", "d")] == [[], [], ["a"], ["b"]]
+    assert [await kept.save(0, name, []) for name in ("a", "b", "c", "d")] == [[], [], ["a"], ["b"]]
     assert copier.files == {"c", "d"}
-    assert await kept.save(0, "c") == []  # again: it is the newest now
-    assert await kept.save(0, "e") == ["d"]
+    assert await kept.save(0, "c", []) == []  # again: it is the newest now
+    assert await kept.save(0, "e", []) == ["d"]
 
 
 async def test_one_that_is_larger_than_all_there_is_room_for_is_not_kept() -> None:
     copier = Copier(101)
     kept, _ = offloaded(copier, most=100)
-    assert (await kept.save(0, "a"), copier.files) == (["a"], set())
+    assert (await kept.save(0, "a", []), copier.files) == (["a"], set())
 
 
 async def test_a_copy_that_cannot_be_read_leaves_an_empty_slot_and_no_file() -> None:
     copier = Copier(1)
     kept, slots = offloaded(copier, most=100)
     slots.release(await slots.hold(0), [1, 2, 3])
-    await kept.save(0, "a")
+    await kept.save(0, "a", [])
     copier.broken = True
     with pytest.raises(EngineRefused):
         await kept.restore(0, "a", salt=None)
@@ -236,7 +254,7 @@ async def test_copies_age_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_side, "KEPT", 0.05)
     copier = Copier(1)
     kept, _ = offloaded(copier, most=100)
-    await kept.save(0, "a")
+    await kept.save(0, "a", [])
     while copier.files:  # noqa: ASYNC110 - nothing tells of it
         await asyncio.sleep(0.01)
 
@@ -244,7 +262,7 @@ async def test_copies_age_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_without_room_an_engine_refuses() -> None:
     kept, _ = offloaded(Copier(1), most=0)
     with pytest.raises(EngineRefused):
-        await kept.save(0, "a")
+        await kept.save(0, "a", [])
 
 
 @pytest.fixture

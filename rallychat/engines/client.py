@@ -140,17 +140,20 @@ class EngineClient:
             raise EngineInterrupted("The engine ended an answer before it was complete.")
         yield reader.done
 
-    async def save(self, slot: int, name: str) -> list[str]:
+    async def save(self, slot: int, name: str, prompt: Sequence[int]) -> list[str]:
         """Copies what a slot's cache holds out of the engine; the names of copies that had to go for it.
 
+        Args:
+            prompt: the tokens that the slot is known to hold.
+
         Raises:
-            EngineRefused: this engine cannot, or there is no room.
+            EngineRefused: this engine cannot, there is no room, or the slot holds something else.
         """
-        _, answer = await self._ask("POST", "/slots/save", {"slot": slot, "name": name})
+        _, answer = await self._ask("POST", "/slots/save", {"slot": slot, "name": name, "prompt": prompt})
         return [str(gone) for gone in answer["dropped"]]
 
     async def restore(self, slot: int, name: str, *, cache_salt: str | None) -> None:
-        """Brings a copy back into a slot, whose it is by its salt; the copy is gone then.
+        """Brings a copy back into a slot, whose it is by its salt. The copy stays.
 
         Raises:
             EngineRefused: there is no such copy, or it cannot be read; the slot may hold nothing then.

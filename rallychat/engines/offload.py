@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rallychat.engines.backend import Backend
-from rallychat.engines.slots import Slots
+from rallychat.engines.slots import Slots, shared_prefix
 from rallychat.errors import EngineRefused, NotFound
 
 KEPT = 3600.0
@@ -45,17 +45,22 @@ class Offloaded:
         self._copies: OrderedDict[str, _Copy] = OrderedDict()
         self._aging: asyncio.TimerHandle | None = None
 
-    async def save(self, index: int, name: str) -> list[str]:
+    async def save(self, index: int, name: str, prompt: list[int]) -> list[str]:
         """Copies what a slot holds; the names of those that had to go for it, which may be this one.
 
+        Args:
+            prompt: what it is known to hold.
+
         Raises:
-            EngineRefused: the engine cannot, or there is no room.
+            EngineRefused: the engine cannot, there is no room, or another prompt is there by now.
         """
         if not (self._backend.info.offload and self._most):
             raise EngineRefused("This engine keeps no caches outside its slots.")
         self.discard([name])
         slot = await self._slots.hold(index)
         try:
+            if shared_prefix(slot.held, prompt) < min(len(slot.held), len(prompt)):
+                raise EngineRefused(f"Slot {index} holds something else by now.")
             size = await self._backend.save(slot, name)
         finally:
             self._slots.release(slot, slot.held)
@@ -63,7 +68,7 @@ class Offloaded:
         return self._make_room()
 
     async def restore(self, index: int, name: str, *, salt: str | None) -> None:
-        """Brings a copy back into a slot; it is gone then.
+        """Brings a copy back into a slot.
 
         Raises:
             NotFound: there is no such copy of this salt's.
@@ -72,16 +77,17 @@ class Offloaded:
         copy = self._copies.get(name)
         if copy is None or copy.salt != salt:
             raise NotFound("copy", name)
-        del self._copies[name]
         slot = await self._slots.hold(index)
         held: list[int] = []
         try:
             await self._backend.restore(slot, name)
             held = copy.held
+        except EngineRefused:
+            self.discard([name])
+            raise
         finally:
             slot.salt = salt
             self._slots.release(slot, held)
-            self._backend.discard(name)
 
     def discard(self, names: Iterable[str]) -> None:
         """Deletes copies, as far as they are there."""

@@ -8,8 +8,8 @@ A worker answers over HTTP on a Unix socket (loopback with a key where there are
                         or ours: `{"pieces": [{"text", "special"}]}` -> `{"tokens": [[int]]}`
 `POST /detokenize`      `{"tokens": [int]}` -> `{"prompt": str}`
 `POST /v1/completions`  `CompletionRequest`; server-sent events, `data: [DONE]` at the end; closing the stream cancels
-`POST /slots/save`      ours, where `EngineInfo.offload`: `{"slot", "name"}` copies what the slot's cache holds out of
-                        the engine -> `{"dropped": [name]}`, the copies that had to go for it
+`POST /slots/save`      ours, where `EngineInfo.offload`: `{"slot", "name", "prompt": [int]}` copies what the slot holds
+                        out of the engine -> `{"dropped": [name]}`, the copies that had to go for it
 `POST /slots/restore`   `{"slot", "name", "cache_salt"}` brings a copy back into a slot; 404 where there is none
 `POST /slots/discard`   `{"names": [str]}` deletes copies
 

@@ -65,14 +65,18 @@ class _DetokenizeBody(BaseModel):
     tokens: list[int]
 
 
-class _SaveBody(BaseModel):
+class _CopyBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     slot: int
     name: str = Field(pattern="^[0-9a-z]{1,64}$")
 
 
-class _RestoreBody(_SaveBody):
+class _SaveBody(_CopyBody):
+    prompt: list[int]
+
+
+class _RestoreBody(_CopyBody):
     cache_salt: str | None = None
 
 
@@ -123,7 +127,8 @@ class Serving:
                     await self._complete(_parse(CompletionRequest, body), receive, send)
                 case "POST", "/slots/save":
                     save = _parse(_SaveBody, body)
-                    await _reply(send, 200, {"dropped": await self._offloaded.save(save.slot, save.name)})
+                    dropped = await self._offloaded.save(save.slot, save.name, save.prompt)
+                    await _reply(send, 200, {"dropped": dropped})
                 case "POST", "/slots/restore":
                     back = _parse(_RestoreBody, body)
                     await self._offloaded.restore(back.slot, back.name, salt=back.cache_salt)

@@ -150,7 +150,7 @@ class Engine:
             until=until,
         )
         async with asked as slot:
-            if self.spec.offload_mb and self.info.offload:
+            if self._offloads:
                 rollback = self.info.rollback
                 await self.offload.exchange(slot, ids, self.client, salt=salt(), rollback=rollback)
             yield slot
@@ -232,6 +232,16 @@ class Engine:
             if at - begun == self._sip:
                 self._sip = sip_after(self._sip, time.monotonic() - began)
         return evaluated
+
+    @property
+    def _offloads(self) -> bool:
+        return bool(self.spec.offload_mb) and self.info.offload
+
+    async def keep(self, session: str) -> None:
+        """Copies a conversation's cache while nobody needs its slot, where conversations drive each other out."""
+        slot = self.queue.home(session)
+        if slot is not None and not slot.busy and self.state == "loaded" and self._offloads:
+            await self.offload.keep(slot, self.client)
 
     def forget(self, *, session: str = "", user: str = "") -> None:
         """Deletes what is kept of that conversation, or of all of a user's; what slots hold, anybody may have."""

@@ -12,7 +12,7 @@ import uuid
 from dataclasses import dataclass
 
 from rallychat.engines.client import EngineClient
-from rallychat.engines.slots import reusable
+from rallychat.engines.slots import reusable, shared_prefix
 from rallychat.errors import EngineRefused
 from rallychat.pool.affinity import Cache, Slot
 from rallychat.pool.fairness import Costs, smooth
@@ -21,8 +21,14 @@ log = logging.getLogger(__name__)
 
 LEAST = 128
 """Tokens that are worth a copy: fewer are read in little more time than it takes."""
+NEARLY = 32
+"""Tokens that a copy may lack and still do."""
 WORTH = 0.5
 """Copying and bringing back may take so much of the time that reading takes."""
+FORGOTTEN = 0.9
+"""What is left of a time that was too long, whenever it kept a cache from being copied."""
+PRESSED = 300.0
+"""Seconds after a conversation had to leave its slot in which others are copied before they have to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +49,8 @@ class Offload:
     def __init__(self, costs: Costs) -> None:
         self._costs = costs
         self._copies: dict[str, _Copy] = {}
-        self._per_token = 0.0
+        self._saving = self._restoring = 0.0
+        self._left_at = -PRESSED
         self.saved = 0
         """Caches copied out of slots so far."""
         self.restored = 0
@@ -79,24 +86,40 @@ class Offload:
         """
         left, slot.left = slot.left, None
         try:
-            if left is not None and self._goes(left, slot, ids, rollback=rollback):
-                await self._save(left, slot, client)
+            if left is not None and _goes(left, slot, ids, rollback=rollback):
+                self._left_at = time.monotonic()
+                if self._worth(left, self._saving + self._restoring):
+                    await self._save(left, slot, client)
             mine = self._best(slot, ids, rollback=rollback)
             if mine is not None:
                 await self._restore(mine, slot, client, salt=salt)
         except EngineRefused as exc:
             log.info("a cache was not kept: %s", exc)
 
-    def _goes(self, left: Cache, slot: Slot, ids: list[int], *, rollback: bool) -> bool:
-        """It is another conversation's, and worth its copy."""
-        if len(left.ids) < LEAST:
+    async def keep(self, slot: Slot, client: EngineClient) -> None:
+        """Copies what a slot holds that nobody uses, before somebody needs it: then nobody waits for the copy.
+
+        Only where conversations had to leave their slots lately.
+
+        Raises:
+            EngineError: the engine died or hangs.
+        """
+        cache = Cache(slot.user, slot.session, slot.ids)
+        pressed = time.monotonic() - self._left_at < PRESSED
+        if pressed and not (slot.stale or slot.spare) and self._worth(cache, self._restoring):
+            try:
+                await self._save(cache, slot, client)
+            except EngineRefused as exc:
+                log.info("a cache was not kept: %s", exc)
+
+    def _worth(self, cache: Cache, seconds: float) -> bool:
+        """It takes less time than reading, and there is no copy yet."""
+        there = self.of(cache.session)
+        if len(cache.ids) < LEAST or (there and len(cache.ids) - shared_prefix(there, cache.ids) < NEARLY):
             return False
-        if (left.user, left.session) == (slot.user, slot.session):
-            shared = reusable(left.ids, ids, rollback=rollback)
-            if slot.session or shared * 2 >= len(left.ids):
-                return False
-        if self._costs.reading and self._per_token > WORTH * self._costs.reading:
-            self._per_token *= 0.9  # it may have been a bad moment: it is tried again some time
+        if self._costs.reading and seconds > WORTH * self._costs.reading * len(cache.ids):
+            self._saving *= FORGOTTEN  # it may have been a bad moment: it is tried again some time
+            self._restoring *= FORGOTTEN
             return False
         return True
 
@@ -106,18 +129,18 @@ class Offload:
         for copy in self._copies.values():
             if (copy.cache.user, copy.cache.session) == (slot.user, slot.session):
                 spared = reusable(copy.cache.ids, ids, rollback=rollback)
-                if spared > here and spared >= LEAST and spared * 2 >= len(copy.cache.ids):
+                if spared >= max(LEAST, here + NEARLY) and spared * 2 >= len(copy.cache.ids):
                     here, found = spared, copy
         return found
 
-    async def _save(self, left: Cache, slot: Slot, client: EngineClient) -> None:
-        before = self.forget(session=left.session)
+    async def _save(self, cache: Cache, slot: Slot, client: EngineClient) -> None:
+        before = self.forget(session=cache.session)
         name, began = before[0] if before else uuid.uuid4().hex, time.monotonic()
-        dropped = await client.save(slot.index, name)
-        self._copies[name] = _Copy(name, left)
+        dropped = await client.save(slot.index, name, cache.ids)
+        self._copies[name] = _Copy(name, cache)
         for gone in dropped:
             self._copies.pop(gone, None)
-        self._took(began, len(left.ids))
+        self._saving = smooth(self._saving, time.monotonic() - began, 0.2)
         self.saved += 1
 
     async def _restore(self, mine: _Copy, slot: Slot, client: EngineClient, *, salt: str | None) -> None:
@@ -125,8 +148,13 @@ class Offload:
         slot.ids, began = [], time.monotonic()
         await client.restore(slot.index, mine.name, cache_salt=salt)
         slot.ids = mine.cache.ids
-        self._took(began, len(slot.ids))
+        self._copies[mine.name] = mine  # it stays good until there is a newer one
+        self._restoring = smooth(self._restoring, time.monotonic() - began, 0.2)
         self.restored += 1
 
-    def _took(self, began: float, tokens: int) -> None:
-        self._per_token = smooth(self._per_token, (time.monotonic() - began) * 2 / tokens, 0.2)
+
+def _goes(left: Cache, slot: Slot, ids: list[int], *, rollback: bool) -> bool:
+    """What the slot held is another conversation's."""
+    if (left.user, left.session) != (slot.user, slot.session):
+        return True
+    return not slot.session and reusable(left.ids, ids, rollback=rollback) * 2 < len(left.ids)
