@@ -101,6 +101,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
 def copied(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every cache that leaves its slot is kept, however short, and however fast it would be read anew."""
     monkeypatch.setattr("rallychat.pool.offload.LEAST", 8)
+    monkeypatch.setattr("rallychat.pool.offload.NEARLY", 1)
     monkeypatch.setattr("rallychat.pool.offload.WORTH", 1e9)
 
 

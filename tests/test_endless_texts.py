@@ -1,4 +1,4 @@
-"""Texts that are made to be slow: what reads them takes time in proportion to their length, as others wait meanwhile."""
+"""Texts that are made to be slow: what reads them takes time in proportion to their length, for others wait."""
 
 from __future__ import annotations
 
