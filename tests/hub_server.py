@@ -10,13 +10,19 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 from urllib.parse import quote, unquote, urlsplit
 
+import pytest
+from huggingface_hub import close_session
+
 from rallychat.catalog.types import HubWeights, Model
+from rallychat.sources import hub
 
 CONTENT = b"GGUF" + bytes(range(255)) * 20_000
 """Five megabytes that begin like weights."""
@@ -146,6 +152,19 @@ class HubServer:
         """The model whose weights are this file."""
         weights = HubWeights(kind="hub", repo=repo, file=file, revision=revision, sha256=sha256)
         return Model(id=f"hub:{repo}/{file}", name="Tiny", family="shipped", weights=weights)
+
+
+@contextmanager
+def hub_in_place(monkeypatch: pytest.MonkeyPatch, home: Path) -> Iterator[HubServer]:
+    """A hub that is asked in place of the real one, without patience and with nothing of this machine's user."""
+    monkeypatch.setenv("HF_HOME", str(home / "hf"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(hub, "PATIENCE", (0.0, 0.0))
+    with HubServer() as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.endpoint)
+        yield running
+        close_session()
 
 
 class _Handler(BaseHTTPRequestHandler):

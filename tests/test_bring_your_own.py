@@ -6,28 +6,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import close_session
 
 from rallychat.catalog import Catalog
 from rallychat.chat import ChatService
 from rallychat.errors import FamilyNeeded, Gated, InvalidRequest, NoNetwork, NotFound, Unsupported
 from rallychat.messages import Message
 from rallychat.settings import Settings
-from rallychat.sources import fetch, hub, is_here, resolve
+from rallychat.sources import fetch, is_here, resolve
 from tests.checkpoint_files import TEMPLATE, adapter_files, checkpoint_files
-from tests.hub_server import HubServer, Repository
+from tests.hub_server import HubServer, Repository, hub_in_place
 
 PACKED = b'{"architectures": ["LlamaForCausalLM"], "quantization_config": {"quant_method": "gptq"}}'
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(hub, "PATIENCE", (0.0, 0.0))
-    with HubServer() as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.endpoint)
+    with hub_in_place(monkeypatch, tmp_path) as running:
         running.repositories = {
             "owner/chat": Repository(
                 checkpoint_files(template=TEMPLATE), license="mit", parameters=1_700_000_000
@@ -37,7 +31,6 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServe
             "someone/lora": Repository(adapter_files()),
         }
         yield running
-        close_session()
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import close_session
 
 from rallychat.catalog import Adapter, Checkpoint, Model
 from rallychat.catalog.places import folder
@@ -29,10 +28,10 @@ from rallychat.errors import (
     Unsupported,
 )
 from rallychat.settings import Settings
-from rallychat.sources import Progress, fetch, hub, is_here, remove, weights_path
+from rallychat.sources import Progress, fetch, is_here, remove, weights_path
 from rallychat.sources.fetching import adapter_paths
 from tests.checkpoint_files import adapter_files, checkpoint_files
-from tests.hub_server import TOKEN, HubServer, Repository
+from tests.hub_server import TOKEN, HubServer, Repository, hub_in_place
 from tests.test_sources_hub import leftovers
 from tests.test_sources_pickled import read, saved, tensor
 
@@ -41,18 +40,12 @@ LORA = Adapter(name="lora", repo="someone/lora")
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(hub, "PATIENCE", (0.0, 0.0))
-    with HubServer() as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.endpoint)
+    with hub_in_place(monkeypatch, tmp_path) as running:
         running.repositories = {
             "owner/base": Repository(checkpoint_files(shards=3)),
             "someone/lora": Repository(adapter_files()),
         }
         yield running
-        close_session()
 
 
 @pytest.fixture

@@ -9,24 +9,18 @@ from contextlib import aclosing
 from pathlib import Path
 
 import pytest
-from huggingface_hub import close_session
 
 from rallychat import sources
 from rallychat.errors import NoNetwork, SourceCancelled
 from rallychat.settings import Settings
 from rallychat.sources import Downloads, Progress, hub, is_here, weights_path
-from tests.hub_server import CONTENT, HubServer, Repository
+from tests.hub_server import CONTENT, HubServer, Repository, hub_in_place
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(hub, "PATIENCE", (0.0, 0.0))
-    with HubServer() as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.endpoint)
+    with hub_in_place(monkeypatch, tmp_path) as running:
         yield running
-        close_session()
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from huggingface_hub import close_session
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -30,19 +29,13 @@ from rallychat.errors import (
 )
 from rallychat.settings import Settings
 from rallychat.sources import Progress, fetch, hub, is_here, remove, weights_path
-from tests.hub_server import CONTENT, TOKEN, HubServer, Repository
+from tests.hub_server import CONTENT, TOKEN, HubServer, Repository, hub_in_place
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(hub, "PATIENCE", (0.0, 0.0))
-    with HubServer() as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.endpoint)
+    with hub_in_place(monkeypatch, tmp_path) as running:
         yield running
-        close_session()
 
 
 @pytest.fixture
