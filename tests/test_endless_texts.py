@@ -20,6 +20,7 @@ ANY_MACHINE = 200
     [
         "from rallychat.context.retrieval import looks_back; looks_back('Is it my ' + ', ' * 500_000 + '?')",
         r"from rallychat.ui.markdown import render; render('$$' + '\n' * 1_000_000)",
+        "from rallychat.store.search import passage_query; passage_query('1월' * 300_000)",
     ],
 )
 def test_a_long_text_without_words_is_read_at_once(reading: str) -> None:

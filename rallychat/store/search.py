@@ -122,13 +122,15 @@ def passage_query(question: str) -> str:
     terms: dict[str, None] = {}
     for word in words(question):
         parts = spaced(word).split()
-        single = [part for part in parts if not _SPACELESS.fullmatch(part)]
-        if len(single) == len(parts) or len(parts) == 1:
+        single = dict.fromkeys(part for part in parts if not _SPACELESS.fullmatch(part))
+        if len(parts) == 1 or all(part in single for part in parts):
             terms |= dict.fromkeys(map(_term, parts))
             continue
         terms |= dict.fromkeys(map(_term, single))
         pairs = itertools.pairwise(parts)
-        terms |= dict.fromkeys(f'"{one} {other}"' for one, other in pairs if not {one, other} & {*single})
+        terms |= dict.fromkeys(
+            f'"{one} {other}"' for one, other in pairs if one not in single and other not in single
+        )
     return f"text : ({' OR '.join([*terms][: 2 * MOST_WORDS])})" if terms else ""
 
 
