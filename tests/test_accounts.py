@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,7 +14,15 @@ from sqlalchemy import update
 from rallychat.accounts import SCOPES, Accounts, Limits
 from rallychat.accounts.accounts import LONGEST, checked_name
 from rallychat.accounts.throttle import FREE
-from rallychat.errors import Conflict, Forbidden, InvalidRequest, LoginFailed, NotFound, TooManyTries
+from rallychat.errors import (
+    Conflict,
+    Forbidden,
+    InvalidRequest,
+    LoginFailed,
+    NotFound,
+    StoreError,
+    TooManyTries,
+)
 from rallychat.identity import LOCAL, Person, acting_as
 from rallychat.settings import Settings
 from rallychat.store import ConversationStore
@@ -145,6 +154,25 @@ async def test_a_name_is_taken_once_however_it_is_written(accounts: Accounts) ->
             await accounts.add(again, PASSWORD)
     with pytest.raises(Conflict):
         await accounts.add("local", PASSWORD)
+
+
+async def test_a_full_disk_keeps_nobody_out(accounts: Accounts, monkeypatch: pytest.MonkeyPatch) -> None:
+    user = await accounts.add("ada", PASSWORD, role="admin")
+    entry = await accounts.log_in("ada", PASSWORD, **WHERE)
+    with acting_as(Person(user.id, "admin", "session")):
+        secret, _ = await accounts.create_key("script")
+    long_ago = entry.session.seen_at - timedelta(hours=1)
+    async with accounts.credentials._database.write() as db:
+        await db.execute(update(sessions).values(seen_at=long_ago))
+
+    @asynccontextmanager
+    async def full(kind: str = "durable") -> AsyncIterator[None]:
+        raise StoreError("There is no room left on the disk.")
+        yield
+
+    monkeypatch.setattr(accounts.credentials._database, "write", full)
+    assert await accounts.of_session(entry.token) is not None
+    assert await accounts.of_key(secret) is not None
 
 
 async def test_the_only_admin_stays_one(accounts: Accounts) -> None:

@@ -121,12 +121,17 @@ async def test_not_ready_without_a_known_default_model(tmp_path: Path) -> None:
     assert "nothing" in response.json()["model"]["detail"]
 
 
-async def test_not_ready_without_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_not_ready_without_a_store_and_nobody_is_told_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def broken(**_: object) -> NoReturn:
-        raise StoreError("The database is locked.")
+        raise StoreError("Another program keeps /srv/data/rallychat.db locked.", hint="close it")
 
     async with echoing(tmp_path) as (http, service):
         monkeypatch.setattr(service.store, "list", broken)
         response = await http.get("/readyz")
     assert response.status_code == 503
-    assert response.json()["store"] == {"ok": False, "detail": "The database is locked."}
+    assert response.json()["store"] == {
+        "ok": False,
+        "detail": "Another program keeps the database locked. (close it)",
+    }

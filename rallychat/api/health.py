@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from rallychat.api.answers import Check, Health, Readiness
+from rallychat.api.errors import without_places
 from rallychat.api.routing import JsonRoute, problems
 from rallychat.api.serving import service_of
 from rallychat.cards import card
@@ -74,7 +75,7 @@ async def _store(service: ChatService) -> Check:
     except TimeoutError:
         return Check(ok=False, detail=f"The database did not answer within {PATIENCE:.0f} s.")
     except RallyChatError as exc:
-        return Check(ok=False, detail=str(exc))
+        return Check(ok=False, detail=without_places(str(exc)))  # anybody may ask
     return Check(ok=True, detail="")
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy import Table, delete, insert, select, update
 
-from rallychat.errors import NotFound
+from rallychat.errors import NotFound, StoreError
 from rallychat.identity import LOCAL_USER, Person, Role
 from rallychat.store.account_tables import api_keys, sessions, users
 from rallychat.store.account_types import ApiKey, Session
 from rallychat.store.database import Database
 from rallychat.store.deeds import note
 from rallychat.store.ids import new_id
-from rallychat.store.whole import whole
+from rallychat.store.whole import Again, whole
+
+log = logging.getLogger(__name__)
 
 NOTED: Final = timedelta(minutes=1)
 """How exact the time is when something was last used: it costs a write."""
@@ -146,10 +149,16 @@ class CredentialStore:
         return _key({**row, "revoked_at": now})
 
     async def _seen(self, table: Table, one: str, user_id: str, times: Mapping[str, datetime]) -> None:
-        async with self._database.write("growing") as db:
-            await db.execute(update(table).where(table.c.id == one).values(**times))
-            now = next(iter(times.values()))
-            await db.execute(update(users).where(users.c.id == user_id).values(seen_at=now))
+        """Notes when it was last used. A full disk keeps nobody out, who may want to read, or to make room."""
+        try:
+            async with self._database.write("growing") as db:
+                await db.execute(update(table).where(table.c.id == one).values(**times))
+                now = next(iter(times.values()))
+                await db.execute(update(users).where(users.c.id == user_id).values(seen_at=now))
+        except Again:
+            raise
+        except StoreError as exc:
+            log.warning("it could not be noted that somebody was here: %s", exc)
 
 
 def _session(row: Mapping[Any, Any]) -> Session:
