@@ -88,6 +88,16 @@ async def test_a_response_in_a_conversation_is_one_request(tmp_path: Path) -> No
     assert [refused(response) for response in asked] == [False, False, True]
 
 
+async def test_what_nobody_answers_is_no_request(tmp_path: Path) -> None:
+    async with people(tmp_path) as world:
+        made = (await world.ask("POST", "/v1/conversations", as_="ben", json={})).json()["id"]
+        await limited(world, requests_per_minute=1)
+        put = f"/v1/conversations/{made}/items", {"items": [{"role": "user", "content": "x"}]}
+        ask = "/v1/responses", {"input": "Hi", "conversation": made}
+        asked = [await world.ask("POST", path, as_="ben", json=body) for path, body in (put, put, ask)]
+    assert [refused(response) for response in asked] == [False, False, False]
+
+
 async def test_tokens_that_were_used_up_let_no_more_begin(tmp_path: Path) -> None:
     async with people(tmp_path) as world:
         await limited(world, tokens_per_minute=10)

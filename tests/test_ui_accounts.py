@@ -58,6 +58,7 @@ async def test_over_https_the_cookie_is_for_https_alone(tmp_path: Path) -> None:
     [
         "https://evil.example/",
         "//evil.example",
+        "//[evil.example",
         "/\\evil.example",
         "javascript:alert(1)",
         "evil",

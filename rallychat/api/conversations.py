@@ -97,7 +97,7 @@ async def create_items(
     """Puts items at the end of the branch in view. Nobody answers them."""
     service = service_of(request)
     said = messages_of(asked.items, param="items")
-    await service.free_conversation(conversation_id)
+    await service.free_conversation(conversation_id, admitted=True)  # nobody answers
     rows = await service.store.items.append(conversation_id, said, title=first_title(said))
     return json_response(listed([item for row in rows for item in items_of(row)]))
 

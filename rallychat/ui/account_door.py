@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -61,11 +60,7 @@ def shown(request: Request, template: str, status: int | Problem = 200, **values
 
 def led(request: Request, path: str) -> Response:
     """Leads on to a page of this server, whatever `path` says."""
-    target = urlsplit(path)
-    here = (
-        path.startswith("/") and not path.startswith(("//", "/\\")) and not (target.scheme or target.netloc)
-    )
-    here = here and path.isprintable()
+    here = path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable()
     return RedirectResponse(request.scope.get("root_path", "") + (path if here else "/"), 303)
 
 
