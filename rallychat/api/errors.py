@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import re
 from collections.abc import Mapping
@@ -52,6 +53,8 @@ RETRY_AFTER: Mapping[str, float] = {
     errors.EngineInterrupted.code: 1,
 }
 """Seconds to wait where the error itself does not say; codes not listed are not worth a second try."""
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 LATER = 60.0
 """Seconds to wait after a 429 or 503 that nothing is known of, and that a client should not repeat by itself."""
@@ -171,6 +174,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Refusal, _on_refusal)
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(OSError, _on_the_disk)
 
 
 async def _on_ours(_: Request, exc: Exception) -> Response:
@@ -181,6 +185,12 @@ async def _on_ours(_: Request, exc: Exception) -> Response:
 async def _on_refusal(_: Request, exc: Exception) -> Response:
     assert isinstance(exc, Refusal)
     return exc.problem.response()
+
+
+async def _on_the_disk(_: Request, exc: Exception) -> Response:
+    if not isinstance(exc, OSError) or exc.errno not in _FULL:
+        raise exc
+    return problem_of(errors.StoreError("There is no room left on the server's disk.")).response()
 
 
 async def _on_validation(_: Request, exc: Exception) -> Response:

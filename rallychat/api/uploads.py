@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import BinaryIO, Final
 
@@ -129,7 +130,8 @@ async def receive(request: Request, files: FileStore) -> Upload:
 
 def discard(upload: Upload, files: FileStore) -> None:
     """Takes back what was begun."""
-    upload.stream.close()
+    with suppress(OSError):  # the disk has no room for what it still held
+        upload.stream.close()
     files.forget(upload.id)
 
 
