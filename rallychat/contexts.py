@@ -172,7 +172,7 @@ class Contexts:
         self, conversation: Conversation | None, path: Sequence[StoredMessage], model: Model, engine: Engine
     ) -> tuple[Voice, list[StoredMessage]]:
         family = self._catalog.family(model)
-        template = templates.of_engine(model, family, engine.info)
+        template = templates.choose(model, family, engine.info)
         asked, rest = leading_system(conversation.system if conversation else "", path)
         system = asked or (model.system if model.system is not None else family.default_system)
         return Voice(system, template, (model.id, template.source), engine.client), rest

@@ -125,7 +125,7 @@ class Stateless(Shelf):
                 )
             return await plan_messages(
                 _with_default_system(messages, default_system(chosen, family)),
-                template=templates.of_engine(chosen, family, engine.info),
+                template=templates.choose(chosen, family, engine.info),
                 client=engine.client,
                 window=engine.info.window,
                 max_tokens=sampling.max_tokens,

@@ -14,20 +14,29 @@ from rallychat.errors import NotFound, TemplateError
 from rallychat.pool import Pool
 from rallychat.prompts import PromptTemplate
 
+Says = EngineInfo | GGUF | Said
+"""What weights say of themselves: through their engine, in a GGUF file's header, or in a checkpoint's small files."""
 
-def of_engine(model: Model, family: Family, info: EngineInfo) -> PromptTemplate:
-    """The template for a loaded model.
+
+def choose(model: Model, family: Family, says: Says) -> PromptTemplate:
+    """The template for a model whose weights say this.
 
     Raises:
         TemplateError: neither weights nor family have one.
     """
-    return _choose(
-        model,
+    shipped = model.template or says.chat_template or ""
+    source = shipped if shipped and (family.prefer_shipped or not family.template) else family.template
+    if not source:
+        raise TemplateError(
+            f"'{model.id}' ships no chat template, and its family '{family.id}' has none.",
+            hint="name a family for it in the catalog",
+        )
+    return of_family(
         family,
-        info.chat_template or "",
-        bos_token=info.bos_token,
-        eos_token=info.eos_token,
-        control_tokens=info.control_tokens,
+        source,
+        bos_token=says.bos_token,
+        eos_token=says.eos_token,
+        control_tokens=says.control_tokens,
     )
 
 
@@ -35,46 +44,18 @@ async def of_model(model: Model, family: Family, path: Path, pool: Pool) -> Prom
     """The template for a model that may not be loaded: from its engine, else from what its weights say."""
     engine = pool.find(model.id)
     if engine is not None and engine.state == "loaded":
-        return of_engine(model, family, engine.info)
+        return choose(model, family, engine.info)
     if model.engine == "echo":
-        return of_engine(model, family, (await pool.open(model)).info)
+        return choose(model, family, (await pool.open(model)).info)
     if not await asyncio.to_thread(path.exists):
         if family.template and (not family.prefer_shipped or model.template == family.template):
-            return _choose(model, family, "", bos_token="", eos_token="", control_tokens=())
+            return choose(model, family, Said(lambda _: None))
         raise NotFound("weights file", str(path), hint=f"fetch it with: rallychat models download {model.id}")
     return await asyncio.to_thread(_of_files, model, family, path)
 
 
 def _of_files(model: Model, family: Family, path: Path) -> PromptTemplate:
-    """The template as a GGUF file's header says, or the small files of a checkpoint."""
-    says: GGUF | Said = Said.of(path) if model.engine == "transformers" else read_gguf(path)
-    return _choose(
-        model,
-        family,
-        says.chat_template or "",
-        bos_token=says.bos_token,
-        eos_token=says.eos_token,
-        control_tokens=says.control_tokens,
-    )
-
-
-def _choose(
-    model: Model,
-    family: Family,
-    shipped: str,
-    *,
-    bos_token: str,
-    eos_token: str,
-    control_tokens: tuple[str, ...],
-) -> PromptTemplate:
-    shipped = model.template or shipped
-    source = shipped if shipped and (family.prefer_shipped or not family.template) else family.template
-    if not source:
-        raise TemplateError(
-            f"'{model.id}' ships no chat template, and its family '{family.id}' has none.",
-            hint="name a family for it in the catalog",
-        )
-    return of_family(family, source, bos_token=bos_token, eos_token=eos_token, control_tokens=control_tokens)
+    return choose(model, family, Said.of(path) if model.engine == "transformers" else read_gguf(path))
 
 
 @lru_cache(maxsize=64)

@@ -247,7 +247,7 @@ async def naive(stack: AsyncExitStack, settings: Settings, names: Sequence[str])
         model = service.resolve(None)
         family = service.catalog.family(model)
     engine = await pool.open(model)
-    template = templates.of_engine(model, family, engine.info)
+    template = templates.choose(model, family, engine.info)
     room = engine.info.window - ANSWER - 16
     makers = (_everything, _last, _summary, _hysteresis, _turn_2)
 
