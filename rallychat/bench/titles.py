@@ -1,7 +1,8 @@
 """`rallychat bench titles`: what a model calls twenty conversations, beside what the rule calls them.
 
-Each is one question and its answer; then the model is asked for a title as it is in idle time. Whether a title is good
-is for whoever reads the table: it shows what the rule made, what the model wrote, and what of that would be taken.
+Each is one question and its answer, drawn with a seed so that it comes again; then the model is asked for a title as
+it is in idle time. Whether a title is good is for whoever reads the table: it shows what the rule made, what the model
+wrote, and what of that would be taken.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ async def run_titles(settings: Settings, *, questions: Sequence[str] = QUESTIONS
 async def _named(service: ChatService, question: str) -> dict[str, str]:
     conversation = (await service.store.create()).id
     try:
-        answer = await _said(service, conversation, question, Sampling(max_tokens=ANSWER_TOKENS))
+        answer = await _said(service, conversation, question, Sampling(max_tokens=ANSWER_TOKENS, seed=1))
         asked = Sampling(temperature=0.0, max_tokens=TITLE_TOKENS)
         written = await _said(service, conversation, TITLE_PROMPT, asked)
     finally:
