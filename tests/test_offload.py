@@ -110,13 +110,21 @@ async def test_what_is_short_is_read_again_rather_than_copied() -> None:
     assert (await world.say(LONG, "a"), world.offload.saved) == (0, 1)  # of b
 
 
-async def test_requests_without_a_conversation_find_the_copy_that_they_go_on_from() -> None:
+async def test_requests_without_a_conversation_are_kept_for_who_goes_on_from_them() -> None:
     world = World()
+
+    def prompt(start: int, more: int = 0) -> list[int]:
+        return list(range(start, start + LEAST + more))
+
     for start in (1000, 3000, 5000):
-        await world.say(list(range(start, start + LEAST)))
-    assert await world.say([*range(3000, 3000 + LEAST), 7]) == LEAST
-    assert await world.say([*range(3000, 3000 + LEAST), 7, 8]) == LEAST + 1  # in its slot
-    assert world.offload.saved == 3
+        await world.say(prompt(start))
+    assert world.offload.saved == 0  # a flood of single questions
+    assert await world.say(prompt(5000, 50)) == LEAST
+    for start in (1000, 3000):
+        await world.say(prompt(start))
+    assert world.offload.saved == 2
+    assert await world.say(prompt(5000, 60)) == LEAST + 50
+    assert await world.say(prompt(1000, 50), user="ben") == 0
 
 
 async def test_a_copy_is_never_given_to_another_user_or_conversation() -> None:

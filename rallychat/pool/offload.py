@@ -16,10 +16,11 @@ from rallychat.engines.slots import reusable, shared_prefix
 from rallychat.errors import EngineRefused
 from rallychat.pool.affinity import Cache, Slot
 from rallychat.pool.fairness import Costs, smooth
+from rallychat.recent import Recent
 
 log = logging.getLogger(__name__)
 
-LEAST = 128
+LEAST = 64
 """Tokens that are worth a copy: fewer are read in little more time than it takes."""
 NEARLY = 32
 """Tokens that a copy may lack and still do."""
@@ -27,6 +28,8 @@ WORTH = 0.5
 """Copying and bringing back may take so much of the time that reading takes."""
 FORGOTTEN = 0.9
 """What is left of a time that was too long, whenever it kept a cache from being copied."""
+MOST = 1024
+"""Users remembered."""
 PRESSED = 300.0
 """Seconds after a conversation had to leave its slot in which others are copied before they have to."""
 
@@ -51,6 +54,7 @@ class Offload:
         self._copies: dict[str, _Copy] = {}
         self._saving = self._restoring = 0.0
         self._left_at = -PRESSED
+        self._returning: Recent[str, None] = Recent(MOST)  # users whose requests without a conversation go on
         self.saved = 0
         """Caches copied out of slots so far."""
         self.restored = 0
@@ -86,7 +90,7 @@ class Offload:
         """
         left, slot.left = slot.left, None
         try:
-            if left is not None and _goes(left, slot, ids, rollback=rollback):
+            if left is not None and self._goes(left, slot, ids, rollback=rollback):
                 self._left_at = time.monotonic()
                 if self._worth(left, self._saving + self._restoring):
                     await self._save(left, slot, client)
@@ -111,6 +115,19 @@ class Offload:
                 await self._save(cache, slot, client)
             except EngineRefused as exc:
                 log.info("a cache was not kept: %s", exc)
+
+    def _goes(self, left: Cache, slot: Slot, ids: list[int], *, rollback: bool) -> bool:
+        """What the slot held is another conversation's, to be gone on with.
+
+        Requests without a conversation are taken to be single ones, until one of their user's goes on from another.
+        """
+        if (left.user, left.session) == (slot.user, slot.session):
+            goes_on = reusable(left.ids, ids, rollback=rollback) * 2 >= len(left.ids)
+            if not slot.session and goes_on and len(left.ids) >= LEAST:
+                self._returning[slot.user] = None
+            if slot.session or goes_on:
+                return False
+        return bool(left.session) or left.user in self._returning
 
     def _worth(self, cache: Cache, seconds: float) -> bool:
         """It takes less time than reading, and there is no copy yet."""
@@ -151,10 +168,3 @@ class Offload:
         self._copies[mine.name] = mine  # it stays good until there is a newer one
         self._restoring = smooth(self._restoring, time.monotonic() - began, 0.2)
         self.restored += 1
-
-
-def _goes(left: Cache, slot: Slot, ids: list[int], *, rollback: bool) -> bool:
-    """What the slot held is another conversation's."""
-    if (left.user, left.session) != (slot.user, slot.session):
-        return True
-    return not slot.session and reusable(left.ids, ids, rollback=rollback) * 2 < len(left.ids)
