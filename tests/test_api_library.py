@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from rallychat.settings import Settings
-from tests.responses_world import world
+from tests.responses_world import ENDLESS, asked, next_run, said_something, text_of, world
 
 
 async def made(http: httpx.AsyncClient, *texts: str) -> str:
@@ -127,6 +127,25 @@ async def test_personas_are_made_changed_and_forgotten(tmp_path: Path) -> None:
         assert (await http.post("/v1/personas", json={"name": "x", "model": "no-such"})).status_code == 404
         await http.delete(path)
         assert (await http.get(path)).status_code == 404
+
+
+async def test_an_answer_on_a_branch_ends_with_its_conversation_and_comes_back_with_it(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path) as (http, service):
+        chat = await made(http, "Terns")
+        first = await asked(http, "Hi", conversation=chat)
+        growing = next_run(service)
+        branch = await asked(
+            http, ENDLESS["input"], model="slow", previous_response_id=first["id"], background=True
+        )
+        await said_something(await growing)
+        await http.delete(f"/v1/conversations/{chat}")
+        await (await growing).wait()
+        assert (await http.get(f"/v1/responses/{branch['id']}")).status_code == 404
+        await http.post(f"/v1/conversations/{chat}/restore")
+        back = (await http.get(f"/v1/responses/{branch['id']}")).json()
+        assert (back["status"], text_of(back)[:6]) == ("cancelled", "1 2 3 ")
 
 
 async def test_a_file_that_is_too_large_to_be_imported_is_refused_as_such(tmp_path: Path) -> None:

@@ -173,7 +173,8 @@ class AnswerStore:
 
         `cuts`: the lengths of the deltas it was told in.
 
-        One that was taken for interrupted meanwhile is ended all the same: the text is what counts.
+        One that was taken for interrupted meanwhile, or is in the trash by now, is ended all the same: the text is
+        what counts, and who restores it finds nothing that grows for ever.
 
         Raises:
             NotFound: it was deleted meanwhile.
@@ -190,7 +191,7 @@ class AnswerStore:
             **codec.span_columns(span),
         }
         async with self._database.write() as db:
-            row = await queries.message_row(db, message_id)
+            row = await queries.message_row(db, message_id, trash=True)
             elsewhere = row["status"] == "running" and row["owner"] != self._owner.id
             if elsewhere or (row["status"] != "running" and row["finish_reason"] != "interrupted"):
                 raise Conflict(f"Message '{message_id}' has ended already.")

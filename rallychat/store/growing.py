@@ -50,10 +50,10 @@ class GrowingStore:
 
     @whole
     async def asked_to_stop(self, message_ids: Sequence[str]) -> list[str]:
-        """Those of these answers that somebody asked to end, or that are gone with their conversation."""
+        """Those of these answers that somebody asked to end, or whose conversation is gone or in the trash."""
         if not message_ids:
             return []
         async with self._database.read() as db:
-            wanted = messages.c.id.in_(message_ids) & messages.c.stop_at.is_(None)
+            wanted = messages.c.id.in_(message_ids) & messages.c.stop_at.is_(None) & queries.not_in_trash()
             still = set(await db.scalars(select(messages.c.id).where(wanted)))
         return [name for name in message_ids if name not in still]

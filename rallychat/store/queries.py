@@ -42,10 +42,16 @@ def mine() -> ColumnElement[bool]:
     return conversations.c.user_id == current().id
 
 
-def of_mine() -> ColumnElement[bool]:
-    """The same of messages, those of the trash left out."""
+def of_mine(*, trash: bool = False) -> ColumnElement[bool]:
+    """The same of messages; those of the trash only with `trash`."""
+    whose = exists().where(conversations.c.id == messages.c.conversation_id, mine())
+    return whose if trash else and_(whose, not_in_trash())
+
+
+def not_in_trash() -> ColumnElement[bool]:
+    """Messages, whosever, of conversations that are there and not in the trash."""
     return exists().where(
-        conversations.c.id == messages.c.conversation_id, mine(), conversations.c.deleted_at.is_(None)
+        conversations.c.id == messages.c.conversation_id, conversations.c.deleted_at.is_(None)
     )
 
 
@@ -62,11 +68,14 @@ async def conversation_row(db: AsyncConnection, conversation_id: str) -> dict[st
 
 
 async def message_row(
-    db: AsyncConnection, message_id: str, *, conversation_id: str | None = None
+    db: AsyncConnection, message_id: str, *, conversation_id: str | None = None, trash: bool = False
 ) -> dict[str, Any]:
-    """The row, or NotFound; also where it is somebody else's, or not of `conversation_id` if that is given."""
+    """The row, or NotFound; also where it is somebody else's, or not of `conversation_id` if that is given.
+
+    `trash`: one of the trash is found, too.
+    """
     if is_id(message_id):
-        found = await db.execute(select(messages).where(messages.c.id == message_id, of_mine()))
+        found = await db.execute(select(messages).where(messages.c.id == message_id, of_mine(trash=trash)))
         row = found.mappings().one_or_none()
         if row is not None and conversation_id in (None, row["conversation_id"]):
             return dict(row)
