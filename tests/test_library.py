@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rallychat.catalog.types import Sampling
 from rallychat.errors import Conflict, InvalidRequest, NotFound
@@ -15,6 +17,7 @@ from rallychat.messages import Message
 from rallychat.retention import emptying_trash
 from rallychat.settings import Settings
 from rallychat.store import ConversationStore, Imported, ImportedMessage, Shelf
+from rallychat.store.database import Write
 from rallychat.store.library import snippet
 
 
@@ -233,3 +236,19 @@ async def test_a_service_that_starts_empties_the_trash_of_everybody(store: Conve
             async with asyncio.timeout(10):
                 while await store.library.list(Shelf(trash=True)):  # noqa: ASYNC110 - nobody tells
                     await asyncio.sleep(0)
+
+
+async def test_who_writes_while_the_trash_is_emptied_waits_for_one_conversation_not_for_all(
+    store: ConversationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thrown = [await say(store, "walrus") for _ in range(5)]
+    for conversation_id in thrown:
+        await store.library.discard(conversation_id)
+    write, transactions = store._database.write, [0]
+
+    def counted(kind: Write = "durable") -> AbstractAsyncContextManager[AsyncConnection]:
+        transactions[0] += 1
+        return write(kind)
+
+    monkeypatch.setattr(store._database, "write", counted)
+    assert (await store.library.empty(), transactions[0]) == (5, 5)

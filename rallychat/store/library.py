@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Text, cast, delete, exists, insert, or_, select, update
+from sqlalchemy import ColumnElement, Text, and_, cast, delete, exists, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rallychat.errors import InvalidRequest, NotFound
@@ -126,16 +126,29 @@ class Library:
             await _anywhere(db, conversation_id)
             await _erase(db, conversation_id)
 
-    @whole
     async def empty(self, *, days: float = 0, everybody: bool = False) -> int:
-        """Deletes for good what has been in the trash for that many days; returns how many."""
-        c = conversations.c
-        old = select(c.id).where(c.deleted_at <= datetime.now(UTC) - timedelta(days=days))
+        """Deletes for good what has been in the trash for that many days; returns how many.
+
+        Each in a transaction of its own: who writes meanwhile waits for one conversation, not for all.
+        """
+        old = conversations.c.deleted_at <= datetime.now(UTC) - timedelta(days=days)
+        which = old if everybody else and_(old, queries.mine())
+        return sum([await self._erase_if(which, one) for one in await self._ids(which)])
+
+    @whole
+    async def _ids(self, which: ColumnElement[bool]) -> Sequence[str]:
+        async with self._database.read() as db:
+            return (await db.scalars(select(conversations.c.id).where(which))).all()
+
+    @whole
+    async def _erase_if(self, which: ColumnElement[bool], conversation_id: str) -> bool:
+        """Deletes one for good, unless it was taken out of the trash meanwhile."""
+        this = select(conversations.c.id).where(which, conversations.c.id == conversation_id)
         async with self._database.write() as db:
-            ids = [*await db.scalars(old if everybody else old.where(queries.mine()))]
-            for conversation_id in ids:
+            still = (await db.scalars(this)).first() is not None
+            if still:
                 await _erase(db, conversation_id)
-        return len(ids)
+        return still
 
     @whole
     async def search(self, asked: str, *, limit: int = 20, offset: int = 0) -> Sequence[Hit]:
@@ -348,19 +361,8 @@ def _literal(word: str) -> str:
 
 def _said(row: dict[str, Any]) -> dict[str, Any]:
     """What a copy has of a message: not whose process wrote it, nor what named other messages."""
-    names = (
-        "role",
-        "parts",
-        "model",
-        "status",
-        "finish_reason",
-        "error",
-        "usage",
-        "timings",
-        "created_at",
-        "mark",
-    )
-    return {name: row[name] for name in names}
+    names = ("role", "parts", "model", "status", "finish_reason", "error", "usage", "timings", "created_at")
+    return {name: row[name] for name in (*names, "mark")}
 
 
 def _on(query: Any, shelf: Shelf) -> Any:
