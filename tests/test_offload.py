@@ -125,6 +125,7 @@ async def test_requests_without_a_conversation_are_kept_for_who_goes_on_from_the
     assert world.offload.saved == 2
     assert await world.say(prompt(5000, 60)) == LEAST + 50
     assert await world.say(prompt(1000, 50), user="ben") == 0
+    assert world.offload.saved == 3  # ben does not wait for ann's
 
 
 async def test_a_copy_is_never_given_to_another_user_or_conversation() -> None:

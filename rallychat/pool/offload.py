@@ -119,7 +119,8 @@ class Offload:
     def _goes(self, left: Cache, slot: Slot, ids: list[int], *, rollback: bool) -> bool:
         """What the slot held is another conversation's, to be gone on with.
 
-        Requests without a conversation are taken to be single ones, until one of their user's goes on from another.
+        Requests without a conversation are taken to be single ones, until one of their user's goes on from another; and
+        nobody else waits for their copies.
         """
         if (left.user, left.session) == (slot.user, slot.session):
             goes_on = reusable(left.ids, ids, rollback=rollback) * 2 >= len(left.ids)
@@ -127,7 +128,7 @@ class Offload:
                 self._returning[slot.user] = None
             if slot.session or goes_on:
                 return False
-        return bool(left.session) or left.user in self._returning
+        return bool(left.session) or (left.user == slot.user and left.user in self._returning)
 
     def _worth(self, cache: Cache, seconds: float) -> bool:
         """It takes less time than reading, and there is no copy yet."""
