@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -197,3 +198,15 @@ async def test_what_a_request_still_stored_for_who_was_erased_meanwhile_is_gone_
             assert await store.library.every() == [kept.id]
         assert await store.belongings.sweep() == 0
     assert not await asyncio.to_thread(store.files.path(name).exists)
+
+
+async def test_what_a_crash_left_of_an_export_or_import_on_its_way_is_swept(tmp_path: Path) -> None:
+    async with ConversationStore.open(Settings(data_dir=tmp_path)) as store:
+        with store.files.scratch() as busy:
+            left = busy.with_name("left")
+            left.mkdir()
+            (left / "export.zip").write_bytes(CANARY.encode())
+            os.utime(left, (1e9, 1e9))
+            await store.files.sweep()
+            assert (busy.is_dir(), left.exists(), busy.is_relative_to(tmp_path)) == (True, False, True)
+        assert not busy.exists()

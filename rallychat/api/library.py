@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -94,8 +92,8 @@ async def import_conversations(request: Request) -> Response:
     """Takes in the file that is the body: our export, ChatGPT's (JSON or ZIP) or Open WebUI's. Twice does no harm."""
     service = service_of(request)
     limit, seen = service.settings.max_import_bytes, 0
-    with tempfile.TemporaryDirectory(prefix="rallychat-import-") as folder:
-        path = Path(folder) / "file"
+    with service.store.files.scratch() as folder:
+        path = folder / "file"
         with path.open("wb") as file:
             async for chunk in request.stream():
                 seen += len(chunk)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import shutil
-import tempfile
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,27 +60,25 @@ def address_of(request: Request) -> str:
 
 
 class _Sent(FileResponse):
-    """A file that is deleted with its folder once it is sent, or will not be."""
+    """A ZIP file of a folder that is `held` until it is sent, or will not be."""
+
+    def __init__(self, path: Path, held: ExitStack) -> None:
+        headers = {"cache-control": "no-store"}
+        super().__init__(path, headers=headers, media_type="application/zip", filename="rallychat.zip")
+        self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
+        with self._held:
             await super().__call__(scope, receive, send)
-        finally:
-            shutil.rmtree(Path(self.path).parent, ignore_errors=True)
 
 
 async def exported(service: ChatService) -> Response:
     """Everything of whoever asks, as a file."""
     mine = oneself().id
-    folder = await asyncio.to_thread(tempfile.mkdtemp, prefix="rallychat-")
-    try:
-        path = Path(folder) / "export.zip"
+    with ExitStack() as folder:
+        path = folder.enter_context(service.store.files.scratch()) / "export.zip"
         await service.store.belongings.export(mine, path)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    headers = {"cache-control": "no-store"}
-    return _Sent(path, media_type="application/zip", filename="rallychat.zip", headers=headers)
+        return _Sent(path, folder.pop_all())
 
 
 @router.get("/v1/me", response_model=None, responses={200: {"model": MeOut}, **_READ})

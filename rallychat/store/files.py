@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import builtins
 import os
+import shutil
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,7 +31,7 @@ from rallychat.store.ids import new_id
 from rallychat.store.whole import whole
 
 UPLOADING: Final = 24 * 3600
-"""Seconds after which a file that nobody adds to counts as left by a crash."""
+"""Seconds after which a file that nobody adds to, or a folder of such, counts as left by a crash."""
 UNKNOWN: Final = 600
 """Seconds after which a whole file without a row is one of a crash, or of a user who was erased."""
 OPEN: Final = ("validating", "in_progress", "finalizing", "cancelling")
@@ -59,6 +61,7 @@ class FileStore:
     def __init__(self, database: Database, folder: Path) -> None:
         self._database = database
         self.folder = folder
+        self._scratch = folder.with_name("tmp")
 
     def begin(self) -> tuple[str, BinaryIO]:
         """The id of a new file, and where its bytes go; `keep` makes it known, `forget` takes it back."""
@@ -66,6 +69,13 @@ class FileStore:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle = os.open(self.part(name), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         return name, os.fdopen(handle, "w+b")
+
+    @contextmanager
+    def scratch(self) -> Generator[Path]:
+        """A folder for what is on its way in or out, on the same disk; gone afterwards, or swept after a crash."""
+        self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self._scratch, ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
 
     def part(self, file_id: str) -> Path:
         """Where the bytes of a file are while they come."""
@@ -184,10 +194,17 @@ class FileStore:
         left = [name for name in await asyncio.to_thread(self._old) if name not in known]
         for name in (*gone, *left):
             await asyncio.to_thread(self.forget, name)
+        await asyncio.to_thread(self._sweep_scratch)
         return len(gone) + len(left)
 
     def _old(self) -> builtins.list[str]:
         return list(_older(self.folder, time.time()))
+
+    def _sweep_scratch(self) -> None:
+        for folder in self._scratch.glob("*"):
+            with suppress(FileNotFoundError):
+                if folder.stat().st_mtime < time.time() - UPLOADING:
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def row_of(
