@@ -55,6 +55,10 @@ class Making:
     due: Compaction
     basis: tuple[object, ...]
     memory: Memory | None = None
+    slice: int = 16
+    """Tokens read at a time beside an answer, at first."""
+    again: float = 0.0
+    """When the next of them may be read, by the monotonic clock."""
 
 
 class Compacting:
@@ -69,8 +73,12 @@ class Compacting:
         self._compacted = compacted
         self._makings: Recent[str, Making] = Recent(KEPT)
 
-    async def begun(self, scene: Scene, *, tip: str | None = None) -> Making | None:
-        """What is in the making; else what is due once `tip` (the newest message if None) is answered."""
+    async def begun(self, scene: Scene, *, tip: str | None = None, lead: int = 0) -> Making | None:
+        """What is in the making; else what is due once `tip` (the newest message if None) is answered.
+
+        Args:
+            lead: see `Contexts.due`.
+        """
         known = self._makings.get(scene.session)
         if known is not None and await self._stands(scene, known):
             return known
@@ -82,6 +90,7 @@ class Compacting:
             max_tokens=scene.max_tokens,
             wish=scene.wish,
             tip=tip,
+            lead=lead,
         )
         basis = await self._basis(scene, due) if due is not None else None
         if due is None or basis is None:

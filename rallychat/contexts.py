@@ -230,8 +230,13 @@ class Contexts:
         max_tokens: int | None = None,
         wish: Wish = AS_EVER,
         tip: str | None = None,
+        lead: int = 0,
     ) -> Compaction | None:
-        """What is to be compacted now that an answer is there (the newest, or `tip`); None if nothing is too long."""
+        """What is to be compacted now that an answer is there (the newest, or `tip`); None if nothing is too long.
+
+        Args:
+            lead: tokens that the prompt will have gained before the room is there.
+        """
         path = wish.marking(await self._store.path(conversation.id, tip=tip or conversation.tip_id))
         if not path or path[-1].role != "assistant" or path[-1].status == "running":
             return None
@@ -240,7 +245,7 @@ class Contexts:
         ids = [row.id for row in path]
         memory = newest(known, ids)
         budget = self.budget(conversation, model, engine, max_tokens, asked=wish.budget)
-        budget = replace(budget, fixed=len(voice.system) // 4)
+        budget = replace(budget, fixed=len(voice.system) // 4, lead=lead)
         found = self.strategy(conversation, model, wish.strategy).compact(turns_of(path), memory, budget)
         undone = {m.until for m in known if not m.active}
         return None if found is None or found.until in undone else found

@@ -29,7 +29,7 @@ from rallychat.planning import Plan
 from rallychat.pool import Apart, Crowded, Engine, Pool, Preempted, Priority
 from rallychat.pool.offload import NEARLY
 from rallychat.recent import Recent
-from rallychat.riding import Riding
+from rallychat.riding import Riding, near
 from rallychat.runs import Emit
 from rallychat.settings import Settings
 from rallychat.store import Conversation, ConversationStore
@@ -86,6 +86,7 @@ class Idle:
         self._riding = Riding(store, contexts, self._compacting, voices.said)
         self._named: Recent[str, None] = Recent(ASKED)
         self._habits: Recent[str, Habit] = Recent(ASKED)  # those that are not stored yet
+        self._hurried: Recent[str, None] = Recent(ASKED)  # those whose idle time was too short for its work
         self._closed = False
         pool.came_back = self._came_back
 
@@ -109,13 +110,14 @@ class Idle:
     def watching(self, conversation_id: str, emit: Emit) -> Emit:
         """`emit` of an answer; once that begins to be told, what no idle time came for is done beside it."""
         reports: list[ContextReport] = []
+        hurried = conversation_id in self._hurried
 
         def tell(event: Event) -> None:
             emit(event)
             if isinstance(event, Started) and event.report is not None:
-                reports[:] = [event.report] if event.report.prompt_tokens > event.report.high_mark else []
+                reports[:] = [event.report] if near(event.report, hurried=hurried) else []
             elif isinstance(event, TextDelta | ReasoningDelta) and reports:
-                self._start(conversation_id, self._ride(conversation_id, reports.pop()))
+                self._start(conversation_id, self._ride(conversation_id, reports.pop(), hurried=hurried))
 
         return tell
 
@@ -169,6 +171,7 @@ class Idle:
 
     async def _work(self, conversation_id: str, rest: float) -> None:
         since = time.monotonic()
+        self._hurried[conversation_id] = None
         await self._keep_habit(conversation_id)
         await self._keep_cache(conversation_id)
         await asyncio.sleep(rest)
@@ -182,6 +185,7 @@ class Idle:
             except Exception:
                 log.exception("preparing conversation %s failed", conversation_id)
                 return
+        self._hurried.pop(conversation_id, None)
 
     async def _keep_habit(self, conversation_id: str) -> None:
         """Stores how the newest answer was asked for, unless it is known: also after a restart it holds."""
@@ -210,12 +214,12 @@ class Idle:
         usual = (self._voices.resolve(conversation.model).id, self._voices.max_tokens(conversation), AS_EVER)
         return (habit.model, habit.max_tokens, habit.wish) == usual
 
-    async def _ride(self, conversation_id: str, report: ContextReport) -> None:
+    async def _ride(self, conversation_id: str, report: ContextReport, *, hurried: bool) -> None:
         """Beside the growing answer."""
         try:
             scene = await self._scene(conversation_id, time.monotonic(), growing=True)
             if scene is not None:
-                await self._riding.ride(scene, report)
+                await self._riding.ride(scene, report, hurried=hurried)
         except Crowded:
             pass  # idle time may come, or room is made at once when the prompt is too long
         except RallyChatError as exc:

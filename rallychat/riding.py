@@ -1,7 +1,8 @@
 """Making room where no idle time comes: the next prompt is read into another slot while an answer is written.
 
-It rides along with the answer of its own conversation, some tokens in an engine step. Nobody who waits for a first
-token shares the engine with it, and what it takes from those who are being answered is bounded.
+It rides along with the answer of its own conversation, some tokens in an engine step, and begins so early that it is
+there before the prompt passes its mark. Nobody who waits for a first token shares the engine with it, and what it takes
+from those who are being answered is bounded.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from rallychat.messages import ContextReport
 from rallychat.pool import Apart, Preempted, Priority, Slot
 from rallychat.store import ConversationStore
 
-SLICES = (4, 32)
+SLICES = (4, 64)
 """Tokens read at a time, at least and at most."""
 BESIDE_OTHERS = 8
 """Tokens read at a time while other people are answered: each of them waits that little longer, once in a while."""
@@ -29,18 +30,44 @@ SHARE_OTHERS = 0.05
 """Share of the time that slices may take while other people are answered."""
 SHARE_SLOW = 0.1
 """The same where only this conversation is, on an engine for which even the smallest slice is not fluent."""
-FOLLOW = 16
+FOLLOW = 8
 """Tokens of the growing answer that are read at a time, once all before it is there."""
-UNSURE = 8
-"""Tokens at the end of a growing text that may still become others."""
-LOOK = 0.1
+LETTERS = 2
+"""Of a token, about: before so many have come it is not asked how many tokens they are."""
+UNSURE = 4
+"""Tokens at the end of a growing text that may still become others: those of its last word."""
+LOOK = 0.02
 """Seconds between two looks at a growing answer."""
+TURNS = 2
+"""Turns before the prompt passes its mark in which room is begun to be made: one may not be enough for it."""
+LEAD = 0.2
+"""Share of the mark by which it is begun earlier, at most: what is made earlier is made more often."""
 
 
 def late(report: ContextReport) -> bool:
     """So long a prompt that room is made by rules, though a model would have written the memory in idle time."""
     mark, limit = report.high_mark, report.budget
     return report.prompt_tokens > min(mark * 3 // 2, (mark + limit) // 2)
+
+
+def lead_of(report: ContextReport) -> int:
+    """Tokens that will stand behind the newest answer in a prompt when room that is begun now is there."""
+    said = [part for part in report.segments if part.kind not in ("system", "memory")]
+    answers = [at for at, part in enumerate(said, 1) if part.kind == "assistant"]
+    at = answers[-1] if answers else 0
+    exchange = sum(part.tokens for part in said[:at]) // max(1, len(answers))
+    asked = sum(part.tokens for part in said[at:])
+    return asked + min(TURNS * exchange, int(report.high_mark * LEAD))
+
+
+def near(report: ContextReport, *, hurried: bool) -> bool:
+    """A prompt near enough to its mark that room is made beside its answer.
+
+    Args:
+        hurried: the idle time before it was too short; else there may be enough after it.
+    """
+    ahead = int(report.high_mark * LEAD) if hurried else 0
+    return report.prompt_tokens + ahead > report.high_mark
 
 
 def allowance(size: int, took: float, *, others: bool) -> tuple[int, float]:
@@ -72,28 +99,31 @@ class Riding:
         self._compacting = compacting
         self._said = said
 
-    async def ride(self, scene: Scene, report: ContextReport) -> None:
-        """Makes room if that was due before this answer began, and follows the answer to its end.
+    async def ride(self, scene: Scene, report: ContextReport, *, hurried: bool) -> None:
+        """Makes room if that is due, or will be, and follows the answer to its end.
 
         Raises:
             Crowded: no slot can be had without harm to others.
         """
-        making = await self._due(scene, report)
+        making = await self._due(scene, report, lead_of(report) if hurried else 0)
         if making is None:
             return
-        ids = await self._ids(scene, making, "")
-        slot = await self._read(scene, ids, apart="only")
+        slot = await self._read(scene, making, await self._ids(scene, making, ""), apart="only")
+        if scene.engine.info.rollback and not scene.engine.queue.others(scene.session):
+            slot = await self._catch_up(scene, making, slot, apart="only")
+        if self._said(scene.session) is None:
+            return  # too late: the next question finds the old prompt, all of it in its slot
         if not await self._compacting.swap(scene, making):
             return
         scene.engine.queue.settle(scene.session, slot)
         if scene.engine.info.rollback:
             await self._follow(scene, making)
 
-    async def _due(self, scene: Scene, report: ContextReport) -> Making | None:
+    async def _due(self, scene: Scene, report: ContextReport, lead: int) -> Making | None:
         path = await self._store.path(scene.session)
         if len(path) < 3 or path[-1].status != "running" or path[-3].role != "assistant":
             return None
-        making = await self._compacting.begun(scene, tip=path[-3].id)
+        making = await self._compacting.begun(scene, tip=path[-3].id, lead=lead)
         if making is None or (making.memory is None and not late(report)):
             return None
         making.memory = making.memory or making.due.rules
@@ -111,10 +141,13 @@ class Riding:
         )
         return plan.ids[:-UNSURE] if growing else plan.ids
 
-    async def _read(self, scene: Scene, ids: list[int], *, apart: Apart) -> Slot:
+    async def _read(self, scene: Scene, making: Making, ids: list[int], *, apart: Apart) -> Slot:
         """Reads all of it, slice by slice; returns the slot that holds it."""
-        engine, size = scene.engine, BESIDE_OTHERS
+        engine = scene.engine
         while True:
+            if (pause := making.again - time.monotonic()) > 0:
+                await asyncio.sleep(pause)
+            size = BESIDE_OTHERS if engine.queue.others(scene.session) else making.slice
             asked = scene.slot(ids, Priority.COMPACTION, apart=apart, beside=True)
             async with asked as slot:
                 began = time.monotonic()
@@ -122,22 +155,32 @@ class Riding:
                     if self._held(scene, slot, ids) < len(ids):
                         async with self._compacting.counted(scene):
                             await engine.warm(ids, slot, adapter=scene.model.adapter, most=size)
-                took = time.monotonic() - began
-                if self._held(scene, slot, ids) == len(ids):
-                    return slot
-            size, pause = allowance(size, took, others=engine.queue.others(scene.session))
-            await asyncio.sleep(pause)
+            ended = time.monotonic()
+            others = engine.queue.others(scene.session)
+            making.slice, pause = allowance(size, ended - began, others=others)
+            making.again = ended + pause
+            if self._held(scene, slot, ids) == len(ids):
+                return slot
+
+    async def _catch_up(self, scene: Scene, making: Making, slot: Slot, *, apart: Apart) -> Slot:
+        """Reads what the answer says, until little of it is missing or the answer has ended."""
+        while said := self._said(scene.session):
+            ids = await self._ids(scene, making, said)
+            if len(ids) - self._held(scene, slot, ids) < FOLLOW:
+                break
+            slot = await self._read(scene, making, ids, apart=apart)
+        return slot
 
     async def _follow(self, scene: Scene, making: Making) -> None:
+        read = 0
         while (said := self._said(scene.session)) is not None:
             home = scene.engine.queue.home(scene.session)
             if home is None:
                 return  # somebody needed it more
-            ids = await self._ids(scene, making, said) if said else []
-            if len(ids) - self._held(scene, home, ids) >= FOLLOW:
-                await self._read(scene, ids, apart="no")
-            else:
-                await asyncio.sleep(LOOK)
+            if len(said) - read >= FOLLOW * LETTERS:
+                read = len(said)
+                await self._catch_up(scene, making, home, apart="no")
+            await asyncio.sleep(LOOK)
 
     def _held(self, scene: Scene, slot: Slot, ids: list[int]) -> int:
         return reusable(slot.ids, ids, rollback=scene.engine.info.rollback)

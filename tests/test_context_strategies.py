@@ -40,6 +40,15 @@ def test_a_slow_machine_lowers_the_high_mark_and_says_so() -> None:
     budget = Budget(window=8192, answer=1024, latency=1000, latency_why="1.2x at 1000 tokens")
     assert (budget.mark, budget.why) == (1000, "1.2x at 1000 tokens")
     assert Budget(window=1024, answer=256, latency=9000, latency_why="fast").why != "fast"
+    assert budget.low == 200
+
+
+def test_room_is_made_as_much_earlier_as_the_prompt_grows_meanwhile() -> None:
+    ledger = strategy_named("ledger")
+    assert ledger.compact(turns(14), None, BUDGET) is None
+    found = ledger.compact(turns(14), None, replace(BUDGET, lead=100))
+    assert found is not None
+    assert ledger.compact(turns(13), None, replace(BUDGET, lead=100)) is None
 
 
 def test_a_budget_that_is_asked_for_bounds_the_prompt() -> None:

@@ -108,7 +108,7 @@ async def test_work_that_other_work_takes_the_place_of_is_left(
         finally:
             left.set()
 
-    async def riding(*_: Any) -> None: ...
+    async def riding(*_: Any, **__: Any) -> None: ...
 
     async with world() as service:
         monkeypatch.setattr(service.idle, "_work", preparing)

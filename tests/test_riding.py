@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -20,10 +21,10 @@ from rallychat.chat import ChatService
 from rallychat.compacting import Making, Scene
 from rallychat.engines.protocol import CompletionRequest, Done
 from rallychat.idle import Idle
-from rallychat.messages import ContextReport, Finished
+from rallychat.messages import ContextReport, Finished, Segment
 from rallychat.pool import Engine, Preempted, Priority, Slot
 from rallychat.pool.slots import SlotQueue
-from rallychat.riding import BESIDE_OTHERS, SHARE_OTHERS, SLICES, Riding, allowance, late
+from rallychat.riding import BESIDE_OTHERS, LEAD, SHARE_OTHERS, SLICES, Riding, allowance, late, lead_of, near
 from rallychat.runs import Run
 from rallychat.settings import Settings
 
@@ -70,13 +71,13 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     under_way: set[str] = set()
     generate, ride, follow = Engine.generate, Idle._ride, Riding._follow
 
-    def begun(self: Idle, conversation_id: str, report: ContextReport) -> Any:
+    def begun(self: Idle, conversation_id: str, report: ContextReport, **given: Any) -> Any:
         under_way.add(conversation_id)
-        return ridden(self, conversation_id, report)
+        return ridden(self, conversation_id, report, **given)
 
-    async def ridden(self: Idle, conversation_id: str, report: ContextReport) -> None:
+    async def ridden(self: Idle, conversation_id: str, report: ContextReport, **given: Any) -> None:
         try:
-            await ride(self, conversation_id, report)
+            await ride(self, conversation_id, report, **given)
         finally:
             under_way.discard(conversation_id)
 
@@ -114,14 +115,6 @@ async def until(true: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def grown(service: ChatService, conversation_id: str) -> None:
-    """The conversation passes its high mark."""
-    while True:
-        end = await say(service, conversation_id, LONG)
-        if end.report is not None and end.report.prompt_tokens > end.report.high_mark - 60:
-            return
-
-
 async def riding(service: ChatService, conversation_id: str) -> Run:
     """An answer that grows while room is made beside it."""
     engine = await service.pool.open(service.resolve(None))
@@ -144,6 +137,61 @@ async def test_who_never_pauses_never_waits_for_room_to_be_made(world: World) ->
         assert all(
             "passed" in memory.why for memory in memories
         )  # none of them was made while a person waited
+        reports = [end.report for end in ends if end.report]
+        assert max(report.prompt_tokens - report.high_mark for report in reports) <= 0
+        assert max(report.prompt_tokens / report.high_mark for report in reports) > 1 - LEAD
+
+
+async def test_who_pauses_has_room_made_in_idle_time_and_none_beside_answers(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idle, "REST", 0.0)
+    beside: list[int] = []
+
+    async def read(self: Riding, scene: Scene, making: Making, ids: list[int], *, apart: str) -> Slot:
+        beside.append(len(ids))
+        raise AssertionError("room is made beside an answer")
+
+    monkeypatch.setattr(Riding, "_read", read)
+    async with world() as service:
+        chat = (await service.store.create()).id
+        for number in range(20):
+            await say(service, chat, f"{number} {LONG}")
+            await service.idle.settled()
+        assert len(await service.contexts.memories(chat)) > 1
+        assert beside == []
+
+
+@pytest.mark.parametrize("ended", [False, True])
+async def test_a_prompt_that_lacks_an_answer_that_has_ended_is_not_swapped_in(
+    ended: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing: Any = None
+    making, swapped = Making(nothing, ()), list[Making]()
+    says = iter([*([] if ended else ["so far"] * 2), None, None])
+
+    async def given(*_: Any, **__: Any) -> Any:
+        return making
+
+    async def ids(*_: Any) -> list[int]:
+        return [1, 2, 3]
+
+    async def read(*_: Any, **__: Any) -> Any:
+        return SimpleNamespace(ids=[1, 2, 3])
+
+    async def swap(_: Scene, made: Making) -> bool:
+        swapped.append(made)
+        return True
+
+    for name, double in (("_due", given), ("_ids", ids), ("_read", read)):
+        monkeypatch.setattr(Riding, name, double)
+    queue = SimpleNamespace(others=lambda _: False, settle=lambda *_: None)
+    engine: Any = SimpleNamespace(info=SimpleNamespace(rollback=True), queue=queue)
+    conversation: Any = SimpleNamespace(id="c")
+    compacting: Any = SimpleNamespace(swap=swap)
+    riding = Riding(nothing, nothing, compacting, lambda _: next(says))
+    await riding.ride(Scene(conversation, nothing, engine, None, 0.0), report_of([100]), hurried=True)
+    assert swapped == ([] if ended else [making])
 
 
 @pytest.mark.usefixtures("unhurried")
@@ -152,7 +200,6 @@ async def test_the_next_prompt_is_what_was_read_beside_the_answer_in_the_slot_it
 ) -> None:
     async with world() as service:
         chat = (await service.store.create()).id
-        await grown(service, chat)
         while not await service.contexts.memories(chat):
             requests.clear()
             await say(service, chat, LONG)
@@ -301,6 +348,32 @@ async def test_only_one_ride_goes_on_at_a_time_and_other_background_waits_as_eve
         await asyncio.gather(*rides, other, return_exceptions=True)
 
 
+def report_of(tokens: list[int], *, mark: int = 1000) -> ContextReport:
+    """Of a prompt of questions and answers of so many tokens, in turn, behind a memory."""
+    kinds = itertools.cycle(("user", "assistant"))
+    said = [
+        Segment("user" if kind == "user" else "assistant", None, n)
+        for kind, n in zip(kinds, tokens, strict=False)
+    ]
+    segments = (Segment("memory", None, 200), *said)
+    total = sum(part.tokens for part in segments)
+    return ContextReport("ledger", 2048, 1900, total, segments=segments, high_mark=mark)
+
+
+def test_room_is_made_two_exchanges_before_the_mark_but_no_more_than_a_fifth_of_it() -> None:
+    assert lead_of(report_of([40, 50, 40, 50, 30])) == 30 + 2 * 90
+    assert lead_of(report_of([40, 300, 40, 300, 30])) == 30 + 200
+    assert lead_of(report_of([30])) == 30
+
+
+def test_room_is_made_early_only_where_the_idle_time_before_was_too_short() -> None:
+    report = report_of([40, 310, 40, 310, 30])  # 930 tokens
+    assert near(report, hurried=True)
+    assert not near(report, hurried=False)
+    assert near(report_of([40, 310, 40, 410, 30]), hurried=False)
+    assert not near(report_of([40, 310, 30]), hurried=True)
+
+
 def test_a_slice_takes_a_twentieth_of_the_time_beside_other_people() -> None:
     size, pause = allowance(32, 0.2, others=True)
     assert size == BESIDE_OTHERS
@@ -336,7 +409,9 @@ async def test_a_slice_that_had_to_make_way_takes_no_more_of_the_time(
     monkeypatch.setattr(rides, "time", SimpleNamespace(monotonic=lambda: now))
     compacting: Any = SimpleNamespace(counted=lambda _: nullcontext())
     nothing: Any = None
-    read = await Riding(nothing, nothing, compacting, lambda _: None)._read(scene, [1, 2, 3], apart="no")
+    making = Making(nothing, ())
+    riding = Riding(nothing, nothing, compacting, lambda _: None)
+    read = await riding._read(scene, making, [1, 2, 3], apart="no")
     assert read.ids == [1, 2, 3]
     assert pauses == [pytest.approx(0.2 * (1 / SHARE_OTHERS - 1))]
 

@@ -112,9 +112,9 @@ class Remembering:
         return selected(turns, made, why, fresh=True)
 
     def compact(self, turns: Sequence[Turn], memory: Memory | None, budget: Budget) -> Compaction | None:
-        """Everything but the newest turns, once the prompt passes the high mark."""
+        """Everything but the newest turns, once the prompt passes the high mark, or is about to."""
         memory = memory if valid(memory, turns) else None
-        if not over(turns, memory, budget.high):
+        if not over(turns, memory, budget.due):
             return None
         why = f"the prompt passed {budget.high:,} tokens ({budget.why})"
         rules = self._ledger(turns, memory, budget, why)

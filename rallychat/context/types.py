@@ -14,6 +14,8 @@ HIGH_MARK = 0.72
 """Share of the budget at which older turns are compacted. Until then a prompt only grows."""
 LOW_MARK = 0.30
 """Share of the high mark that the kept turns fill after a compaction."""
+LOW_BY_SPEED = 0.20
+"""The same where the mark is set by speed: it comes often there, and what is kept has to be read each time."""
 MEMORY_SHARE = 0.20
 """Share of the high mark that the memory may fill."""
 CEILING = 3
@@ -85,6 +87,8 @@ class Budget:
     latency: int | None = None
     latency_why: str = ""
     reading: float | None = None
+    lead: int = 0
+    """Tokens that the prompt will have gained before room that is made now is there: it is made so much earlier."""
 
     @property
     def limit(self) -> int:
@@ -114,9 +118,14 @@ class Budget:
         return max(1, self.mark - self.fixed)
 
     @property
+    def due(self) -> int:
+        """Memory and turns that are more than this make room."""
+        return self.high - self.lead
+
+    @property
     def low(self) -> int:
         """The low mark: what the kept turns fill after a compaction."""
-        return int(self.high * LOW_MARK)
+        return int(self.high * (LOW_MARK if self.latency is None else LOW_BY_SPEED))
 
     @property
     def memory(self) -> int:
