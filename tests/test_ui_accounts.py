@@ -314,3 +314,26 @@ async def test_no_secret_is_in_any_log_however_it_is_refused(
 )
 def test_a_browser_is_called_by_two_words(device: str, said: str) -> None:
     assert browser(device) == said
+
+
+async def test_what_an_admin_does_to_models_is_in_the_audit_log(tmp_path: Path) -> None:
+    config = {"part": "answer", "text": "generation_config:\n  top_p: 0.5\n"}
+    done = {
+        "download": {},
+        "unload": {},
+        "remove": {},
+        "choice": {},
+        "choice/yaml": config,
+        "choice/reset": {},
+    }
+    async with people(tmp_path, mount=True) as world:
+        for route, more in done.items():
+            body = {"model": "echo", **more}
+            refused = await world.ask("POST", f"/ui/models/{route}", as_="ben", json=body)
+            taken = await world.ask("POST", f"/ui/models/{route}", as_="ada", json=body)
+            assert (refused.status_code in (403, 409), taken.status_code) == (True, 200), taken.text
+        await world.ask("POST", "/ui/models/bring", as_="ada", json={"name": "echo"})
+        audit = (await world.ask("GET", "/v1/audit", as_="ada")).json()["data"]
+    deeds = [(deed["action"], deed["target"]) for deed in reversed(audit) if "model." in deed["action"]]
+    names = ("download", "unload", "remove", "choose", "choose", "choose", "bring")
+    assert deeds == [(f"model.{name}", "echo") for name in names]

@@ -142,7 +142,7 @@ async def remove_user(settings: Settings, name: str, *, sure: bool) -> None:
 
 
 async def audit(settings: Settings, *, limit: int, as_json: bool) -> None:
-    """Show what was done with people and keys."""
+    """Show what was done with people, keys and models."""
     async with opened(settings) as accounts:
         deeds = await accounts.deeds.list(limit=limit)
     if as_json:

@@ -144,7 +144,7 @@ def users_audit(
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Show what was done with people and keys, the newest first."""
+    """Show what was done with people, keys and models, the newest first."""
     from rallychat.cli.people import audit
 
     run(audit(settings_from(data_dir=data_dir), limit=limit, as_json=as_json))

@@ -1,4 +1,6 @@
-"""The audit log: each change to people and keys is noted in the transaction that makes it. Never a secret."""
+"""The audit log: each change to people and keys is noted in the transaction that makes it, what is done to models
+behind it. Never a secret.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +32,12 @@ class DeedStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    @whole
+    async def add(self, action: str, target: str) -> None:
+        """Notes what was done to something that is in no table."""
+        async with self._database.write() as db:
+            await note(db, action, target)
 
     @whole
     async def list(self, *, limit: int = 100, before: str | None = None) -> list[Deed]:

@@ -16,7 +16,7 @@ from rallychat.messages import Message
 from rallychat.templates import of_family
 from rallychat.ui import fragments
 from rallychat.ui.context_view import Stretch, stretches
-from rallychat.ui.door import PageRoute, only_owner
+from rallychat.ui.door import PageRoute, noted, only_owner
 
 _SAID = ("Good morning!", "Good morning. How can I help you?", "What is the capital of France?")
 
@@ -53,6 +53,7 @@ def router(service: ChatService) -> APIRouter:
             families = [service.catalog.families[each] for each in exc.families]
             named = [{"id": each.id, "name": each.name} for each in families if each.template]
             return {"model": None, "asks": exc.message, "families": named}
+        await noted(service, "model.bring", model.id)
         return {"model": model.id}
 
     @routes.get("/families/preview")

@@ -9,7 +9,7 @@ from fastapi.responses import HTMLResponse
 
 from rallychat.chat import ChatService
 from rallychat.ui import bring_routes, review_routes
-from rallychat.ui.door import PageRoute, only_keeper
+from rallychat.ui.door import PageRoute, noted, only_keeper
 from rallychat.ui.menu import Menu
 from rallychat.ui.review_routes import Named
 from rallychat.ui.views import size
@@ -45,7 +45,9 @@ def router(service: ChatService) -> APIRouter:
     @routes.post("/models/download")
     async def download(chosen: Named) -> dict[str, Any]:
         only_keeper()
-        return {"downloading": menu.fetch(chosen.model)}
+        model_id = menu.fetch(chosen.model)
+        await noted(service, "model.download", model_id)
+        return {"downloading": model_id}
 
     @routes.post("/models/cancel")
     async def cancel(chosen: Named) -> dict[str, Any]:
@@ -57,12 +59,17 @@ def router(service: ChatService) -> APIRouter:
     @routes.post("/models/unload")
     async def unload(chosen: Named) -> dict[str, Any]:
         only_keeper()
-        await service.unload(service.named(chosen.model).id)
+        model = service.named(chosen.model)
+        await service.unload(model.id)
+        await noted(service, "model.unload", model.id)
         return {"unloaded": chosen.model}
 
     @routes.post("/models/remove")
     async def remove(chosen: Named) -> dict[str, Any]:
         only_keeper()
-        return {"freed": size(await service.remove(service.named(chosen.model).id))}
+        model = service.named(chosen.model)
+        freed = await service.remove(model.id)
+        await noted(service, "model.remove", model.id)
+        return {"freed": size(freed)}
 
     return routes

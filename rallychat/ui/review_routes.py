@@ -17,7 +17,7 @@ from rallychat.context.memory import SUMMARY_PROMPT
 from rallychat.errors import InvalidRequest, SettingsError
 from rallychat.ui import fragments
 from rallychat.ui.bring_routes import preview_of
-from rallychat.ui.door import PageRoute, is_owner, only_owner
+from rallychat.ui.door import PageRoute, is_owner, noted, only_owner
 from rallychat.ui.menu import Menu
 from rallychat.ui.review_view import PARAMETERS, Generation, ReviewView, generation_of, origins_of
 from rallychat.ui.ways import AUTO, choice_of, ways_of
@@ -154,15 +154,20 @@ def router(service: ChatService, menu: Menu) -> APIRouter:
 
     @routes.post("/models/choice")
     async def choose(chosen: Chosen) -> dict[str, Any]:
-        return await review.choose(chosen)
+        told = await review.choose(chosen)
+        await noted(service, "model.choose", service.named(chosen.model).id)
+        return told
 
     @routes.post("/models/choice/reset")
     async def reset(named: Named) -> dict[str, Any]:
         await review.reset(named.model)
+        await noted(service, "model.choose", service.named(named.model).id)
         return {"reset": named.model}
 
     @routes.post("/models/choice/yaml")
     async def write(text: Written) -> dict[str, Any]:
-        return await review.write(text)
+        told = await review.write(text)
+        await noted(service, "model.choose", service.named(text.model).id)
+        return told
 
     return routes
