@@ -91,9 +91,10 @@ class ChatService(Stateless):
         user = Message.of("user", checked(text))
         conversation = await self.free_conversation(conversation_id)
         parent = conversation.tip_id if parent_id is UNSET else parent_id
-        if not conversation.title:
-            await self.store.update(conversation_id, title=title_of(text))
-        return await self._answer(conversation, parent, user, model=model, sampling=sampling, wish=wish)
+        title = "" if conversation.title else title_of(text)
+        return await self._answer(
+            conversation, parent, user, title=title, model=model, sampling=sampling, wish=wish
+        )
 
     async def regenerate(self, message_id: str, *, model: str | None = None, sampling: Sampling = ANY) -> Run:
         """Another answer beside `message_id` (an answer, or a user's message that has none)."""
@@ -223,13 +224,14 @@ class ChatService(Stateless):
         parent_id: str | None,
         user: Message | None,
         *,
+        title: str = "",
         model: str | None,
         sampling: Sampling,
         wish: Wish = AS_EVER,
     ) -> Run:
         chosen = self.talked_to(model or conversation.model)
         said, answer = await self.store.answers.begin(
-            conversation.id, parent_id=parent_id, user=user, model=chosen.id, alone=True
+            conversation.id, parent_id=parent_id, user=user, model=chosen.id, title=title, alone=True
         )
         return await self.run_answer(conversation, answer, said, chosen, sampling, wish=wish)
 

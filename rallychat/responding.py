@@ -76,13 +76,13 @@ async def respond(
     await service.admit()
     conversation = at.conversation
     await _known(service, at, pin=wish.pin, exclude=wish.exclude)
-    if conversation is not None and at.parent_id is UNSET and not conversation.title:
-        await service.store.update(conversation.id, title=first_title(said))
+    title = "" if conversation is None or conversation.title else first_title(said)
     stored, conversation = await service.store.responses.begin(
         conversation.id if conversation else None,
         said=said,
         model=model.id,
         request=request,
+        title=title,
         parent_id=at.parent_id,
         key=key,
     )

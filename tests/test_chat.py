@@ -207,6 +207,14 @@ async def test_an_empty_message_is_refused_and_nothing_is_stored(world: World, t
         assert await service.store.path(chat) == []
 
 
+async def test_a_question_that_is_refused_gives_no_title(world: World) -> None:
+    async with world() as service:
+        chat = await conversation(service)
+        with pytest.raises(NotFound):
+            await service.turn(chat, "What is a rally?", model="no-such-model")
+        assert (await service.store.get(chat)).title == ""
+
+
 async def test_half_a_character_is_refused_by_name(world: World) -> None:
     async with world() as service:
         with pytest.raises(InvalidRequest, match="surrogate"):

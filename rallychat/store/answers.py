@@ -14,6 +14,7 @@ from rallychat.messages import ContextReport, FinishReason, Message, Part, Timin
 from rallychat.store import codec, queries
 from rallychat.store.database import Database
 from rallychat.store.ids import new_id
+from rallychat.store.items import entitle
 from rallychat.store.owners import Owner
 from rallychat.store.processes import Processes
 from rallychat.store.tables import conversations, messages
@@ -38,6 +39,7 @@ class AnswerStore:
         parent_id: str | None,
         user: Message | None,
         model: str,
+        title: str = "",
         alone: bool = False,
     ) -> tuple[StoredMessage | None, StoredMessage]:
         """Stores a person's message (if given) under `parent_id` and a running, empty answer under that.
@@ -45,13 +47,16 @@ class AnswerStore:
         One transaction, on the disk when this returns; the answer becomes the tip. Cancelled meanwhile, the
         question is stored or not, and the answer is not left running.
 
+        Args:
+            title: the conversation's, if it has none.
+
         Raises:
             NotFound: no such conversation, or no such parent in it.
             Conflict: the parent is itself still being written; or, if it is to be made `alone`, any other
                 answer begun so in this conversation, in whichever process.
         """
         model = codec.checked(model, param="model")
-        begun = again(lambda: self._begin(conversation_id, parent_id, user, model, alone=alone))
+        begun = again(lambda: self._begin(conversation_id, parent_id, user, model, title, alone=alone))
         return await to_the_end(begun, abandoned=lambda pair: self._abandon(pair[1].id))
 
     async def _begin(
@@ -60,6 +65,7 @@ class AnswerStore:
         parent_id: str | None,
         user: Message | None,
         model: str,
+        title: str,
         *,
         alone: bool,
     ) -> tuple[StoredMessage | None, StoredMessage]:
@@ -87,6 +93,7 @@ class AnswerStore:
             answer |= {"id": new_id("msg", after=newest), "parent_id": parent_id}
             await db.execute(insert(messages), [asked, answer] if asked else [answer])
             await queries.set_tip(db, conversation_id, answer["id"], at=now, answering=alone)
+            await entitle(db, row, title)
         return codec.message_from(asked) if asked else None, codec.message_from(answer)
 
     async def resume(self, message_id: str, *, alone: bool = False) -> StoredMessage:

@@ -44,11 +44,7 @@ class ItemStore:
                 await queries.check_parent(db, row["tip_id"], conversation_id)
             rows = await insert_chain(db, conversation_id, row["tip_id"], said)
             await queries.set_tip(db, conversation_id, rows[-1]["id"], at=datetime.now(UTC))
-            if title and not row["title"]:
-                this = conversations.c.id == conversation_id
-                await db.execute(
-                    update(conversations).where(this).values(title=codec.checked(title, param="title"))
-                )
+            await entitle(db, row, title)
         return [codec.message_from(row) for row in rows]
 
     @whole
@@ -70,6 +66,14 @@ class ItemStore:
                 await queries.changed(db, conversations.c.id == conversation_id)
             else:
                 await take_out(db, row)
+
+
+async def entitle(db: AsyncConnection, conversation: dict[str, Any], title: str) -> None:
+    """Gives a conversation, whose row this is, a title if it has none; an empty one is none."""
+    if title and not conversation["title"]:
+        conversation["title"] = codec.checked(title, param="title")
+        this = conversations.c.id == conversation["id"]
+        await db.execute(update(conversations).where(this).values(title=conversation["title"]))
 
 
 async def insert_chain(

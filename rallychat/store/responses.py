@@ -15,7 +15,7 @@ from rallychat.messages import Message
 from rallychat.store import codec, queries
 from rallychat.store.database import Database
 from rallychat.store.ids import new_id
-from rallychat.store.items import insert_chain, is_followed, new_row, take_out
+from rallychat.store.items import entitle, insert_chain, is_followed, new_row, take_out
 from rallychat.store.owners import Owner
 from rallychat.store.tables import conversations, idempotency_keys, messages, responses
 from rallychat.store.types import Conversation, StoredMessage, StoredResponse, response_id
@@ -39,6 +39,7 @@ class ResponseStore:
         said: Sequence[Message],
         model: str,
         request: Mapping[str, Any],
+        title: str = "",
         parent_id: str | Unset = UNSET,
         key: str | None = None,
     ) -> tuple[StoredResponse, Conversation]:
@@ -46,6 +47,7 @@ class ResponseStore:
 
         Args:
             conversation_id: where; None makes a conversation that stands in no list.
+            title: of a conversation that has none, where its view moves.
             parent_id: the message it follows, as a branch that leaves a listed conversation's view alone; if
                 not given the end of the branch in view, which moves.
             key: the idempotency key that leads to this response from now on.
@@ -54,7 +56,7 @@ class ResponseStore:
             NotFound: no such conversation or parent. Conflict: what it would follow is still being written.
         """
         model = codec.checked(model, param="model")
-        begun = again(lambda: self._begin(conversation_id, said, model, request, parent_id, key))
+        begun = again(lambda: self._begin(conversation_id, said, model, request, title, parent_id, key))
         return await to_the_end(begun, abandoned=lambda made: self._abandon(made[0].answer.id))
 
     async def _begin(
@@ -63,6 +65,7 @@ class ResponseStore:
         said: Sequence[Message],
         model: str,
         request: Mapping[str, Any],
+        title: str,
         parent_id: str | Unset,
         key: str | None,
     ) -> tuple[StoredResponse, Conversation]:
@@ -84,6 +87,8 @@ class ResponseStore:
             await db.execute(insert(messages).values(**answer | {"owner": self._owner.id}))
             noted = {**request, "input": [row["id"] for row in rows]}
             await db.execute(insert(responses).values(message_id=answer["id"], request=noted))
+            if parent_id is UNSET:
+                await entitle(db, conversation, title)
             if parent_id is UNSET or not conversation["listed"]:  # a chain is seen from its newest answer
                 in_view = parent_id is UNSET
                 await queries.set_tip(db, conversation_id, answer["id"], at=now, answering=in_view)
