@@ -21,6 +21,8 @@ from rallychat.store import StoredMessage, TokenSpan
 from rallychat.turns import TurnsOf, turns_of
 
 T = TypeVar("T")
+_STANDS = {"system": "the system prompt", "memory": "the memory"}
+"""Entries of a prompt that stay whatever leaves."""
 MUCH = 100_000
 """Characters of messages from which on a prompt is rendered in a thread."""
 ELSEWHERE_SHARE = 0.4
@@ -98,7 +100,7 @@ async def plan_turn(
         sized = await _with_quotes(path, turns, sized, voice, budget, here, elsewhere)
     if sized.total >= budget.window:
         pins = "unpin a message, " if any(row.mark == "pin" for row in path) else ""
-        hint = f"{pins}shorten the message, or pick a model with a longer window"
+        hint = f"{pins}shorten {_longest(sized)}, or pick a model with a longer window"
         raise ContextOverflow(needed=sized.total + 1, window=budget.window, hint=hint)
     ids = [token for entry in sized.entries for token in entry.ids or ()]
     known = {row.id: row.span for row in path[:-1]}
@@ -123,6 +125,13 @@ def _without_barred(path: Sequence[StoredMessage]) -> Sequence[StoredMessage]:
         else row
         for row in path
     ]
+
+
+def _longest(sized: Sized) -> str:
+    """What takes most of what must stay, in a person's words."""
+    takes = {"the message": len(sized.entries[-1].ids or ())}
+    takes |= {_STANDS[e.kind]: len(e.ids or ()) for e in sized.entries if e.kind in _STANDS}
+    return max(takes, key=lambda name: takes[name])
 
 
 async def _fitting(

@@ -323,6 +323,22 @@ async def test_more_pins_than_the_window_holds_are_an_error_that_says_so() -> No
     assert "unpin" in caught.value.hint
 
 
+async def test_what_is_too_long_for_the_window_is_named() -> None:
+    long = "filler " * 700
+    system = Talk(strategy_named("hybrid"), system=long)
+    message, memory = hybrid(), hybrid()
+    for n in range(14):
+        await memory.turn(f"t{n} " + "filler " * 20, "ok " * 5)
+    memory.memories = [replace(memory.memories[-1], text=long, edited_by="user")]
+    named = []
+    for talk, said in ((system, "now"), (message, long), (memory, "now")):
+        talk.add("user", said)
+        with pytest.raises(ContextOverflow) as caught:
+            await talk.plan()
+        named.append(caught.value.hint.partition(",")[0])
+    assert named == ["shorten the system prompt", "shorten the message", "shorten the memory"]
+
+
 async def test_a_template_of_unknown_boundaries_is_trimmed_all_the_same() -> None:
     upper = "{% for m in messages %}{{ m.content | upper }} {% endfor %}"
     talk = Talk(strategy_named("full"), PromptTemplate(upper), system="", window=200)
