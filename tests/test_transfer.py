@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import zipfile
 from collections.abc import AsyncGenerator
@@ -131,6 +132,38 @@ async def test_an_open_webui_export_keeps_branches_thoughts_and_system_prompt(
     assert path[1].parts == (Reasoning("hm & so"), Text("Fish."))
     assert (path[1].model, made.system, made.pinned) == ("qwen", "Cook.", True)
     assert report.left_out == {"images": 1}
+
+
+@pytest.mark.parametrize("quoted", ["> I & you:\n> 1 < 2\n", "&gt; I &amp; you:\n&gt; 1 &lt; 2\n"])
+async def test_open_webui_s_thoughts_are_read_as_older_and_newer_versions_write_them(
+    store: ConversationStore, tmp_path: Path, quoted: str
+) -> None:
+    fold = f'<details type="reasoning" done="true" duration="3">\n<summary>Thought</summary>\n{quoted}</details>\n'
+    said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": f"{fold}Yes."}]
+    await import_file(store, written(tmp_path, [{"id": "x", "chat": {"messages": said}}]))
+    (made,) = await store.list()
+    assert (await store.path(made.id))[1].parts == (Reasoning("I & you:\n1 < 2"), Text("Yes."))
+
+
+async def test_open_webui_s_tool_calls_leave_with_their_results_however_long(
+    store: ConversationStore, tmp_path: Path
+) -> None:
+    result = html.escape(json.dumps([{"title": f"Page {n}", "snippet": "a < b"} for n in range(200)]))
+    call = (
+        f'<details type="tool_calls" done="true" id="call_1" name="search" arguments="&quot;{{}}&quot;" '
+        f'result="{result}" files="">\n<summary>Tool Executed</summary>\n</details>\n'
+    )
+    said = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": f"Let me look.\n{call}Found it."},
+    ]
+    report = await import_file(store, written(tmp_path, [{"id": "x", "chat": {"messages": said}}]))
+    (made,) = await store.list()
+    assert [part.text.strip() for part in (await store.path(made.id))[1].parts] == [
+        "Let me look.",
+        "Found it.",
+    ]
+    assert report.left_out == {"tool calls": 1}
 
 
 async def test_open_webui_s_chats_from_before_there_were_branches_are_a_list(

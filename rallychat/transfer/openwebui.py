@@ -16,7 +16,7 @@ from rallychat.messages import Part, Reasoning
 from rallychat.store import Imported
 from rallychat.transfer.trees import Read, Said, planted, rows, said_in, table, text_of, when
 
-_FOLD = re.compile(r'<details type="([a-z_]+)"[^<>]{0,400}>')
+_FOLD = re.compile(r'<details type="([a-z_]+)"[^<>]*+>')
 _FOLD_ENDS = "</details>"
 _SUMMARY, _SUMMARY_ENDS = "<summary>", "</summary>"
 _QUOTE = re.compile(r"^> ?", re.MULTILINE)
@@ -122,4 +122,4 @@ def _thought(inside: str) -> str:
     head, opens, rest = inside.partition(_SUMMARY)
     _, closes, after = rest.partition(_SUMMARY_ENDS)
     told = head + after if opens and closes else inside
-    return html.unescape(_QUOTE.sub("", told)).strip()
+    return _QUOTE.sub("", html.unescape(told)).strip()  # newer versions escape the marks of the quote, too
