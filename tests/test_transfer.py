@@ -98,6 +98,21 @@ async def test_a_second_import_brings_nothing_twice_and_a_zip_is_read_as_it_came
     assert len(await store.list()) == 1
 
 
+async def test_what_chatgpt_draws_in_an_answer_is_read_and_its_sources_are_named_as_lost(
+    store: ConversationStore, tmp_path: Path
+) -> None:
+    told = (
+        'It is \ue200entity\ue202["city","Paris","capital of France"]\ue201, '
+        "see \ue200url\ue202the page\ue202turn0\ue201."
+        "\ue200cite\ue202turn0search0\ue202turn0search1\ue201 \ue200entity\ue202broken\ue201"
+    )
+    export = [chatgpt(node("q", "root", "user", "Where?"), node("a", "q", "assistant", told), current="a")]
+    report = await import_file(store, written(tmp_path, export))
+    (made,) = await store.list()
+    assert (await store.path(made.id))[1].text.strip() == "It is Paris, see the page."
+    assert report.left_out == {"references to sources": 2}
+
+
 async def test_an_open_webui_export_keeps_branches_thoughts_and_system_prompt(
     store: ConversationStore, tmp_path: Path
 ) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from rallychat.messages import Role
@@ -13,6 +16,10 @@ from rallychat.transfer.trees import Read, Said, planted, rows, said_in, table, 
 _ROLES: Mapping[str, Role] = {"user": "user", "assistant": "assistant"}
 _HIDDEN = frozenset({"user_editable_context", "model_editable_context", "reasoning_recap"})
 """What ChatGPT shows nobody: its instructions about the person, and how long it thought."""
+
+_BETWEEN = "\ue202"
+_MARK = re.compile("\ue200([^\ue200\ue201]*)\ue201")
+"""Characters for private use, around what the page of ChatGPT draws."""
 
 
 def read(record: Mapping[str, Any]) -> Read:
@@ -79,7 +86,20 @@ def _text(content: Mapping[str, Any], left_out: Counter[str]) -> str:
         elif part is not None:
             kind = text_of(part.get("content_type")) if isinstance(part, dict) else type(part).__name__
             left_out["images" if kind == "image_asset_pointer" else f"parts of the kind '{kind[:40]}'"] += 1
-    return "\n\n".join(filter(None, said))
+    return _MARK.sub(lambda mark: _shown(mark[1], left_out), "\n\n".join(filter(None, said)))
+
+
+def _shown(mark: str, left_out: Counter[str]) -> str:
+    """What ChatGPT shows in the place of a mark: a name, a link's words; else a source, which is not in the export."""
+    kind, _, rest = mark.partition(_BETWEEN)
+    first = rest.partition(_BETWEEN)[0]
+    if kind == "url":
+        return first
+    if kind == "entity":
+        with suppress(ValueError, LookupError, TypeError, RecursionError):
+            return text_of(json.loads(first)[1])
+    left_out["references to sources"] += 1
+    return ""
 
 
 def _thoughts(content: Mapping[str, Any]) -> str:
