@@ -58,7 +58,8 @@ class ChatService(Stateless):
             service = cls(begin.settings, begin.catalog, store)
             service.notes = begin.notes
             stack.push_async_callback(service.aclose)
-            await stack.enter_async_context(emptying_trash(store, days=service.settings.trash_days))
+            tidy = emptying_trash(store, days=settings.trash_days, response_days=settings.response_days)
+            await stack.enter_async_context(tidy)
             yield service
 
     async def aclose(self) -> None:

@@ -1,4 +1,4 @@
-"""What is in the trash, or was stored for somebody who is erased by now, is gone for good after a while.
+"""What is in the trash, or in no list, or was stored for somebody who is erased by now, is gone after a while.
 
 Knows the clock and the store.
 """
@@ -19,9 +19,15 @@ EVERY = 3600.0
 
 
 @asynccontextmanager
-async def emptying_trash(store: ConversationStore, *, days: float) -> AsyncGenerator[None]:
-    """Until the block ends, deletes for good what has been in anybody's trash for `days`, and what is nobody's."""
-    task = asyncio.create_task(_empty(store, days))
+async def emptying_trash(
+    store: ConversationStore, *, days: float, response_days: float | None = None
+) -> AsyncGenerator[None]:
+    """Until the block ends, deletes for good what has been in anybody's trash for `days`, and what is nobody's.
+
+    Args:
+        response_days: after which chains of responses that stand in no list go too; None: never.
+    """
+    task = asyncio.create_task(_empty(store, days, response_days))
     try:
         yield
     finally:
@@ -30,11 +36,13 @@ async def emptying_trash(store: ConversationStore, *, days: float) -> AsyncGener
             await task
 
 
-async def _empty(store: ConversationStore, days: float) -> None:
+async def _empty(store: ConversationStore, days: float, response_days: float | None) -> None:
     while True:
         try:
             await store.library.empty(days=days, everybody=True)
             await store.belongings.sweep()
+            if response_days is not None:
+                await store.library.end_chains(days=response_days)
         except StoreError as exc:
             log.warning("the trash could not be emptied: %s", exc)
         await asyncio.sleep(EVERY)

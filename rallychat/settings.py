@@ -220,6 +220,12 @@ class Settings(BaseSettings):
     trash_days: float = Field(
         30.0, ge=0, description="Days a deleted conversation can be restored before it is gone for good."
     )
+    response_days: float | None = Field(
+        default=None,
+        ge=1,
+        description="Days after which a chain of responses that is in no conversation, and that nobody went on with, "
+        "is gone for good; never if not given.",
+    )
 
     hub_token: SecretStr | None = Field(
         default=None, description="Hugging Face token; HF_TOKEN is used if not given."

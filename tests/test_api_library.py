@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from rallychat.retention import emptying_trash
 from rallychat.settings import Settings
 from tests.responses_world import ENDLESS, asked, next_run, said_something, text_of, world
 
@@ -146,6 +148,21 @@ async def test_an_answer_on_a_branch_ends_with_its_conversation_and_comes_back_w
         await http.post(f"/v1/conversations/{chat}/restore")
         back = (await http.get(f"/v1/responses/{branch['id']}")).json()
         assert (back["status"], text_of(back)[:6]) == ("cancelled", "1 2 3 ")
+
+
+async def test_a_chain_of_responses_in_no_conversation_goes_when_nobody_went_on_with_it(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path) as (http, service):
+        chat = await made(http, "Terns")
+        chain, said = await asked(http, "Hi"), await asked(http, "Hi", conversation=chat)
+        assert await service.store.library.end_chains(days=1) == 0
+        async with emptying_trash(service.store, days=1, response_days=0), asyncio.timeout(60):
+            while (await http.get(f"/v1/responses/{chain['id']}")).status_code == 200:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0)
+        assert (await http.get(f"/v1/responses/{chain['id']}")).status_code == 404
+        assert (await http.get(f"/v1/responses/{said['id']}")).status_code == 200
+        assert await service.store.library.end_chains(days=0) == 0
 
 
 async def test_a_file_that_is_too_large_to_be_imported_is_refused_as_such(tmp_path: Path) -> None:

@@ -188,6 +188,10 @@ def serve(
     trash_days: Annotated[
         float | None, typer.Option(min=0, help="Days a deleted conversation can be restored (30).")
     ] = None,
+    response_days: Annotated[
+        float | None,
+        typer.Option(min=1, help="Days a chain of responses that is in no conversation is kept (for ever)."),
+    ] = None,
     max_body_bytes: Annotated[
         int | None, typer.Option(min=1024, help="Largest request body the API accepts (8388608).")
     ] = None,

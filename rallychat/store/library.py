@@ -135,6 +135,12 @@ class Library:
         which = old if everybody else and_(old, queries.mine())
         return sum([await self._erase_if(which, one) for one in await self._ids(which)])
 
+    async def end_chains(self, *, days: float) -> int:
+        """Deletes for good everybody's chains of responses in no list that nobody went on with for so many days."""
+        c = conversations.c
+        which = and_(c.listed.is_(False), c.updated_at <= datetime.now(UTC) - timedelta(days=days))
+        return sum([await self._erase_if(which, one) for one in await self._ids(which)])
+
     @whole
     async def _ids(self, which: ColumnElement[bool]) -> Sequence[str]:
         async with self._database.read() as db:
@@ -142,7 +148,7 @@ class Library:
 
     @whole
     async def _erase_if(self, which: ColumnElement[bool], conversation_id: str) -> bool:
-        """Deletes one for good, unless it was taken out of the trash meanwhile."""
+        """Deletes one for good, unless it was taken out of the trash, or gone on with, meanwhile."""
         this = select(conversations.c.id).where(which, conversations.c.id == conversation_id)
         async with self._database.write() as db:
             still = (await db.scalars(this)).first() is not None
