@@ -98,6 +98,10 @@ def serve(
     max_loaded: Annotated[
         int | None, typer.Option(min=1, help="Models kept loaded; the longest unused one goes first (1).")
     ] = None,
+    kv_offload_mb: Annotated[
+        int | None,
+        typer.Option(min=0, help="Room per model for caches that had to leave their slots, in MB (2048)."),
+    ] = None,
     max_queue: Annotated[
         int | None, typer.Option(min=0, help="Requests that may wait before new ones are refused (256).")
     ] = None,
