@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.browser.conftest import Served, Visiting, answered, say, use_model
 
@@ -164,3 +164,15 @@ def test_what_a_model_thinks_is_folded_away_from_what_it_says(page: Page) -> Non
     expect(page.locator(".reasoning-text")).to_be_hidden()
     page.get_by_text("Thoughts").click()
     expect(page.locator(".reasoning-text strong")).to_have_text("slowly")
+
+
+def test_a_chat_that_is_begun_while_a_message_is_on_its_way_stays_a_new_one(page: Page) -> None:
+    held: list[Route] = []
+    page.route("**/ui/turns", lambda route: held.append(route))
+    with page.expect_request("**/ui/turns"):
+        say(page, "Said in the chat before")
+    page.get_by_role("button", name="New chat").first.click()
+    held[0].continue_()
+    expect(page.get_by_role("link", name="Said in the chat before")).to_be_visible()
+    expect(page.locator(".message")).to_have_count(0)
+    expect(page).not_to_have_url(re.compile(r"c=conv_"))

@@ -1,7 +1,7 @@
 // @ts-check
 /** The box one writes in: grows, sends with Enter, turns into Stop while an answer grows, forgets nothing. */
 import { post } from "./api.js";
-import { changed } from "./conversation.js";
+import { changed, place } from "./conversation.js";
 import { byId, fragment, isPhone, onAction, toast } from "./dom.js";
 import { examples, onModels } from "./models.js";
 import { chat, on } from "./state.js";
@@ -42,12 +42,13 @@ async function send() {
   sending = true;
   buttons();
   const draft = draftKey();
+  const from = place();
   const fresh = { system: chat.system, model: chat.model, sampling: chat.sampling };
   try {
     const change = await post("/turns", { text, conversation: chat.id, ...(chat.id ? {} : fresh) });
     sessionStorage.removeItem(draft);
     if (input().value === text) input().value = "";
-    await changed(change);
+    await changed(change, from);
     changedText();
   } catch (error) {
     toast(/** @type {Error} */ (error).message, { kind: "error" });

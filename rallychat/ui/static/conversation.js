@@ -53,12 +53,17 @@ export function begin({ address = "push" } = {}) {
   emit("opened");
 }
 
+/** What is open, new chats told apart. */
+export const place = () => opening;
+
 /**
- * Shows what a change answered: new messages, and the run that now grows.
- * @param {{conversation: string, after: string | null, html: string, run: string | null}} change
+ * Shows what a change answered: new messages, and the run that now grows. `from`: the place where it was asked for, if
+ * that was a new chat; what is open by now may be another one.
+ * @param {{conversation: string, after: string | null, html: string, run: string | null}} change @param {number} [from]
  */
-export async function changed(change) {
+export async function changed(change, from = opening) {
   if (chat.id === null) {
+    if (from !== opening) return emit("listed");
     chat.id = change.conversation;
     history.replaceState(null, "", `?c=${encodeURIComponent(change.conversation)}`);
   } else if (chat.id !== change.conversation) return;
