@@ -1,5 +1,6 @@
 # syntax=docker/dockerfile:1
-# RallyChat with PostgreSQL's driver and OpenTelemetry, on llama.cpp; no compiler, no torch. docs/deploy.md says how to run it.
+# RallyChat with PostgreSQL's driver, OpenID Connect and OpenTelemetry, on llama.cpp; no compiler, no torch.
+# docs/deploy.md says how to run it.
 
 FROM python:3.12-slim AS build
 WORKDIR /src
@@ -8,7 +9,7 @@ COPY constraints.txt ./
 RUN /opt/rallychat/bin/python -m pip install --no-cache-dir --no-compile --only-binary :all: -c constraints.txt hatchling editables
 COPY pyproject.toml README.md LICENSE ./
 COPY rallychat ./rallychat
-RUN /opt/rallychat/bin/python -m pip install --no-cache-dir --no-compile --only-binary :all: --no-build-isolation -c constraints.txt ".[postgres,otel]" \
+RUN /opt/rallychat/bin/python -m pip install --no-cache-dir --no-compile --only-binary :all: --no-build-isolation -c constraints.txt ".[postgres,oidc,otel]" \
     && /opt/rallychat/bin/python -m pip uninstall -y hatchling editables pip
 
 FROM python:3.12-slim

@@ -52,6 +52,12 @@ def test_every_package_comes_at_its_pinned_version() -> None:
     assert all("-c constraints.txt" in rest and "--only-binary :all:" in rest for rest in installs)
 
 
+def test_the_image_has_whatever_a_setting_of_a_server_needs() -> None:
+    installed = re.search(r"\.\[([\w,]+)\]", (ROOT / "Dockerfile").read_text())
+    assert installed is not None
+    assert set(installed[1].split(",")) == {"oidc", "otel", "postgres"}  # there is no pip in it to add one
+
+
 def test_every_setting_of_image_and_compose_file_is_one() -> None:
     named = set(
         re.findall(r"RALLYCHAT_\w+", (ROOT / "Dockerfile").read_text() + (ROOT / "compose.yaml").read_text())
