@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from rallychat.catalog.types import Sampling
 from rallychat.errors import Conflict, InvalidRequest, NotFound
 from rallychat.identity import acting_as
-from rallychat.messages import Message
+from rallychat.messages import Message, Text
 from rallychat.retention import emptying_trash
 from rallychat.settings import Settings
 from rallychat.store import ConversationStore, Imported, ImportedMessage, Shelf
@@ -252,3 +252,14 @@ async def test_who_writes_while_the_trash_is_emptied_waits_for_one_conversation_
 
     monkeypatch.setattr(store._database, "write", counted)
     assert (await store.library.empty(), transactions[0]) == (5, 5)
+
+
+async def test_the_one_message_with_all_words_is_found_among_hundreds_with_one(
+    store: ConversationStore,
+) -> None:
+    both = "Nothing of it. " * 200 + "The harbour is far from the lighthouse."
+    said = ["The harbour."] * 250 + ["The lighthouse."] * 250 + [both]
+    rows = [ImportedMessage("user", (Text(text),), at - 1 if at else None) for at, text in enumerate(said)]
+    await store.library.take_in(Imported("x", "Sea", tuple(rows), None))
+    found = await store.library.search("harbour lighthouse")
+    assert [hit.message.text for hit in found if hit.message] == [both]

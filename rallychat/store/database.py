@@ -42,9 +42,15 @@ class Database(ABC):
 
     @abstractmethod
     async def search(
-        self, db: AsyncConnection, asked: list[str], *, conversation_id: str | None, limit: int
+        self,
+        db: AsyncConnection,
+        asked: list[str],
+        *,
+        conversation_id: str | None,
+        limit: int,
+        every: bool = False,
     ) -> list[tuple[str, float]]:
-        """Messages of this person that have any of these words, as (id, score), the best first."""
+        """Messages of this person that have any (`every`: all) of these words, as (id, score), the best first."""
 
     @abstractmethod
     async def tell(self, db: AsyncConnection, topic: str) -> None:

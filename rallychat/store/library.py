@@ -170,7 +170,7 @@ class Library:
         async with self._database.read() as db:
             titled = await self._titled(db, words)
             ranked = await self._database.search(
-                db, search.words(asked), conversation_id=None, limit=MOST_HITS
+                db, search.words(asked), conversation_id=None, limit=MOST_HITS, every=True
             )
             found = await self._messages(db, words, [message_id for message_id, _ in ranked])
         hits = [Hit(one, None, *snippet(one.title, words)) for one in titled]

@@ -161,9 +161,17 @@ class PostgresDatabase(Database):
                     yield connection
 
     async def search(  # noqa: D102
-        self, db: AsyncConnection, asked: list[str], *, conversation_id: str | None, limit: int
+        self,
+        db: AsyncConnection,
+        asked: list[str],
+        *,
+        conversation_id: str | None,
+        limit: int,
+        every: bool = False,
     ) -> list[tuple[str, float]]:
-        return await search_postgres.find(db, asked, conversation_id=conversation_id, limit=limit)
+        return await search_postgres.find(
+            db, asked, conversation_id=conversation_id, limit=limit, every=every
+        )
 
     async def tell(self, db: AsyncConnection, topic: str) -> None:  # noqa: D102
         await db.execute(text("SELECT pg_notify(:channel, :topic)"), {"channel": _CHANNEL, "topic": topic})

@@ -102,12 +102,12 @@ def words(text: str) -> list[str]:
     return (telling or list(found))[:MOST_WORDS]
 
 
-def query(asked: Iterable[str], *, conversation_id: str | None) -> str:
-    """An FTS5 query for any of these words, in one conversation or all. Nothing in it is an operator.
+def query(asked: Iterable[str], *, conversation_id: str | None, every: bool = False) -> str:
+    """An FTS5 query for any (`every`: all) of these words, in one conversation or all. Nothing in it is an operator.
 
     Words of other scripts match by their beginning too, for endings change there and the stemmer is English.
     """
-    terms = " OR ".join(map(_term, asked))
+    terms = (" AND " if every else " OR ").join(map(_term, asked))
     here = f'conversation : "{conversation_id[5:]}" AND ' if conversation_id else ""
     return f"{here}text : ({terms})" if terms else ""
 

@@ -63,7 +63,8 @@ WITH asked AS (
   FROM unnest(CAST(:words AS text[]), CAST(:begins AS boolean[])) AS wanted (word, begins),
        unnest(to_tsvector('rallychat', rallychat_plain(wanted.word))) AS term
 ), query AS (
-  SELECT CAST(string_agg(quote_literal(lexeme) || CASE WHEN begins THEN ':*' ELSE '' END, ' | ') AS tsquery) AS q
+  SELECT CAST(string_agg(quote_literal(lexeme) || CASE WHEN begins THEN ':*' ELSE '' END,
+                         CASE WHEN CAST(:every AS boolean) THEN ' & ' ELSE ' | ' END) AS tsquery) AS q
   FROM asked
 ), texts AS NOT MATERIALIZED (
   SELECT said.* FROM said JOIN conversations c ON c.id = said.conversation_id
@@ -87,7 +88,7 @@ GROUP BY hits.message_id ORDER BY score DESC, hits.message_id DESC LIMIT :limit"
 
 
 async def find(
-    db: AsyncConnection, asked: list[str], *, conversation_id: str | None, limit: int
+    db: AsyncConnection, asked: list[str], *, conversation_id: str | None, limit: int, every: bool = False
 ) -> list[tuple[str, float]]:
     """Message ids and BM25 scores (higher is better), best first."""
     begins = [not word.isascii() and len(word) >= 3 for word in asked]
@@ -97,6 +98,7 @@ async def find(
         "user": current().id,
         "conversation": conversation_id,
         "limit": limit,
+        "every": every,
     }
     found = await db.execute(_FIND, given)
     return [(row.message_id, row.score) for row in found]

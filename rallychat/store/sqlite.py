@@ -174,9 +174,15 @@ class SqliteDatabase(Database):
                     yield connection
 
     async def search(  # noqa: D102
-        self, db: AsyncConnection, asked: list[str], *, conversation_id: str | None, limit: int
+        self,
+        db: AsyncConnection,
+        asked: list[str],
+        *,
+        conversation_id: str | None,
+        limit: int,
+        every: bool = False,
     ) -> list[tuple[str, float]]:
-        query = search.query(asked, conversation_id=conversation_id)
+        query = search.query(asked, conversation_id=conversation_id, every=every)
         if not query or not self.searchable:
             return []
         asked_for = {"query": query, "limit": limit, "user": current().id}
