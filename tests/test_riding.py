@@ -24,7 +24,18 @@ from rallychat.idle import Idle
 from rallychat.messages import ContextReport, Finished, Segment
 from rallychat.pool import Engine, Preempted, Priority, Slot
 from rallychat.pool.slots import SlotQueue
-from rallychat.riding import BESIDE_OTHERS, LEAD, SHARE_OTHERS, SLICES, Riding, allowance, late, lead_of, near
+from rallychat.riding import (
+    BESIDE_OTHERS,
+    FLUENT,
+    LEAD,
+    SHARE_OTHERS,
+    SLICES,
+    Riding,
+    allowance,
+    late,
+    lead_of,
+    near,
+)
 from rallychat.runs import Run
 from rallychat.settings import Settings
 
@@ -414,6 +425,16 @@ async def test_a_slice_that_had_to_make_way_takes_no_more_of_the_time(
     read = await riding._read(scene, making, [1, 2, 3], apart="no")
     assert read.ids == [1, 2, 3]
     assert pauses == [pytest.approx(0.2 * (1 / SHARE_OTHERS - 1))]
+
+
+def test_a_slice_is_as_long_as_keeps_the_answer_fluent() -> None:
+    for reading in (0.003, 0.005, 0.012):
+        size = 16
+        for _ in range(8):
+            took = 0.01 + size * reading
+            size, pause = allowance(size, took, others=False)
+            assert pause == 0
+        assert 0.75 * FLUENT < 0.01 + size * reading <= FLUENT
 
 
 def test_a_slice_grows_on_a_fast_engine_and_on_a_slow_one_it_shrinks_and_then_pauses() -> None:
