@@ -263,3 +263,18 @@ async def test_the_one_message_with_all_words_is_found_among_hundreds_with_one(
     await store.library.take_in(Imported("x", "Sea", tuple(rows), None))
     found = await store.library.search("harbour lighthouse")
     assert [hit.message.text for hit in found if hit.message] == [both]
+
+
+async def test_what_is_in_the_trash_or_in_no_list_takes_no_place_of_what_is_found(
+    store: ConversationStore,
+) -> None:
+    kept = await say(store, "Nothing of it. " * 200 + "The harbour.")
+    rows = tuple(ImportedMessage("user", (Text("The harbour."),), None) for _ in range(250))
+    thrown = await store.library.take_in(Imported("x", "Sea", rows, None))
+    assert thrown is not None
+    await store.library.discard(thrown.id)
+    asked = {"instructions": None, "metadata": None}
+    for _ in range(250):
+        said = Message.of("user", "The harbour.")
+        await store.responses.begin(None, said=[said], model="m", request=asked)
+    assert [hit.conversation.id for hit in await store.library.search("harbour")] == [kept]

@@ -50,7 +50,10 @@ class Database(ABC):
         limit: int,
         every: bool = False,
     ) -> list[tuple[str, float]]:
-        """Messages of this person that have any (`every`: all) of these words, as (id, score), the best first."""
+        """Messages of this person that have any of these words, as (id, score), the best first; none of the trash.
+
+        `every`: that have all of them, and stand in a conversation that is listed.
+        """
 
     @abstractmethod
     async def tell(self, db: AsyncConnection, topic: str) -> None:

@@ -52,7 +52,8 @@ FIND = """
 SELECT p.message_id AS message_id, -bm25(said, 0.0, 1.0) AS score
 FROM said JOIN passages p ON p.id = said.rowid
 JOIN messages m ON m.id = p.message_id JOIN conversations c ON c.id = m.conversation_id
-WHERE said MATCH :query AND c.user_id = :user ORDER BY bm25(said, 0.0, 1.0) LIMIT :limit"""
+WHERE said MATCH :query AND c.user_id = :user AND c.deleted_at IS NULL AND (c.listed OR NOT :every)
+ORDER BY bm25(said, 0.0, 1.0) LIMIT :limit"""
 """Message ids and BM25 scores (higher is better), best first."""
 
 PASSAGES = 'CREATE VIRTUAL TABLE said USING fts5(text, tokenize = "porter unicode61 remove_diacritics 2")'

@@ -68,7 +68,8 @@ WITH asked AS (
   FROM asked
 ), texts AS NOT MATERIALIZED (
   SELECT said.* FROM said JOIN conversations c ON c.id = said.conversation_id
-  WHERE c.user_id = :user AND (CAST(:conversation AS text) IS NULL OR c.id = CAST(:conversation AS text))
+  WHERE c.user_id = :user AND c.deleted_at IS NULL AND (c.listed OR NOT CAST(:every AS boolean))
+    AND (CAST(:conversation AS text) IS NULL OR c.id = CAST(:conversation AS text))
 ), every AS (
   SELECT count(*) AS texts, greatest(avg(words), 1) AS mean FROM texts
 ), hits AS (

@@ -185,7 +185,7 @@ class SqliteDatabase(Database):
         query = search.query(asked, conversation_id=conversation_id, every=every)
         if not query or not self.searchable:
             return []
-        asked_for = {"query": query, "limit": limit, "user": current().id}
+        asked_for = {"query": query, "limit": limit, "user": current().id, "every": every}
         found = await db.execute(text(search.FIND), asked_for)
         return [(row.message_id, row.score) for row in found]
 
