@@ -79,9 +79,10 @@ def days_of(text: str) -> timedelta | None:
     Raises:
         InvalidRequest: it is no number of days.
     """
-    if not text.strip():
+    text = text.strip()
+    if not text:
         return None
-    if not text.strip().isdecimal() or not 1 <= int(text.strip()[:5]) <= 3650:
+    if not text.isdecimal() or len(text) > 4 or not 1 <= int(text) <= 3650:
         raise InvalidRequest("A key lasts 1 to 3650 days, or for ever.", param="days")
     return timedelta(days=int(text))
 
