@@ -296,3 +296,12 @@ async def test_a_conversation_is_opened_as_far_back_as_the_message_that_was_foun
         newest = (await client.get(f"/ui/conversations/{made.id}", params={"reach": rows[119].id})).json()
         unknown = (await client.get(f"/ui/conversations/{made.id}", params={"reach": "msg_none"})).json()
         assert newest["older"] == unknown["older"] == rows[70].id
+
+
+@pytest.mark.parametrize("field", ["text", "conversation", "model", "system"])
+async def test_half_a_character_is_refused_wherever_it_stands(tmp_path: Path, field: str) -> None:
+    body = json.dumps({"text": "Hi", field: "\ud800"}).encode()
+    async with page(tmp_path) as (client, service):
+        answer = await client.post("/ui/turns", content=body, headers={"content-type": "application/json"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request")
+        assert await service.store.list() == []

@@ -17,6 +17,7 @@ from fastapi.routing import APIRoute
 
 from rallychat.accounts.permissions import is_admin
 from rallychat.api.errors import problem_of, without_places
+from rallychat.api.routing import StrictRequest
 from rallychat.chat import ChatService
 from rallychat.errors import Conflict, Forbidden, RallyChatError, StoreError
 from rallychat.identity import current
@@ -37,7 +38,7 @@ class PageRoute(APIRoute):
             if refusal is not None:
                 return _error(403, "forbidden", refusal, "open the page itself and try again")
             try:
-                return await handle(request)
+                return await handle(StrictRequest(request.scope, request.receive))
             except RallyChatError as exc:
                 message = without_places(exc.message) if isinstance(exc, StoreError) else exc.message
                 problem = problem_of(exc)
