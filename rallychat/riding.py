@@ -127,6 +127,7 @@ class Riding:
         if making is None or (making.memory is None and not late(report)):
             return None
         making.memory = making.memory or making.due.rules
+        making.again = 0.0  # the answer before was to be spared, not this one
         return making
 
     async def _ids(self, scene: Scene, making: Making, growing: str) -> list[int]:

@@ -427,6 +427,30 @@ async def test_a_slice_that_had_to_make_way_takes_no_more_of_the_time(
     assert pauses == [pytest.approx(0.2 * (1 / SHARE_OTHERS - 1))]
 
 
+async def test_a_ride_does_not_wait_for_a_pause_that_was_owed_to_the_answer_before() -> None:
+    memory: Any = object()
+    making = Making(SimpleNamespace(rules=memory), (), memory, again=1e9)  # type: ignore[arg-type]
+    rows = [SimpleNamespace(id=name, role=role, status=status) for name, role, status in (
+        ("a", "assistant", "complete"), ("b", "user", "complete"), ("c", "assistant", "running"),
+    )]  # fmt: skip
+
+    async def path(_: str) -> Any:
+        return rows
+
+    async def begun(*_: Any, **given: Any) -> Making:
+        assert given == {"tip": "a", "lead": 7}
+        return making
+
+    nothing: Any = None
+    store: Any = SimpleNamespace(path=path)
+    compacting: Any = SimpleNamespace(begun=begun)
+    conversation: Any = SimpleNamespace(id="c")
+    riding = Riding(store, nothing, compacting, lambda _: "so far")
+    found = await riding._due(Scene(conversation, nothing, nothing, None, 0.0), report_of([40]), 7)
+    assert found is making
+    assert making.again == 0
+
+
 def test_a_slice_is_as_long_as_keeps_the_answer_fluent() -> None:
     for reading in (0.003, 0.005, 0.012):
         size = 16
