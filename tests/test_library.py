@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rallychat.catalog.types import Sampling
@@ -278,3 +279,19 @@ async def test_what_is_in_the_trash_or_in_no_list_takes_no_place_of_what_is_foun
         said = Message.of("user", "The harbour.")
         await store.responses.begin(None, said=[said], model="m", request=asked)
     assert [hit.conversation.id for hit in await store.library.search("harbour")] == [kept]
+
+
+@pytest.mark.postgres
+async def test_what_is_taken_out_of_the_trash_while_that_is_emptied_stays(store: ConversationStore) -> None:
+    thrown = await say(store, "walrus")
+    await store.library.discard(thrown)
+    with acting_as("its-person"):
+        async with store._database.write() as db:
+            await db.execute(text("UPDATE conversations SET deleted_at = NULL"))
+            with acting_as("who-empties"):
+                emptying = asyncio.create_task(store.library.empty(everybody=True))
+            waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            while not (await db.scalars(waiting)).one():  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0)
+    assert await emptying == 0
+    assert [row.text for row in await store.path(thrown)] == ["walrus"]

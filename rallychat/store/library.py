@@ -149,7 +149,9 @@ class Library:
     @whole
     async def _erase_if(self, which: ColumnElement[bool], conversation_id: str) -> bool:
         """Deletes one for good, unless it was taken out of the trash, or gone on with, meanwhile."""
-        this = select(conversations.c.id).where(which, conversations.c.id == conversation_id)
+        this = (
+            select(conversations.c.id).where(which, conversations.c.id == conversation_id).with_for_update()
+        )
         async with self._database.write() as db:
             still = (await db.scalars(this)).first() is not None
             if still:
