@@ -151,15 +151,17 @@ class Riding:
             size = BESIDE_OTHERS if engine.queue.others(scene.session) else making.slice
             asked = scene.slot(ids, Priority.COMPACTION, apart=apart, beside=True)
             async with asked as slot:
-                began = time.monotonic()
+                began, missing = time.monotonic(), len(ids) - self._held(scene, slot, ids)
                 with suppress(Preempted):  # what was read stays, and it goes on when nobody waits
-                    if self._held(scene, slot, ids) < len(ids):
+                    if missing > 0:
                         async with self._compacting.counted(scene):
                             await engine.warm(ids, slot, adapter=scene.model.adapter, most=size)
             ended = time.monotonic()
             others = engine.queue.others(scene.session)
-            making.slice, pause = allowance(size, ended - began, others=others)
+            fluent, pause = allowance(size, ended - began, others=others)
             making.again = ended + pause
+            if missing >= size:  # of less it is not known how long a whole one takes
+                making.slice = fluent
             if self._held(scene, slot, ids) == len(ids):
                 return slot
 

@@ -451,6 +451,30 @@ async def test_a_ride_does_not_wait_for_a_pause_that_was_owed_to_the_answer_befo
     assert making.again == 0
 
 
+async def test_a_slice_grows_by_what_whole_ones_take_and_not_by_the_last_few_tokens() -> None:
+    slot = SimpleNamespace(ids=list[int]())
+
+    async def warm(ids: list[int], *_: Any, most: int, **__: Any) -> None:
+        slot.ids = ids[: len(slot.ids) + most]
+
+    engine: Any = SimpleNamespace(
+        slot=lambda *_, **__: nullcontext(slot),
+        warm=warm,
+        info=SimpleNamespace(rollback=True),
+        queue=SimpleNamespace(others=lambda _: False),
+    )
+    nothing: Any = None
+    conversation: Any = SimpleNamespace(id="c")
+    model: Any = SimpleNamespace(adapter="")
+    scene = Scene(conversation, model, engine, None, 0.0)
+    compacting: Any = SimpleNamespace(counted=lambda _: nullcontext())
+    riding, making = Riding(nothing, nothing, compacting, lambda _: None), Making(nothing, ())
+    await riding._read(scene, making, list(range(9)), apart="no")
+    assert making.slice == 16
+    await riding._read(scene, making, list(range(9 + 16)), apart="no")
+    assert making.slice > 16
+
+
 def test_a_slice_is_as_long_as_keeps_the_answer_fluent() -> None:
     for reading in (0.003, 0.005, 0.012):
         size = 16
