@@ -75,9 +75,11 @@ def allowance(size: int, took: float, *, others: bool) -> tuple[int, float]:
     if others:
         return BESIDE_OTHERS, took * (1 / SHARE_OTHERS - 1)
     least, most = SLICES
-    fluent = int(size * FLUENT / took) if took > 0 else most
-    pause = took * (1 / SHARE_SLOW - 1) if took > FLUENT and size <= least else 0.0
-    return min(max(fluent, size // 2, least), size * 2, most), pause
+    if took > FLUENT:
+        return max(least, size // 2), 0.0 if size > least else took * (1 / SHARE_SLOW - 1)
+    return (
+        (min(most, size * 2), 0.0) if took < FLUENT / 2 else (size, 0.0)
+    )  # whole multiples of an engine's steps
 
 
 class Riding:

@@ -26,7 +26,6 @@ from rallychat.pool import Engine, Preempted, Priority, Slot
 from rallychat.pool.slots import SlotQueue
 from rallychat.riding import (
     BESIDE_OTHERS,
-    FLUENT,
     LEAD,
     SHARE_OTHERS,
     SLICES,
@@ -473,16 +472,6 @@ async def test_a_slice_grows_by_what_whole_ones_take_and_not_by_the_last_few_tok
     assert making.slice == 16
     await riding._read(scene, making, list(range(9 + 16)), apart="no")
     assert making.slice > 16
-
-
-def test_a_slice_is_as_long_as_keeps_the_answer_fluent() -> None:
-    for reading in (0.003, 0.005, 0.012):
-        size = 16
-        for _ in range(8):
-            took = 0.01 + size * reading
-            size, pause = allowance(size, took, others=False)
-            assert pause == 0
-        assert 0.75 * FLUENT < 0.01 + size * reading <= FLUENT
 
 
 def test_a_slice_grows_on_a_fast_engine_and_on_a_slow_one_it_shrinks_and_then_pauses() -> None:
