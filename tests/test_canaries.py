@@ -102,6 +102,7 @@ def copied(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every cache that leaves its slot is kept, however short, and however fast it would be read anew."""
     monkeypatch.setattr("rallychat.pool.offload.LEAST", 8)
     monkeypatch.setattr("rallychat.pool.offload.NEARLY", 1)
+    monkeypatch.setattr("rallychat.pool.offload.FELT", 0.0)
     monkeypatch.setattr("rallychat.pool.offload.WORTH", 1e9)
 
 

@@ -13,6 +13,7 @@ import pytest
 from tests import checkpoints
 from tests.transformers_world import Plain, answered, opened, unread
 
+from rallychat.engines.backend import Step  # isort: skip
 from rallychat.engines.protocol import CompletionRequest  # isort: skip
 from rallychat.engines.slots import Slot  # isort: skip
 from rallychat.errors import EngineInterrupted, EngineUnavailable, SettingsError  # isort: skip
@@ -169,6 +170,31 @@ async def test_a_step_that_fails_ends_its_answers_and_the_engine_goes_on(llama: 
     backend._steps._runner.evaluate = evaluate  # type: ignore[method-assign]
     ids, done = await answered(backend, PROMPT)
     assert (ids, done.cached_tokens) == (good, 0)
+
+
+async def test_leaving_an_answer_of_which_nobody_heard_the_end_waits_without_turning(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was told after one had left woke whoever waited for the slot at once, over and over."""
+    from rallychat.engines.hf_steps import Running
+
+    turns = 0
+    listen = Running.listen
+
+    def counted(answer: Running) -> None:
+        nonlocal turns
+        turns += 1
+        listen(answer)
+
+    backend = unread(opened(llama))
+    request = CompletionRequest(prompt=PROMPT, max_tokens=200, temperature=0, ignore_eos=True)
+    async with aclosing(backend.generate(request, Slot(0))) as events:
+        async for event in events:
+            if isinstance(event, Step):
+                break
+        monkeypatch.setattr(backend._steps, "cancel", lambda answer: None)  # it is slow to let go of the slot
+        monkeypatch.setattr(Running, "listen", counted)
+    assert turns <= 2 * 200
 
 
 async def test_leaving_within_a_prompt_keeps_what_was_read_of_it(llama: Path) -> None:

@@ -96,6 +96,12 @@ class SlotCache(Cache):  # type: ignore[misc]
                 held[one, :, :columns] = held[other, :, :columns]
                 held[other, :, :columns] = kept
 
+    @property
+    def bytes_per_column(self) -> int:
+        """What a token takes in a row, all layers together."""
+        tensors = [held for layer in self.layers for held in (layer.keys, layer.values)]
+        return sum(held.shape[1] * held.shape[3] * held.element_size() for held in tensors)
+
     def copy(self, row: int, columns: int) -> dict[str, Any]:
         """What a row holds, in memory of the machine: keys and values of each layer, [heads, columns, head size]."""
         return {

@@ -49,8 +49,11 @@ class Runner(Protocol):
     """Several prompts may be read in one step."""
     whole: bool
     """A prompt is read in one step, however long."""
-    offload: bool
-    """What a slot holds can be copied out, and back."""
+
+    @property
+    def cache_bytes(self) -> int:
+        """What a token takes in a slot, where what it holds can be copied out and back; else 0."""
+        ...
 
     def begin(self, slot: int, prompt: list[int], adapter: int) -> int:
         """Make the slot hold as much of the prompt's beginning as it can, not all of it. How many tokens that is."""
@@ -65,7 +68,7 @@ class Runner(Protocol):
         ...
 
     def copied(self, slot: int) -> tuple[Held, dict[str, Any]]:
-        """What a slot holds, and its keys and values by name, in memory of the machine. Only where `offload`."""
+        """What a slot holds, and its keys and values by name, in memory of the machine."""
         ...
 
     def put(self, slot: int, held: Held, states: dict[str, Any]) -> None:
@@ -79,7 +82,6 @@ class SlotDecoder:
     together = True
     whole = False
     rollback = True
-    offload = True
 
     def __init__(self, model: Any, *, slots: int, window: int, adapters: AdapterRows, graphs: bool) -> None:
         self._forward = _Forward(model, slots, window)
@@ -91,6 +93,11 @@ class SlotDecoder:
         padding = torch.full((1, 1), window, device=self._forward.device)
         self._forward(0, torch.zeros_like(padding), padding, 1)  # allocates the cache: it fits now or never
         self._graphs = Graphs(self._forward, adapters, slots=slots, window=window) if graphs else None
+
+    @property
+    def cache_bytes(self) -> int:
+        """See `Runner`."""
+        return self._forward.cache.bytes_per_column
 
     def begin(self, slot: int, prompt: list[int], adapter: int) -> int:
         """See `Runner`."""
@@ -216,7 +223,7 @@ def _sliding(config: Any) -> int | None:
 class Immovable:
     """A runner whose slots hold what cannot be copied out."""
 
-    offload = False
+    cache_bytes = 0
 
     def copied(self, slot: int) -> tuple[Held, dict[str, Any]]:
         """Never asked for."""

@@ -305,6 +305,7 @@ def _info(header: GGUF, *, slots: int, window: int) -> EngineInfo:
         token_ids=True,
         rollback=header.rollback,
         offload=header.rollback,
+        cache_bytes=header.kv_bytes_per_token or 0,
         chat_template=header.chat_template,
         bos_token=header.bos_token,
         eos_token=header.eos_token,

@@ -75,6 +75,8 @@ class EngineInfo(BaseModel):
     """A tail can be dropped from the cache (not so for sliding-window and recurrent models)."""
     offload: bool = False
     """What a slot's cache holds can be kept outside the engine and brought back."""
+    cache_bytes: int = 0
+    """What a token takes in a slot's cache; 0: unknown, or nothing to speak of."""
     instant: bool = False
     """Computes nothing: its speed says nothing about long prompts."""
     chat_template: str | None = None

@@ -43,7 +43,8 @@ class Transformers:
             slot_affinity=True,
             token_ids=True,
             rollback=loaded.runner.rollback,
-            offload=loaded.runner.offload,
+            offload=loaded.runner.cache_bytes > 0,
+            cache_bytes=loaded.runner.cache_bytes,
             chat_template=loaded.chat_template,
             bos_token=loaded.bos_token,
             eos_token=loaded.eos_token,
@@ -97,6 +98,7 @@ class Transformers:
         finally:
             self._steps.cancel(answer)
             while not answer.released:  # the slot is free only when the engine has let go of it
+                answer.happened.clear()  # nobody reads on: else it would be woken by that, over and over
                 answer.listen()
                 await answer.wake.wait()
                 answer.wake.clear()

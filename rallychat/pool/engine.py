@@ -323,7 +323,7 @@ class Engine:
     async def _become(self, state: State, error: RallyChatError | None = None) -> None:
         self.state, self.error = state, error
         if state == "loaded":
-            self.offload.clear()
+            self.offload.begin(self.info.cache_bytes)
             self.queue.resume(rollback=self.info.rollback, pausing=self.info.token_ids)
         else:
             self.queue.pause()

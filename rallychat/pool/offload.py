@@ -26,12 +26,15 @@ NEARLY = 32
 """Tokens that a copy may lack and still do."""
 WORTH = 0.5
 """Copying and bringing back may take so much of the time that reading takes."""
-FORGOTTEN = 0.9
-"""What is left of a time that was too long, whenever it kept a cache from being copied."""
+FELT = 0.1
+"""Seconds: what is read in less is read again, for nobody feels it. That is so of most prompts on a GPU."""
+SLOW = 200e6
+"""Bytes a second that a disk writes and reads at least, as long as nothing was measured."""
 MOST = 1024
 """Users remembered."""
 PRESSED = 300.0
-"""Seconds after a conversation had to leave its slot in which others are copied before they have to."""
+"""Seconds after a conversation had to leave its slot in which others are copied before they have to; and for which it
+holds what copying was measured to take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +56,18 @@ class Offload:
         self._costs = costs
         self._copies: dict[str, _Copy] = {}
         self._saving = self._restoring = 0.0
-        self._left_at = -PRESSED
+        self._bytes = 0
+        self._left_at = self._measured_at = -PRESSED
         self._returning: Recent[str, None] = Recent(MOST)  # users whose requests without a conversation go on
         self.saved = 0
         """Caches copied out of slots so far."""
         self.restored = 0
         """Caches brought back."""
 
-    def clear(self) -> None:
-        """The engine has begun anew."""
+    def begin(self, bytes_per_token: int) -> None:
+        """The engine has begun, or begun anew."""
         self._copies.clear()
+        self._bytes = bytes_per_token
 
     def of(self, session: str) -> list[int]:
         """What the copy of a conversation's cache holds; nothing, if there is none."""
@@ -92,7 +97,7 @@ class Offload:
         try:
             if left is not None and self._goes(left, slot, ids, rollback=rollback):
                 self._left_at = time.monotonic()
-                if self._worth(left, self._saving + self._restoring):
+                if self._worth(left, saving=True):
                     await self._save(left, slot, client)
             mine = self._best(slot, ids, rollback=rollback)
             if mine is not None:
@@ -110,7 +115,7 @@ class Offload:
         """
         cache = Cache(slot.user, slot.session, slot.ids)
         pressed = time.monotonic() - self._left_at < PRESSED
-        if pressed and not (slot.stale or slot.spare) and self._worth(cache, self._restoring):
+        if pressed and not (slot.stale or slot.spare) and self._worth(cache, saving=False):
             try:
                 await self._save(cache, slot, client)
             except EngineRefused as exc:
@@ -130,16 +135,16 @@ class Offload:
                 return False
         return bool(left.session) or (left.user == slot.user and left.user in self._returning)
 
-    def _worth(self, cache: Cache, seconds: float) -> bool:
-        """It takes less time than reading, and there is no copy yet."""
+    def _worth(self, cache: Cache, *, saving: bool) -> bool:
+        """There is no copy yet, and to bring one back (with `saving`, to make it, too) is quicker than reading."""
         there = self.of(cache.session)
         if len(cache.ids) < LEAST or (there and len(cache.ids) - shared_prefix(there, cache.ids) < NEARLY):
             return False
-        if self._costs.reading and seconds > WORTH * self._costs.reading * len(cache.ids):
-            self._saving *= FORGOTTEN  # it may have been a bad moment: it is tried again some time
-            self._restoring *= FORGOTTEN
-            return False
-        return True
+        reading = self._costs.reading * len(cache.ids)
+        if time.monotonic() - self._measured_at > PRESSED:  # it may have been a bad moment
+            self._saving = self._restoring = 0.0
+        seconds = self._restoring + (self._saving if saving else 0.0)
+        return reading >= FELT and (seconds or len(cache.ids) * self._bytes / SLOW) <= WORTH * reading
 
     def _best(self, slot: Slot, ids: list[int], *, rollback: bool) -> _Copy | None:
         """The copy that spares more of the prompt than what the slot holds, and is worth being brought back for it."""
@@ -158,7 +163,8 @@ class Offload:
         self._copies[name] = _Copy(name, cache)
         for gone in dropped:
             self._copies.pop(gone, None)
-        self._saving = smooth(self._saving, time.monotonic() - began, 0.2)
+        self._measured_at = time.monotonic()
+        self._saving = smooth(self._saving, self._measured_at - began, 0.2)
         self.saved += 1
 
     async def _restore(self, mine: _Copy, slot: Slot, client: EngineClient, *, salt: str | None) -> None:
@@ -167,5 +173,6 @@ class Offload:
         await client.restore(slot.index, mine.name, cache_salt=salt)
         slot.ids = mine.cache.ids
         self._copies[mine.name] = mine  # it stays good until there is a newer one
-        self._restoring = smooth(self._restoring, time.monotonic() - began, 0.2)
+        self._measured_at = time.monotonic()
+        self._restoring = smooth(self._restoring, self._measured_at - began, 0.2)
         self.restored += 1
