@@ -82,6 +82,12 @@ async def say(service: ChatService, conversation_id: str, text: str, wish: Wish 
     return end
 
 
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No memory is made beside an answer, however little idle time there was before it."""
+    monkeypatch.setattr(idle, "near", lambda report, *, hurried: False)
+
+
 async def grown(service: ChatService, conversation_id: str, turns: int, *, rest: bool) -> None:
     for number in range(turns):
         await say(service, conversation_id, f"{number} {LONG}")
@@ -180,6 +186,7 @@ async def test_a_prompt_is_swapped_in_another_slot_and_the_old_one_is_free(world
         assert all(slot is not None and slot.stale for slot in homes)
 
 
+@pytest.mark.usefixtures("alone")
 async def test_a_message_that_arrives_while_memory_is_warmed_finds_the_old_prompt_still_warm(
     world: World, reading: asyncio.Event
 ) -> None:
@@ -213,10 +220,8 @@ async def test_an_edit_while_memory_is_made_drops_it(world: World, reading: asyn
         assert await service.contexts.memories(chat) == []
 
 
-async def test_memory_that_was_not_finished_is_made_after_a_restart(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(idle, "near", lambda report, *, hurried: False)  # nothing is made beside an answer
+@pytest.mark.usefixtures("alone")
+async def test_memory_that_was_not_finished_is_made_after_a_restart(world: World) -> None:
     async with world() as service:
         chat = (await service.store.create()).id
         while True:
@@ -246,6 +251,7 @@ async def test_idle_time_keeps_to_the_strategy_that_a_message_asked_for(world: W
         assert {memory.kind for memory in await service.contexts.memories(chat)} == {"ledger"}
 
 
+@pytest.mark.usefixtures("alone")
 async def test_idle_time_keeps_to_what_a_message_asked_for_after_a_restart(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
