@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import deque
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tests.transformers_world import Plain, answered, opened, unread
 from rallychat.engines.backend import Step  # isort: skip
 from rallychat.engines.protocol import CompletionRequest  # isort: skip
 from rallychat.engines.slots import Slot  # isort: skip
+from rallychat.engines.transformers import _Reader  # isort: skip
 from rallychat.errors import EngineInterrupted, EngineUnavailable, SettingsError  # isort: skip
 
 pytestmark = [pytest.mark.hf, pytest.mark.filterwarnings("ignore")]
@@ -170,6 +172,18 @@ async def test_a_step_that_fails_ends_its_answers_and_the_engine_goes_on(llama: 
     backend._steps._runner.evaluate = evaluate  # type: ignore[method-assign]
     ids, done = await answered(backend, PROMPT)
     assert (ids, done.cached_tokens) == (good, 0)
+
+
+def test_tokens_of_half_a_character_count_once_the_character_is_told() -> None:
+    """A stop string may end the answer before: what was told of it is what it has cost."""
+
+    class Withholding:
+        def feed(self, tokens: list[int]) -> tuple[str, tuple[int, ...]]:
+            return "a", tuple(tokens[:1])
+
+    (step,) = _Reader(Withholding()).read(deque([7, 8, 9]))
+    assert isinstance(step, Step)
+    assert (step.ids, step.count) == ((7,), 1)
 
 
 async def test_leaving_an_answer_of_which_nobody_heard_the_end_waits_without_turning(

@@ -135,9 +135,9 @@ class _Reader:
     def _steps(self, tokens: list[int]) -> list[BackendEvent]:
         if not tokens:
             return []
-        self._count += len(tokens)
         text, ids = self._stream.feed(tokens)
         if not ids:
             return []
+        self._count += len(ids)
         self.spoke = True
         return [Step(text, ids, self._count)]
