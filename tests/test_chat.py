@@ -381,7 +381,7 @@ async def test_a_conversation_longer_than_the_window_goes_on_and_names_what_it_d
         assert "message 0 " not in inspection.text
         reports = [(await service.store.message(row.id)).report for row in path if row.role == "assistant"]
         trims = [r.divergence for r in reports if r is not None and "left" in r.divergence]
-        assert 1 <= len(trims) <= 4
+        assert 1 <= len(trims) <= len(reports) // 2  # room is made for several turns at a time
 
 
 async def test_a_message_longer_than_the_window_says_by_how_much(world: World) -> None:
