@@ -87,6 +87,7 @@ async def play(
     """Nothing but saying more has happened since the last prompt."""
     before: list[int] = []
     said: list[int] = []
+    quoted: tuple[str, ...] = ()
     for what, number in steps:
         try:
             if what == "say":
@@ -124,7 +125,8 @@ async def play(
             calm = False
             continue
         holds(talk, plan, ids)
-        if calm and plan.fresh is None and strategy != "last_n":
+        # A template that does not show where a message begins keeps no log of what was quoted beside one.
+        if calm and plan.fresh is None and strategy != "last_n" and (apart or not quoted):
             expected = before if what == "regenerate" else [*before, *said]
             assert plan.ids[: len(expected)] == expected, "the prompt goes on where the one before ended"
             assert plan.report.diverged_at is None
@@ -133,6 +135,7 @@ async def play(
             "what was evaluated is never tokenised again"
         )
         span = talk.path[-1].span
+        quoted = plan.report.retrieved
         before, said = plan.ids, [] if rewrites or span is None else list(span.ids)
         calm = True
 

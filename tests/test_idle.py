@@ -547,6 +547,7 @@ async def test_without_rollback_a_summary_spares_the_live_cache_or_rules_write_i
         assert evaluated(await say(service, chat, "hello again")) < 40
 
 
+@pytest.mark.usefixtures("alone")
 async def test_a_short_answer_that_was_asked_for_leaves_the_live_cache_as_it_is(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
