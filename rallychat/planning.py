@@ -9,8 +9,10 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 from rallychat.context import log as token_log
+from rallychat.context import memory as memories
 from rallychat.context.index import Hit
 from rallychat.context.retrieval import Quote, block, holds_words_of, looks_back, recalled
+from rallychat.context.selection import beside
 from rallychat.context.types import Budget, Memory, Selection, Strategy, Turn
 from rallychat.engines.client import EngineClient
 from rallychat.errors import ContextOverflow
@@ -95,6 +97,7 @@ async def plan_turn(
     path = _without_barred(path)
     turns = turns_as(path, _base(voice, memory))
     sized = await _fitting(path, turns, voice, strategy, budget, memory)
+    sized = await _with_less_memory(path, turns, sized, voice, budget)
     if path[-1].role == "user":
         here = search if strategy.retrieves else None
         sized = await _with_quotes(path, turns, sized, voice, budget, here, elsewhere)
@@ -167,6 +170,31 @@ def _counted(turns: list[Turn], sized: Sized, budget: Budget) -> tuple[list[Turn
     return [replace(turn, tokens=known.get(turn.id, turn.tokens)) for turn in turns], replace(
         budget, fixed=fixed
     )
+
+
+async def _with_less_memory(
+    path: Sequence[StoredMessage], turns: Sequence[Turn], sized: Sized, voice: Voice, budget: Budget
+) -> Sized:
+    """Where a prompt is too long and its memory has more than its share, the memory leaves by halves.
+
+    One that has no more stays, for then something else is too long; so does what a person wrote.
+    """
+    fixed = sum(len(entry.ids or ()) for entry in sized.entries if entry.kind == "system")
+    share = replace(budget, fixed=fixed).memory
+    while (memory := sized.selection.memory) and memory.text and memory.edited_by != "user":
+        if sized.total <= budget.limit or _of_memory(sized, memory) <= share:
+            break
+        sized = await _sized(path, beside(sized.selection, memories.halved(memory, turns), turns), voice)
+    return sized
+
+
+def _of_memory(sized: Sized, memory: Memory) -> int:
+    """Tokens of the memory; where boundaries are unknown, by the share of the text that it is."""
+    parts = [entry for entry in sized.entries if entry.kind == "memory"]
+    if parts:
+        return sum(len(entry.ids or ()) for entry in parts)
+    said = sum(len(piece.text) for entry in sized.entries for piece in entry.pieces)
+    return sized.total * len(memory.text) // said
 
 
 async def _with_quotes(

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rallychat.context.selection import Exchange, excluded, pinned, rate, tokens_of_text
+from rallychat.context.selection import Exchange, exchanges, excluded, pinned, rate, tokens_of_text
 from rallychat.context.types import Memory, MemoryKind, Refused, Turn
 
 SUMMARY_PROMPT = (
@@ -19,6 +19,7 @@ FACTS_PROMPT = (
     "One short line each, beginning with '- '. If something changed, write what holds now. Write nothing else."
 )
 BOTH_PROMPT = f"{SUMMARY_PROMPT} Then add a line 'Facts:' and below it each fact I told you, one line each."
+TOO_LONG = "the memory took more tokens than was reckoned with, so the oldest of it left"
 _SENTENCE = re.compile(r"(?<=[.!?。！？])\s|\n")
 _ASIDE = 200
 """Characters of an answer's first sentence that a ledger takes."""
@@ -115,6 +116,27 @@ def _fitting(said: Sequence[Sequence[_Line]], left: int, *, most: int) -> list[_
 def cut(groups: Sequence[Exchange], why: str) -> Memory:
     """A memory that holds nothing: those exchanges left."""
     return Memory("cut", "", groups[-1][-1].id, (), "rules", why)
+
+
+def halved(memory: Memory, turns: Sequence[Turn]) -> Memory:
+    """`memory` without the older half of its lines, or of its only line; one that holds nothing where none is left.
+
+    Turns whose own lines left are covered no longer. Which turns the lines are of that a model wrote, nobody knows:
+    those stay covered while anything is left, so that excluding one of them still takes the memory away.
+
+    Args:
+        turns: of its branch.
+    """
+    lines = memory.text.split("\n")
+    older, newer = lines[: len(lines) // 2], lines[len(lines) // 2 :]
+    text = ("\n".join(newer) if older else memory.text[(len(memory.text) + 1) // 2 :]).strip()
+    if not text:
+        return Memory("cut", "", memory.until, (), "rules", TOO_LONG)
+    ends = set(older) - set(newer)
+    said = [line for group in exchanges(turns) for line in lines_of(group)]
+    left = {turn.id for turn, line in said if line.rpartition("\n")[2] in ends}
+    covers = tuple(name for name in memory.covers if name not in left)
+    return replace(memory, text=text, covers=covers, why=TOO_LONG, version=0, created_at=None)
 
 
 def written(

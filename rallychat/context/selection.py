@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from rallychat.context.types import WORTH, Budget, Memory, Selection, Turn
 
@@ -88,6 +89,19 @@ def chosen(
         blank=tuple(turn.id for turn in stands if turn.excluded),
         why=why,
         fresh=fresh,
+    )
+
+
+def beside(selection: Selection, memory: Memory, turns: Sequence[Turn]) -> Selection:
+    """The same turns beside a memory that was made of theirs just now; what it still covers is told anew."""
+    out, covered = {*selection.compacted, *selection.dropped}, set(memory.covers)
+    return replace(
+        selection,
+        memory=memory,
+        compacted=tuple(turn.id for turn in turns if turn.id in out & covered),
+        dropped=tuple(turn.id for turn in turns if turn.id in out - covered),
+        why=memory.why,
+        fresh=True,
     )
 
 
