@@ -7,11 +7,12 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from typing import Unpack
 
 from rallychat.catalog import Model
 from rallychat.context.types import Compaction, Memory
 from rallychat.contexts import Contexts
-from rallychat.pool import Apart, Engine, Priority, Slot
+from rallychat.pool import Engine, How, Priority, Slot
 from rallychat.recent import Recent
 from rallychat.store import Conversation
 from rallychat.wishes import AS_EVER, Wish
@@ -40,12 +41,11 @@ class Scene:
         return self.conversation.id
 
     def slot(
-        self, ids: list[int], priority: Priority, *, apart: Apart = "no", beside: bool = False
+        self, ids: list[int], priority: Priority, /, **how: Unpack[How]
     ) -> AbstractAsyncContextManager[Slot]:
         """A slot for a prompt of this conversation; see `SlotQueue.slot`."""
-        return self.engine.slot(
-            ids, priority=priority, session=self.session, apart=apart, since=self.since, beside=beside
-        )
+        mine: How = {**how, "priority": priority, "session": self.session, "since": self.since}
+        return self.engine.slot(ids, **mine)
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Unpack
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from rallychat.errors import Busy
 from rallychat.identity import acting_as
-from rallychat.pool import Apart, Crowded, Priority, Slot
+from rallychat.pool import Crowded, How, Priority, Slot
 from rallychat.pool.background import PASSED
 from rallychat.pool.engine import SIP, SIPS, STEP, sip_after
 from rallychat.pool.slots import LOOK, SlotQueue
@@ -26,23 +27,18 @@ class Worker:
         queue: SlotQueue,
         ids: list[int],
         priority: Priority = Priority.CHAT,
-        *,
-        session: str = "",
-        apart: Apart = "no",
-        since: float | None = None,
+        /,
+        **how: Unpack[How],
     ) -> None:
         self.priority = priority
         self.slot: Slot | None = None
         self.done = False
         self.preempted = False
         self._leave = asyncio.Event()
-        self.task = asyncio.create_task(self._work(queue, ids, session, apart, since))
+        self.task = asyncio.create_task(self._work(queue, ids, {**how, "priority": priority}))
 
-    async def _work(
-        self, queue: SlotQueue, ids: list[int], session: str, apart: Apart, since: float | None
-    ) -> None:
-        asked = queue.slot(ids, priority=self.priority, session=session, apart=apart, since=since)
-        async with asked as slot:
+    async def _work(self, queue: SlotQueue, ids: list[int], how: How) -> None:
+        async with queue.slot(ids, **how) as slot:
             self.slot = slot
             slot.ids = ids
             leave = asyncio.create_task(self._leave.wait())

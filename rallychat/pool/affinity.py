@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Literal
+from typing import Literal, TypedDict
 
 from rallychat.engines.slots import reusable
 from rallychat.identity import current
+from rallychat.messages import Queued
 
+Notify = Callable[[Queued], None]
+"""Hears the place in line and how long it may take, whenever that changes."""
 Apart = Literal["no", "rather", "only"]
 """Whether a request stays out of the slot that holds its conversation's prompt: where another can be had, or always."""
-
-
 UNUSED = 60.0
 """Seconds after which a batch, or a measurement, may take the slot of a cache that nobody came back for."""
 
@@ -140,19 +141,43 @@ class Slot:
         self.wanted.clear()
 
 
+class How(TypedDict, total=False):
+    """How a slot is asked for; what is not given is as `Asked` has it: an answer that a person waits for."""
+
+    notify: Notify
+    """Hears the position in line."""
+    priority: Priority
+    """Who goes first."""
+    session: str
+    """The conversation; background work takes no slot that was used later than this one's, or later than `since` where
+    it has none."""
+    apart: Apart
+    """Whether to stay out of the conversation's own slot."""
+    beside: bool
+    """Background work that may go on while people are answered; in short steps, for all feel each."""
+    since: float
+    """When it was first asked, by the monotonic clock; now, if not given."""
+    until: float | None
+    """When it waits no longer, by the monotonic clock; None: it waits as long as that takes."""
+
+
+def unheard(_: Queued) -> None:
+    """A place in line that nobody is told of."""
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a request asks of the slots. It is its person's."""
+    """What a request asks of the slots: for a prompt of `ids`, and `How`. It is its person's."""
 
     ids: list[int]
+    notify: Notify = unheard
     priority: Priority = Priority.CHAT
     session: str = ""
     apart: Apart = "no"
     beside: bool = False
-    user: str = field(default_factory=lambda: current().id)
     since: float = field(default_factory=time.monotonic)
     until: float | None = None
-    """When it stops waiting, by the monotonic clock."""
+    user: str = field(default_factory=lambda: current().id)
 
     @property
     def for_nobody(self) -> bool:

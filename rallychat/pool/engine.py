@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
-from typing import Literal
+from typing import Literal, Unpack
 
 from rallychat.engines.client import EngineClient
 from rallychat.engines.process import WorkerProcess
@@ -24,8 +24,7 @@ from rallychat.engines.protocol import (
 from rallychat.engines.slots import reusable
 from rallychat.errors import EngineError, EngineInterrupted, EngineUnavailable, RallyChatError
 from rallychat.identity import LOCAL_USER, current
-from rallychat.pool.affinity import Apart, Preempted, Priority, Slot
-from rallychat.pool.line import Notify
+from rallychat.pool.affinity import How, Preempted, Priority, Slot
 from rallychat.pool.offload import Offload
 from rallychat.pool.slots import SlotQueue
 from rallychat.settings import Settings
@@ -126,30 +125,9 @@ class Engine:
             self.used_at = time.monotonic()
 
     @asynccontextmanager
-    async def slot(
-        self,
-        ids: list[int],
-        *,
-        notify: Notify = lambda _: None,
-        priority: Priority = Priority.CHAT,
-        session: str = "",
-        apart: Apart = "no",
-        since: float | None = None,
-        beside: bool = False,
-        until: float | None = None,
-    ) -> AsyncIterator[Slot]:
+    async def slot(self, ids: list[int], **how: Unpack[How]) -> AsyncIterator[Slot]:
         """A slot for a prompt of `ids`; see `SlotQueue.slot`."""
-        asked = self.queue.slot(
-            ids,
-            notify=notify,
-            priority=priority,
-            session=session,
-            apart=apart,
-            since=since,
-            beside=beside,
-            until=until,
-        )
-        async with asked as slot:
+        async with self.queue.slot(ids, **how) as slot:
             if self._offloads:
                 rollback = self.info.rollback
                 await self.offload.exchange(slot, ids, self.client, salt=salt(), rollback=rollback)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rallychat.errors import Busy, Full, Late
 from rallychat.messages import Queued
-from rallychat.pool.affinity import Asked, Priority, Slot
+from rallychat.pool.affinity import Asked, Notify, Priority, Slot
 from rallychat.pool.fairness import Claim
 
-Notify = Callable[[Queued], None]
-"""Hears the place in line and how long it may take, whenever that changes."""
 MOVED = 5.0
 """Seconds by which an estimate must have changed to be told again where the place has not."""
 
@@ -50,10 +48,6 @@ class Waiting:
 def claim_of(asked: Asked, said: int = 0) -> Claim:
     """What counts for the turn of a request that has said so many tokens since it was granted its slot."""
     return Claim(asked.user, asked.since, bool(asked.session), said)
-
-
-def unheard(_: Queued) -> None:
-    """A place in line that nobody is told of."""
 
 
 class Pace:

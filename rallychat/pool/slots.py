@@ -18,13 +18,14 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Unpack
 
 from rallychat.errors import RallyChatError
 from rallychat.messages import Queued
-from rallychat.pool.affinity import Apart, Asked, Crowded, Priority, Slot, best, until_expendable
+from rallychat.pool.affinity import Asked, Crowded, How, Priority, Slot, best, unheard, until_expendable
 from rallychat.pool.background import following, to_leave
 from rallychat.pool.fairness import Costs, Shares
-from rallychat.pool.line import Notify, Pace, Waiting, late, to_refuse, unheard
+from rallychat.pool.line import Pace, Waiting, late, to_refuse
 from rallychat.pool.people import harmless, in_turn, spared, to_make_way, unwatched_to_leave
 from rallychat.pool.strain import Strain
 
@@ -186,46 +187,26 @@ class SlotQueue:
                 slot.used_at = max(slot.used_at, other.used_at)
 
     @asynccontextmanager
-    async def slot(
-        self,
-        ids: list[int],
-        *,
-        notify: Notify = lambda _: None,
-        priority: Priority = Priority.CHAT,
-        session: str = "",
-        apart: Apart = "no",
-        since: float | None = None,
-        beside: bool = False,
-        until: float | None = None,
-    ) -> AsyncIterator[Slot]:
+    async def slot(self, ids: list[int], **how: Unpack[How]) -> AsyncIterator[Slot]:
         """A slot for a prompt of `ids`, as long as the context is open.
 
         The user of the slot sets `slot.ids` to what the cache then holds, and leaves when `slot.wanted` is set.
 
         Args:
             ids: the prompt.
-            notify: hears the position in line.
-            priority: who goes first.
-            session: the conversation; background work takes no slot that was used later than this one's, or
-                later than `since` where it has none.
-            apart: whether to stay out of the conversation's own slot.
-            since: when it was first asked, by the monotonic clock; now, if not given.
-            beside: background work that may go on while people are answered; in short steps, for all feel each.
-            until: when it waits no longer, by the monotonic clock.
+            how: see `How`.
 
         Raises:
             Busy: too many are waiting. Full: and they are other people's.
             Late: its turn did not come by then, or by all that is known cannot.
             Crowded: background work would harm others; a batch waits instead.
         """
-        now = time.monotonic()
-        since = now if since is None else since
-        asked = Asked(ids, priority, session, apart, beside, since=since, until=until)
-        person = priority is Priority.CHAT
+        asked = Asked(ids, **how)
+        person = asked.priority is Priority.CHAT
         if person:
             self._shares.join(asked.user)
         try:
-            slot = await self._acquire(asked, notify)
+            slot = await self._acquire(asked)
             started = time.monotonic()
             try:
                 yield slot
@@ -243,10 +224,10 @@ class SlotQueue:
             self._people_at = time.monotonic()
         slot.free()
 
-    async def _acquire(self, asked: Asked, notify: Notify) -> Slot:
+    async def _acquire(self, asked: Asked) -> Slot:
         self._admit(asked)
         future: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
-        waiting = Waiting(int(asked.priority), next(self._arrivals), asked, future, notify)
+        waiting = Waiting(int(asked.priority), next(self._arrivals), asked, future, asked.notify)
         if asked.until is not None:
             waiting.notify = unheard  # until it is known that it may wait
         self._line.append(waiting)
@@ -257,8 +238,8 @@ class SlotQueue:
                 self._line.remove(waiting)
                 self._grant()
                 raise late(waiting, "cannot", retry_after=self._pace.estimate(waiting.position))
-            waiting.notify = notify
-            notify(Queued(waiting.position, waiting.seconds))
+            waiting.notify = asked.notify
+            asked.notify(Queued(waiting.position, waiting.seconds))
         try:
             async with asyncio.timeout(left):
                 return await self._granted(waiting)
