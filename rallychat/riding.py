@@ -71,15 +71,16 @@ def near(report: ContextReport, *, hurried: bool) -> bool:
 
 
 def allowance(size: int, took: float, *, others: bool) -> tuple[int, float]:
-    """How many tokens the next slice has, and seconds until then, after one of `size` that took so long."""
+    """How many tokens the next slice has, and seconds until then, after one of `size` that took so long.
+
+    Sizes are halved and doubled, so that they stay whole multiples of an engine's steps.
+    """
     if others:
         return BESIDE_OTHERS, took * (1 / SHARE_OTHERS - 1)
     least, most = SLICES
     if took > FLUENT:
         return max(least, size // 2), 0.0 if size > least else took * (1 / SHARE_SLOW - 1)
-    return (
-        (min(most, size * 2), 0.0) if took < FLUENT / 2 else (size, 0.0)
-    )  # whole multiples of an engine's steps
+    return min(most, size * 2) if took < FLUENT / 2 else size, 0.0
 
 
 class Riding:

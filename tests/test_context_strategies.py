@@ -48,6 +48,11 @@ def test_room_is_made_as_much_earlier_as_the_prompt_grows_meanwhile() -> None:
     assert ledger.compact(turns(14), None, BUDGET) is None
     found = ledger.compact(turns(14), None, replace(BUDGET, lead=100))
     assert found is not None
+    assert found.why == found.rules.why
+    assert found.why.startswith("the prompt was about to pass 2,880 tokens (")
+    later = ledger.compact(turns(15), None, replace(BUDGET, lead=100))
+    assert later is not None
+    assert later.why.startswith("the prompt passed 2,880 tokens (")
     assert ledger.compact(turns(13), None, replace(BUDGET, lead=100)) is None
 
 

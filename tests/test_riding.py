@@ -144,9 +144,9 @@ async def test_who_never_pauses_never_waits_for_room_to_be_made(world: World) ->
         assert max(evaluated(end) for end in ends[1:]) < fresh * 2
         memories = await service.contexts.memories(chat)
         assert len(memories) > 2
-        assert all(
-            "passed" in memory.why for memory in memories
-        )  # none of them was made while a person waited
+        for memory in memories:  # none of them was made while a person waited
+            assert "was about to pass" in memory.why or "passed" in memory.why
+        assert any("was about to pass" in memory.why for memory in memories)
         reports = [end.report for end in ends if end.report]
         assert max(report.prompt_tokens - report.high_mark for report in reports) <= 0
         assert max(report.prompt_tokens / report.high_mark for report in reports) > 1 - LEAD

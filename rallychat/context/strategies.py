@@ -116,7 +116,8 @@ class Remembering:
         memory = memory if valid(memory, turns) else None
         if not over(turns, memory, budget.due):
             return None
-        why = f"the prompt passed {budget.high:,} tokens ({budget.why})"
+        did = "passed" if over(turns, memory, budget.high) else "was about to pass"
+        why = f"the prompt {did} {budget.high:,} tokens ({budget.why})"
         rules = self._ledger(turns, memory, budget, why)
         if rules is None or not worth(turns, memory, rules.until, budget):
             return None
