@@ -29,6 +29,8 @@ MUCH = 100_000
 """Characters of messages from which on a prompt is rendered in a thread."""
 ELSEWHERE_SHARE = 0.4
 """Of the room for quotes, what those of other conversations may take."""
+SLACK = 2
+"""Times its share that a memory may have while the prompt is within the window: what it takes was an estimate."""
 PIECES = 8192
 """Pieces sent to the tokenizer at a time."""
 
@@ -175,14 +177,16 @@ def _counted(turns: list[Turn], sized: Sized, budget: Budget) -> tuple[list[Turn
 async def _with_less_memory(
     path: Sequence[StoredMessage], turns: Sequence[Turn], sized: Sized, voice: Voice, budget: Budget
 ) -> Sized:
-    """Where a prompt is too long and its memory has more than its share, the memory leaves by halves.
+    """Where a prompt is too long and its memory has far more than its share, the memory leaves by halves.
 
-    One that has no more stays, for then something else is too long; so does what a person wrote.
+    Where the prompt would be refused, more than its share is enough. One that has no more stays, for then something
+    else is too long; so does what a person wrote.
     """
     fixed = sum(len(entry.ids or ()) for entry in sized.entries if entry.kind == "system")
     share = replace(budget, fixed=fixed).memory
     while (memory := sized.selection.memory) and memory.text and memory.edited_by != "user":
-        if sized.total <= budget.limit or _of_memory(sized, memory) <= share:
+        most = share if sized.total >= budget.window else SLACK * share
+        if sized.total <= budget.limit or _of_memory(sized, memory) <= most:
             break
         sized = await _sized(path, beside(sized.selection, memories.halved(memory, turns), turns), voice)
     return sized
