@@ -39,7 +39,7 @@ class ChatService(Stateless):
             summaries=self.summary_sampling,
             max_tokens=self._max_tokens,
             compacted=self.metrics.compacted,
-            said=self.runs.said,
+            growing=self.runs.of_conversation,
         )
         self.idle = Idle(settings, store, self.pool, self.contexts, self._latencies, voices)
 

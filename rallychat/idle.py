@@ -30,7 +30,7 @@ from rallychat.pool import Apart, Crowded, Engine, Pool, Preempted, Priority
 from rallychat.pool.offload import NEARLY
 from rallychat.recent import Recent
 from rallychat.riding import Riding, near
-from rallychat.runs import Emit
+from rallychat.runs import Emit, Run
 from rallychat.settings import Settings
 from rallychat.store import Conversation, ConversationStore
 from rallychat.texts import title_of
@@ -58,8 +58,8 @@ class Voices:
     """Of its next answer."""
     compacted: Callable[[str], None]
     """Older turns became a memory, for the model of this id."""
-    said: Callable[[str], str | None]
-    """What the growing answer of a conversation says so far; None: none grows."""
+    growing: Callable[[str], Run | None]
+    """The growing answer of a conversation."""
 
 
 class Idle:
@@ -83,7 +83,7 @@ class Idle:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._recent: Recent[str, tuple[str, str]] = Recent(RECENT)
         self._compacting = Compacting(contexts, voices.compacted)
-        self._riding = Riding(store, contexts, self._compacting, voices.said)
+        self._riding = Riding(store, contexts, self._compacting, voices.growing)
         self._named: Recent[str, None] = Recent(ASKED)
         self._habits: Recent[str, Habit] = Recent(ASKED)  # those that are not stored yet
         self._hurried: Recent[str, None] = Recent(ASKED)  # those whose idle time was too short for its work
@@ -104,8 +104,9 @@ class Idle:
         self._habits[conversation.id] = Habit(model.id, conversation.model, max_tokens, wish)
 
     def answered(self, conversation_id: str) -> None:
-        """An answer has ended: there may be time."""
-        self._start(conversation_id, self._work(conversation_id, REST))
+        """An answer has ended: there may be time. What goes on beside it comes to its end first."""
+        riding = self._tasks.pop(conversation_id, None)
+        self._start(conversation_id, self._work(conversation_id, REST, after=riding))
 
     def watching(self, conversation_id: str, emit: Emit) -> Emit:
         """`emit` of an answer; once that begins to be told, what no idle time came for is done beside it."""
@@ -169,9 +170,13 @@ class Idle:
 
     # --- one conversation ---------------------------------------------------------------------------------
 
-    async def _work(self, conversation_id: str, rest: float) -> None:
+    async def _work(
+        self, conversation_id: str, rest: float, *, after: asyncio.Task[None] | None = None
+    ) -> None:
         since = time.monotonic()
         self._hurried[conversation_id] = None
+        if after is not None:
+            await after
         await self._keep_habit(conversation_id)
         await self._keep_cache(conversation_id)
         await asyncio.sleep(rest)
@@ -249,7 +254,7 @@ class Idle:
     async def _scene(self, conversation_id: str, since: float, *, growing: bool = False) -> Scene | None:
         """The conversation, seen last at `since`, if its newest answer is there, or is `growing`."""
         conversation = await self._store.get(conversation_id)
-        if conversation.tip_id is None or (self._voices.said(conversation_id) is not None) is not growing:
+        if conversation.tip_id is None or (self._voices.growing(conversation_id) is not None) is not growing:
             return None
         tip = await self._store.message(conversation.tip_id)
         known = self._habits.get(conversation_id) or Habit.stored(conversation.asked)

@@ -17,6 +17,7 @@ from rallychat.contexts import Contexts
 from rallychat.engines.slots import reusable
 from rallychat.messages import ContextReport
 from rallychat.pool import Apart, Preempted, Priority, Slot
+from rallychat.runs import Run
 from rallychat.store import ConversationStore
 
 SLICES = (4, 64)
@@ -30,13 +31,12 @@ SHARE_OTHERS = 0.05
 """Share of the time that slices may take while other people are answered."""
 SHARE_SLOW = 0.1
 """The same where only this conversation is, on an engine for which even the smallest slice is not fluent."""
-FOLLOW = 8
-"""Tokens of the growing answer that are read at a time, once all before it is there."""
+FOLLOW = 4
+"""Tokens of the growing answer that are read at a time, once all before it is there. The last of them may still become
+others, with the rest of their word; then they are read again."""
 LETTERS = 2
 """Of a token, about: before so many have come it is not asked how many tokens they are."""
-UNSURE = 4
-"""Tokens at the end of a growing text that may still become others: those of its last word."""
-LOOK = 0.02
+LOOK = 0.01
 """Seconds between two looks at a growing answer."""
 TURNS = 2
 """Turns before the prompt passes its mark in which room is begun to be made: one may not be enough for it."""
@@ -87,7 +87,7 @@ class Riding:
     """Rides of all conversations.
 
     Args:
-        said: what a conversation's growing answer says so far; None: none grows.
+        growing: the answer that grows in a conversation, if one does.
     """
 
     def __init__(
@@ -95,12 +95,12 @@ class Riding:
         store: ConversationStore,
         contexts: Contexts,
         compacting: Compacting,
-        said: Callable[[str], str | None],
+        growing: Callable[[str], Run | None],
     ) -> None:
         self._store = store
         self._contexts = contexts
         self._compacting = compacting
-        self._said = said
+        self._growing = growing
 
     async def ride(self, scene: Scene, report: ContextReport, *, hurried: bool) -> None:
         """Makes room if that is due, or will be, and follows the answer to its end.
@@ -108,19 +108,20 @@ class Riding:
         Raises:
             Crowded: no slot can be had without harm to others.
         """
+        run = self._growing(scene.session)
         making = await self._due(scene, report, lead_of(report) if hurried else 0)
-        if making is None:
+        if making is None or run is None:
             return
-        slot = await self._read(scene, making, await self._ids(scene, making, ""), apart="only")
+        slot = await self._read(scene, making, run, await self._ids(scene, making, ""), apart="only")
         if scene.engine.info.rollback and not scene.engine.queue.others(scene.session):
-            slot = await self._catch_up(scene, making, slot, apart="only")
-        if self._said(scene.session) is None:
+            slot = await self._catch_up(scene, making, run, slot, apart="only")
+        if run.done:
             return  # too late: the next question finds the old prompt, all of it in its slot
         if not await self._compacting.swap(scene, making):
             return
         scene.engine.queue.settle(scene.session, slot)
         if scene.engine.info.rollback:
-            await self._follow(scene, making)
+            await self._follow(scene, making, run)
 
     async def _due(self, scene: Scene, report: ContextReport, lead: int) -> Making | None:
         path = await self._store.path(scene.session)
@@ -143,13 +144,14 @@ class Riding:
             memory=making.memory,
             growing=growing,
         )
-        return plan.ids[:-UNSURE] if growing else plan.ids
+        return plan.ids
 
-    async def _read(self, scene: Scene, making: Making, ids: list[int], *, apart: Apart) -> Slot:
-        """Reads all of it, slice by slice; returns the slot that holds it."""
+    async def _read(self, scene: Scene, making: Making, run: Run, ids: list[int], *, apart: Apart) -> Slot:
+        """Reads all of it, slice by slice, as long as the answer is not stored; returns the slot that holds it."""
         engine = scene.engine
         while True:
-            if (pause := making.again - time.monotonic()) > 0:
+            spared = not run.whole or engine.queue.others(scene.session)
+            if spared and (pause := making.again - time.monotonic()) > 0:
                 await asyncio.sleep(pause)
             size = BESIDE_OTHERS if engine.queue.others(scene.session) else making.slice
             asked = scene.slot(ids, Priority.COMPACTION, apart=apart, beside=True)
@@ -165,28 +167,30 @@ class Riding:
             making.again = ended + pause
             if missing >= size:  # of less it is not known how long a whole one takes
                 making.slice = fluent
-            if self._held(scene, slot, ids) == len(ids):
+            if run.done or self._held(scene, slot, ids) == len(ids):
                 return slot
 
-    async def _catch_up(self, scene: Scene, making: Making, slot: Slot, *, apart: Apart) -> Slot:
-        """Reads what the answer says, until little of it is missing or the answer has ended."""
-        while said := self._said(scene.session):
-            ids = await self._ids(scene, making, said)
-            if len(ids) - self._held(scene, slot, ids) < FOLLOW:
+    async def _catch_up(self, scene: Scene, making: Making, run: Run, slot: Slot, *, apart: Apart) -> Slot:
+        """Reads what the answer says, until little of it is missing; all of it, once it is whole."""
+        while not run.done and run.said:
+            least = 1 if run.whole else FOLLOW
+            ids = await self._ids(scene, making, run.said)
+            if len(ids) - self._held(scene, slot, ids) < least:
                 break
-            slot = await self._read(scene, making, ids, apart=apart)
+            slot = await self._read(scene, making, run, ids, apart=apart)
         return slot
 
-    async def _follow(self, scene: Scene, making: Making) -> None:
-        read = 0
-        while (said := self._said(scene.session)) is not None:
-            home = scene.engine.queue.home(scene.session)
-            if home is None:
-                return  # somebody needed it more
-            if len(said) - read >= FOLLOW * LETTERS:
-                read = len(said)
-                await self._catch_up(scene, making, home, apart="no")
+    async def _follow(self, scene: Scene, making: Making, run: Run) -> None:
+        """Keeps up with the answer. Its last words are read though it is stored meanwhile: they are few."""
+        read, slot = 0, scene.engine.queue.home(scene.session)
+        while slot is not None and not run.whole:
+            if len(run.said) - read >= FOLLOW * LETTERS:
+                read = len(run.said)
+                await self._catch_up(scene, making, run, slot, apart="no")
             await asyncio.sleep(LOOK)
+            slot = scene.engine.queue.home(scene.session)  # None: somebody needed it more
+        if slot is not None and run.said:
+            await self._read(scene, making, run, await self._ids(scene, making, run.said), apart="no")
 
     def _held(self, scene: Scene, slot: Slot, ids: list[int]) -> int:
         return reusable(slot.ids, ids, rollback=scene.engine.info.rollback)

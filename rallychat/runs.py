@@ -85,6 +85,16 @@ class Run:
         return self.end is not None
 
     @property
+    def whole(self) -> bool:
+        """Nothing more will be said; it may not be stored yet."""
+        return self._making.done()
+
+    @property
+    def said(self) -> str:
+        """What the whole answer says so far, before this run and in it; nothing while it thinks."""
+        return "" if self.reasoning else "".join(part.text for part in self.before) + self.text
+
+    @property
     def text(self) -> str:
         """What was said so far in this run."""
         return "".join(event.text for event in self._events if isinstance(event, TextDelta))
@@ -260,13 +270,6 @@ class Runs:
     def of_conversation(self, conversation_id: str) -> Run | None:
         """The answer that is growing in a conversation."""
         return next((run for run in self._mine() if run.conversation_id == conversation_id), None)
-
-    def said(self, conversation_id: str) -> str | None:
-        """What the growing answer of a conversation says so far, None where none grows; nothing while it thinks."""
-        run = self.of_conversation(conversation_id)
-        if run is None or run.reasoning:
-            return None if run is None else ""
-        return "".join(part.text for part in run.before) + run.text
 
     def of_message(self, message_id: str) -> Run | None:
         """The run that is making a message."""

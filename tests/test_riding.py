@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -91,9 +91,9 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
         finally:
             under_way.discard(conversation_id)
 
-    async def following(self: Riding, scene: Scene, making: Making) -> None:
+    async def following(self: Riding, scene: Scene, making: Making, run: Run) -> None:
         under_way.discard(scene.session)
-        await follow(self, scene, making)
+        await follow(self, scene, making, run)
 
     async def held(
         self: Engine, request: CompletionRequest, slot: Slot, *, session: str | None = None
@@ -158,7 +158,7 @@ async def test_who_pauses_has_room_made_in_idle_time_and_none_beside_answers(
     monkeypatch.setattr(idle, "REST", 0.0)
     beside: list[int] = []
 
-    async def read(self: Riding, scene: Scene, making: Making, ids: list[int], *, apart: str) -> Slot:
+    async def read(self: Riding, scene: Scene, making: Making, run: Run, ids: list[int], **_: str) -> Slot:
         beside.append(len(ids))
         raise AssertionError("room is made beside an answer")
 
@@ -178,7 +178,7 @@ async def test_a_prompt_that_lacks_an_answer_that_has_ended_is_not_swapped_in(
 ) -> None:
     nothing: Any = None
     making, swapped = Making(nothing, ()), list[Making]()
-    says = iter([*([] if ended else ["so far"] * 2), None, None])
+    run = SimpleNamespace(said="so far", whole=ended, done=ended)
 
     async def given(*_: Any, **__: Any) -> Any:
         return making
@@ -190,16 +190,17 @@ async def test_a_prompt_that_lacks_an_answer_that_has_ended_is_not_swapped_in(
         return SimpleNamespace(ids=[1, 2, 3])
 
     async def swap(_: Scene, made: Making) -> bool:
+        run.whole = True
         swapped.append(made)
         return True
 
     for name, double in (("_due", given), ("_ids", ids), ("_read", read)):
         monkeypatch.setattr(Riding, name, double)
-    queue = SimpleNamespace(others=lambda _: False, settle=lambda *_: None)
+    queue = SimpleNamespace(others=lambda _: False, settle=lambda *_: None, home=lambda _: None)
     engine: Any = SimpleNamespace(info=SimpleNamespace(rollback=True), queue=queue)
     conversation: Any = SimpleNamespace(id="c")
     compacting: Any = SimpleNamespace(swap=swap)
-    riding = Riding(nothing, nothing, compacting, lambda _: next(says))
+    riding = Riding(nothing, nothing, compacting, lambda _: cast("Run", run))
     await riding.ride(Scene(conversation, nothing, engine, None, 0.0), report_of([100]), hurried=True)
     assert swapped == ([] if ended else [making])
 
@@ -228,6 +229,22 @@ async def test_the_next_prompt_is_what_was_read_beside_the_answer_in_the_slot_it
         limit = service.sampling(model).max_tokens
         anew = await service.contexts.plan(conversation, tip, model=model, engine=engine, max_tokens=limit)
         assert anew.ids == prompt
+
+
+def at_work_for(conversation_id: str) -> list[asyncio.Task[Any]]:
+    return [task for task in asyncio.all_tasks() if task.get_name() == f"idle {conversation_id}"]
+
+
+@pytest.mark.usefixtures("unhurried")
+async def test_an_answer_that_is_whole_is_read_to_its_last_word(world: World) -> None:
+    async with world() as service:
+        chat = (await service.store.create()).id
+        await say(service, chat, LONG)
+        only_the_question = evaluated(await say(service, chat, "and then"))
+        while not await service.contexts.memories(chat):
+            await say(service, chat, LONG)
+            await until(lambda: len(at_work_for(chat)) == 1)  # the ride has ended, its successor rests
+        assert evaluated(await say(service, chat, "and then")) <= only_the_question
 
 
 async def test_an_edit_while_the_next_prompt_is_read_drops_its_memory(world: World) -> None:
@@ -420,8 +437,9 @@ async def test_a_slice_that_had_to_make_way_takes_no_more_of_the_time(
     compacting: Any = SimpleNamespace(counted=lambda _: nullcontext())
     nothing: Any = None
     making = Making(nothing, ())
+    run: Any = SimpleNamespace(whole=False, done=False)
     riding = Riding(nothing, nothing, compacting, lambda _: None)
-    read = await riding._read(scene, making, [1, 2, 3], apart="no")
+    read = await riding._read(scene, making, run, [1, 2, 3], apart="no")
     assert read.ids == [1, 2, 3]
     assert pauses == [pytest.approx(0.2 * (1 / SHARE_OTHERS - 1))]
 
@@ -444,7 +462,7 @@ async def test_a_ride_does_not_wait_for_a_pause_that_was_owed_to_the_answer_befo
     store: Any = SimpleNamespace(path=path)
     compacting: Any = SimpleNamespace(begun=begun)
     conversation: Any = SimpleNamespace(id="c")
-    riding = Riding(store, nothing, compacting, lambda _: "so far")
+    riding = Riding(store, nothing, compacting, lambda _: None)
     found = await riding._due(Scene(conversation, nothing, nothing, None, 0.0), report_of([40]), 7)
     assert found is making
     assert making.again == 0
@@ -468,9 +486,10 @@ async def test_a_slice_grows_by_what_whole_ones_take_and_not_by_the_last_few_tok
     scene = Scene(conversation, model, engine, None, 0.0)
     compacting: Any = SimpleNamespace(counted=lambda _: nullcontext())
     riding, making = Riding(nothing, nothing, compacting, lambda _: None), Making(nothing, ())
-    await riding._read(scene, making, list(range(9)), apart="no")
+    run: Any = SimpleNamespace(whole=False, done=False)
+    await riding._read(scene, making, run, list(range(9)), apart="no")
     assert making.slice == 16
-    await riding._read(scene, making, list(range(9 + 16)), apart="no")
+    await riding._read(scene, making, run, list(range(9 + 16)), apart="no")
     assert making.slice > 16
 
 
