@@ -247,6 +247,20 @@ async def test_an_answer_that_is_whole_is_read_to_its_last_word(world: World) ->
         assert evaluated(await say(service, chat, "and then")) <= only_the_question
 
 
+async def test_a_slice_is_one_step_of_the_engine(
+    world: World, requests: list[tuple[CompletionRequest, int]]
+) -> None:
+    async with world() as service:
+        engine = await service.pool.open(service.resolve(None))
+        engine._sip = 8  # what other work is read in
+        ids = list(range(10, 110))
+        async with engine.slot(ids, priority=Priority.COMPACTION, beside=True) as slot:
+            await engine.warm(ids, slot, most=40)
+            await engine.warm(ids, slot, most=40)
+        assert [len(request.prompt) for request, _ in requests] == [40, 80]
+        assert engine._sip == 8
+
+
 async def test_an_edit_while_the_next_prompt_is_read_drops_its_memory(world: World) -> None:
     async with world("delay_ms = 5\nprefill_ms = 50") as service:
         chat = (await service.store.create()).id

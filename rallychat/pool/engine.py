@@ -190,7 +190,7 @@ class Engine:
         Small steps: who wants the engine meanwhile waits for one of them at most.
 
         Args:
-            most: tokens that are evaluated this time; None: all of them.
+            most: tokens that are evaluated this time, in one step; None: all of them.
 
         Raises:
             Preempted: somebody who goes first wants the engine; what was evaluated until then stays.
@@ -199,7 +199,7 @@ class Engine:
         end = len(ids) if most is None else min(len(ids), at + most)
         while at < end:
             begun, began = at, time.monotonic()
-            at = min(at + self._sip, end)
+            at = min(at + (most or self._sip), end)
             request = CompletionRequest(
                 model=adapter or self.spec.model, prompt=ids[:at], max_tokens=0, temperature=0
             )
@@ -207,7 +207,7 @@ class Engine:
                 async for event in events:
                     if isinstance(event, Done):
                         evaluated += event.prompt_tokens - event.cached_tokens
-            if at - begun == self._sip:
+            if most is None and at - begun == self._sip:
                 self._sip = sip_after(self._sip, time.monotonic() - began)
         return evaluated
 
