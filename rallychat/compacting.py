@@ -59,6 +59,8 @@ class Making:
     """Tokens read at a time beside an answer, at first."""
     again: float = 0.0
     """When the next of them may be read, by the monotonic clock."""
+    asked: int = 0
+    """Questions that came meanwhile: their prompts were without it."""
 
 
 class Compacting:
@@ -72,6 +74,16 @@ class Compacting:
         self._contexts = contexts
         self._compacted = compacted
         self._makings: Recent[str, Making] = Recent(KEPT)
+        self._lasted: Recent[str, int] = Recent(KEPT)
+
+    def asked(self, session: str) -> None:
+        """A question came in this conversation."""
+        if (making := self._makings.get(session)) is not None:
+            making.asked += 1
+
+    def lasts(self, session: str) -> int | None:
+        """Questions that came while room was made there lately, and likely will the next time; None: not known."""
+        return self._lasted.get(session)
 
     async def begun(self, scene: Scene, *, tip: str | None = None, lead: int = 0) -> Making | None:
         """What is in the making; else what is due once `tip` (the newest message if None) is answered.
@@ -105,6 +117,8 @@ class Compacting:
             log.info("conversation %s has changed: its new memory is dropped", scene.session)
             return False
         await self._contexts.commit(scene.session, making.memory)
+        lasted = self._lasted.get(scene.session, 0)
+        self._lasted[scene.session] = max(making.asked, lasted - 1)  # once quick may be by chance
         self._compacted(scene.model.id)
         return True
 

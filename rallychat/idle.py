@@ -29,7 +29,7 @@ from rallychat.planning import Plan
 from rallychat.pool import Apart, Crowded, Engine, Pool, Preempted, Priority
 from rallychat.pool.offload import NEARLY
 from rallychat.recent import Recent
-from rallychat.riding import Riding, near
+from rallychat.riding import Riding, lead_of, near
 from rallychat.runs import Emit, Run
 from rallychat.settings import Settings
 from rallychat.store import Conversation, ConversationStore
@@ -101,6 +101,7 @@ class Idle:
     ) -> None:
         """This model, so long an answer and a context so kept are asked for, and likely will be again: the next
         prompt depends on them."""
+        self._compacting.asked(conversation.id)
         self._habits[conversation.id] = Habit(model.id, conversation.model, max_tokens, wish)
 
     def answered(self, conversation_id: str) -> None:
@@ -314,9 +315,10 @@ class Idle:
     async def _compact(self, scene: Scene) -> None:
         """Older turns become memory. The prompt is swapped when the new one is warm; until then the old one holds.
 
-        Where no other slot can be had without harm, the conversation's own is used and the swap comes first.
+        Where no other slot can be had without harm, the conversation's own is used and the swap comes first. Where the
+        idle time after one answer was not enough for it, it is begun so much earlier the next time.
         """
-        making = await self._compacting.begun(scene)
+        making = await self._compacting.begun(scene, lead=await self._lead(scene))
         if making is None:
             return
         if making.memory is None:
@@ -339,6 +341,13 @@ class Idle:
             here = queue.home(scene.session) is not None or scene.engine.offload.of(scene.session)
             if not here:  # its next prompt is read anew in any case: let it be a short one
                 await self._compacting.swap(scene, making)
+
+    async def _lead(self, scene: Scene) -> int:
+        turns, tip = self._compacting.lasts(scene.session), scene.conversation.tip_id
+        if not turns or tip is None:
+            return 0
+        report = (await self._store.message(tip)).report
+        return lead_of(report, turns) if report is not None else 0
 
     async def _memory(self, scene: Scene, due: Compaction) -> Memory:
         """What the model writes, asked right after the live prompt; what rules write, where that is no good."""

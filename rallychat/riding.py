@@ -38,8 +38,8 @@ LETTERS = 2
 """Of a token, about: before so many have come it is not asked how many tokens they are."""
 LOOK = 0.01
 """Seconds between two looks at a growing answer."""
-TURNS = 2
-"""Turns before the prompt passes its mark in which room is begun to be made: one may not be enough for it."""
+LASTS = 1
+"""Questions that come while room is made beside answers, where that is not known yet."""
 LEAD = 0.2
 """Share of the mark by which it is begun earlier, at most: what is made earlier is made more often."""
 
@@ -50,14 +50,18 @@ def late(report: ContextReport) -> bool:
     return report.prompt_tokens > min(mark * 3 // 2, (mark + limit) // 2)
 
 
-def lead_of(report: ContextReport) -> int:
-    """Tokens that will stand behind the newest answer in a prompt when room that is begun now is there."""
+def lead_of(report: ContextReport, turns: int) -> int:
+    """Tokens that will stand behind the newest answer in a prompt when room that is begun now is there.
+
+    Args:
+        turns: exchanges until then, beside the question that is asked.
+    """
     said = [part for part in report.segments if part.kind not in ("system", "memory")]
     answers = [at for at, part in enumerate(said, 1) if part.kind == "assistant"]
     at = answers[-1] if answers else 0
     exchange = sum(part.tokens for part in said[:at]) // max(1, len(answers))
     asked = sum(part.tokens for part in said[at:])
-    return asked + min(TURNS * exchange, int(report.high_mark * LEAD))
+    return asked + min(turns * exchange, int(report.high_mark * LEAD))
 
 
 def near(report: ContextReport, *, hurried: bool) -> bool:
@@ -109,7 +113,9 @@ class Riding:
             Crowded: no slot can be had without harm to others.
         """
         run = self._growing(scene.session)
-        making = await self._due(scene, report, lead_of(report) if hurried else 0)
+        lasts = self._compacting.lasts(scene.session)
+        turns = 1 + (LASTS if lasts is None else lasts)
+        making = await self._due(scene, report, lead_of(report, turns) if hurried else 0)
         if making is None or run is None:
             return
         slot = await self._read(scene, making, run, await self._ids(scene, making, ""), apart="only")

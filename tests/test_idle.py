@@ -205,6 +205,25 @@ async def test_a_message_that_arrives_while_memory_is_warmed_finds_the_old_promp
         assert len(await service.contexts.memories(chat)) == 1
 
 
+@pytest.mark.usefixtures("alone")
+async def test_room_for_which_one_idle_time_was_too_short_is_begun_so_much_earlier_the_next_time(
+    world: World, reading: asyncio.Event
+) -> None:
+    async with world("batch = 8") as service:
+        chat = (await service.store.create()).id
+        while not reading.is_set():
+            await say(service, chat, LONG)
+            if await due(service, chat):
+                await reading.wait()  # and the next question comes before it is there
+            else:
+                await service.idle.settled()
+        for _ in range(24):
+            await say(service, chat, LONG)
+            await service.idle.settled()
+        whys = [memory.why for memory in await service.contexts.memories(chat)]
+        assert ["about to pass" in why for why in whys[:3]] == [False, True, False]
+
+
 async def test_an_edit_while_memory_is_made_drops_it(world: World, reading: asyncio.Event) -> None:
     async with world("batch = 8") as service:
         chat = (await service.store.create()).id

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections import deque
+from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -19,6 +21,9 @@ from rallychat.engines.protocol import CompletionRequest  # isort: skip
 from rallychat.engines.slots import Slot  # isort: skip
 from rallychat.engines.transformers import _Reader  # isort: skip
 from rallychat.errors import EngineInterrupted, EngineUnavailable, SettingsError  # isort: skip
+
+if TYPE_CHECKING:
+    from rallychat.engines.hf_decoder import Work
 
 pytestmark = [pytest.mark.hf, pytest.mark.filterwarnings("ignore")]
 
@@ -209,6 +214,31 @@ async def test_leaving_an_answer_of_which_nobody_heard_the_end_waits_without_tur
         monkeypatch.setattr(backend._steps, "cancel", lambda answer: None)  # it is slow to let go of the slot
         monkeypatch.setattr(Running, "listen", counted)
     assert turns <= 2 * 200
+
+
+async def test_a_first_token_is_told_before_others_get_their_next(llama: Path) -> None:
+    backend, begun, gate = unread(opened(llama)), threading.Event(), threading.Event()
+    evaluate = backend._steps._runner.evaluate
+
+    def held(work: Sequence[Work]) -> Any:
+        if any(len(one.ids) > 1 for one in work):
+            begun.set()
+        elif begun.is_set():
+            gate.wait(60)
+        return evaluate(work)
+
+    request = CompletionRequest(prompt=PROMPT, max_tokens=200, temperature=0, ignore_eos=True)
+    async with aclosing(backend.generate(request, Slot(0))) as others:
+        async for event in others:
+            if isinstance(event, Step):
+                break
+        backend._steps._runner.evaluate = held  # type: ignore[method-assign]
+        async with aclosing(backend.generate(request, Slot(1))) as events:
+            try:
+                async with asyncio.timeout(30):
+                    assert [isinstance(await anext(events), Step) for _ in range(2)] == [False, True]
+            finally:
+                gate.set()
 
 
 async def test_leaving_within_a_prompt_keeps_what_was_read_of_it(llama: Path) -> None:

@@ -112,11 +112,16 @@ class Steps:
             touched: list[Running] = []
             self._admit(touched)
             self._round(touched)
-            waking = [one for one in touched if one.listening or one.released]
-            for one in waking:
-                one.listening = False
-            if waking:  # one wake-up of the loop for all answers of a step
-                self._loop.call_soon_threadsafe(_wake, waking)
+            self._tell(touched)
+
+    def _tell(self, touched: list[Running]) -> None:
+        """Wakes the loop, once, for all these answers."""
+        waking = [one for one in touched if one.listening or one.released]
+        for one in waking:
+            one.listening = False
+        if waking:
+            self._loop.call_soon_threadsafe(_wake, waking)
+        touched.clear()
 
     def _admit(self, touched: list[Running]) -> None:
         while self._new:
@@ -143,6 +148,7 @@ class Steps:
             group = self._together(reading)
             self._guarded(group, touched, lambda: self._read(group, touched))
         if writing:
+            self._tell(touched)  # a first token does not wait for those of others
             self._guarded(writing, touched, lambda: self._write(writing, touched))
 
     def _together(self, reading: list[Running]) -> list[Running]:
