@@ -107,7 +107,7 @@ class Idle:
     def answered(self, conversation_id: str) -> None:
         """An answer has ended: there may be time. What goes on beside it comes to its end first."""
         riding = self._tasks.pop(conversation_id, None)
-        self._start(conversation_id, self._work(conversation_id, REST, after=riding))
+        self._start(conversation_id, self._work(conversation_id, REST, after=riding), after=riding)
 
     def watching(self, conversation_id: str, emit: Emit) -> Emit:
         """`emit` of an answer; once that begins to be told, what no idle time came for is done beside it."""
@@ -150,9 +150,17 @@ class Idle:
                 self._start(conversation_id, self._work(conversation_id, 0.0), user=user)
 
     def _start(
-        self, conversation_id: str, work: Coroutine[None, None, None], *, user: str | None = None
+        self,
+        conversation_id: str,
+        work: Coroutine[None, None, None],
+        *,
+        user: str | None = None,
+        after: asyncio.Task[None] | None = None,
     ) -> None:
-        """Begins the work, in place of what goes on, for the user it is for: who asks now, if none is given."""
+        """Begins the work, in place of what goes on, for the user it is for: who asks now, if none is given.
+
+        What it comes `after` is left when it is, even before it has begun.
+        """
         self.leave(conversation_id)
         if self._closed:
             work.close()
@@ -164,6 +172,8 @@ class Idle:
         self._tasks[conversation_id] = task
 
         def ended(done: asyncio.Task[None]) -> None:
+            if after is not None:
+                after.cancel()
             if self._tasks.get(conversation_id) is done:
                 del self._tasks[conversation_id]
 

@@ -224,6 +224,15 @@ async def test_room_for_which_one_idle_time_was_too_short_is_begun_so_much_earli
         assert ["about to pass" in why for why in whys[:3]] == [False, True, False]
 
 
+async def test_who_speaks_at_once_leaves_what_went_on_beside_the_answer_too(world: World) -> None:
+    async with world() as service:
+        ride = service.idle._tasks["c"] = asyncio.create_task(asyncio.sleep(60))
+        service.idle.answered("c")
+        service.idle.leave("c")  # before what follows the ride has begun
+        await asyncio.wait([ride])
+        assert ride.cancelled()
+
+
 async def test_an_edit_while_memory_is_made_drops_it(world: World, reading: asyncio.Event) -> None:
     async with world("batch = 8") as service:
         chat = (await service.store.create()).id
