@@ -162,14 +162,20 @@ def _die_with_parent() -> None:
     """End this process when standard input does.
 
     A thread sees it, but not while a library holds the interpreter lock to load weights. So, where the kernel can,
-    it also signals the end itself: SIGIO, whose default is to end the process.
+    it also signals the end itself: SIGIO, whose default is to end the process. It does not signal an end that was there
+    before it was asked to.
     """
     if sys.platform == "linux":
         import fcntl
+        import select
 
         signal.signal(signal.SIGIO, signal.SIG_DFL)
         fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
+        stdin = select.poll()
+        stdin.register(0, 0)  # the end is told unasked
+        if any(events & select.POLLHUP for _, events in stdin.poll(0)):
+            os._exit(LOST_PARENT)
     threading.Thread(target=_watch_stdin, name="stdin", daemon=True).start()
 
 

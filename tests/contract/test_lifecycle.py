@@ -22,6 +22,7 @@ import pytest
 from rallychat.engines.client import EngineClient
 from rallychat.engines.process import WorkerProcess
 from rallychat.engines.protocol import CompletionRequest, EngineEvent, Tokens, WorkerSpec
+from rallychat.engines.worker import LOST_PARENT
 from rallychat.errors import EngineInterrupted, EngineUnavailable, RallyChatError, SettingsError
 from tests.contract.rig import WINDOW, Rig, rig_of, scripted_spec
 from tests.gguf_file import CHAT, gguf_bytes
@@ -161,14 +162,16 @@ def started(spec: WorkerSpec, folder: Path) -> subprocess.Popen[bytes]:
         [sys.executable, "-m", "rallychat.engines.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert process.stdin is not None
-    start = {"spec": vars_of(spec), "folder": str(folder), "socket": str(folder / "s")}
-    process.stdin.write(json.dumps(start).encode() + b"\n")
+    process.stdin.write(start_of(spec, folder))
     process.stdin.flush()
     return process
 
 
-def vars_of(spec: WorkerSpec) -> dict[str, Any]:
-    return {name: getattr(spec, name) for name in WorkerSpec.__slots__}
+def start_of(spec: WorkerSpec, folder: Path) -> bytes:
+    """What a worker is told on its standard input."""
+    facts = {name: getattr(spec, name) for name in WorkerSpec.__slots__}
+    start = {"spec": facts, "folder": str(folder), "socket": str(folder / "s")}
+    return json.dumps(start).encode() + b"\n"
 
 
 def test_a_worker_ends_when_its_standard_input_does(tmp_path: Path) -> None:
@@ -186,6 +189,18 @@ def test_a_worker_ends_with_its_standard_input_even_while_it_loads(tmp_path: Pat
         assert process.stdin is not None
         process.stdin.close()
         assert process.wait(timeout=30) != 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it ends when loading does")
+def test_a_worker_whose_server_is_gone_before_it_can_hear_of_that_ends(tmp_path: Path) -> None:
+    """The thread that watches standard input may be too late: whoever loads may hold the interpreter lock by then."""
+    without_thread = "from rallychat.engines import worker; worker._watch_stdin = lambda: None; worker.main()"
+    ended, ours = os.pipe()
+    os.write(ours, start_of(scripted_spec(load_ms=600_000), tmp_path))
+    os.close(ours)
+    with os.fdopen(ended, "rb") as stdin:
+        done = subprocess.run([sys.executable, "-c", without_thread], stdin=stdin, timeout=60, check=False)
+    assert done.returncode == LOST_PARENT
 
 
 def test_a_worker_never_outlives_a_killed_server() -> None:
