@@ -8,9 +8,7 @@ from rallychat.context import log as token_log
 from rallychat.context.types import Turn
 from rallychat.recent import Recent
 from rallychat.store import StoredMessage
-
-MOST = 10_000
-"""Messages remembered over all conversations; the conversation planned longest ago is forgotten first."""
+from rallychat.store.branches import MOST
 
 TurnsOf = Callable[[Sequence[StoredMessage], str], list[Turn]]
 """Makes the turns of a branch; the second argument names the token log they are counted in."""
@@ -22,7 +20,8 @@ def turns_of(path: Sequence[StoredMessage], base: str = "") -> list[Turn]:
 
 
 class Turns:
-    """The turns of the conversations that were planned last."""
+    """The turns of the conversations that were planned last: of as many messages as the store keeps, for what it has
+    forgotten it gives as another one."""
 
     def __init__(self) -> None:
         self._known: Recent[str, dict[str, tuple[StoredMessage, str, Turn]]] = Recent(MOST, size=len)
