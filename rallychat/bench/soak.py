@@ -117,7 +117,7 @@ async def run_soak(
             await asyncio.gather(*people, return_exceptions=True)
         await http.aclose()
         heard.stuck = len(stuck)
-        after = await _quiet(server, heard)
+        after = await _quiet(server, heard, tasks=before["tasks"])
     for said, count in heard.refusals.items():
         tell(f"refused {count}: {said}")
     if image is not None and looks:
@@ -193,14 +193,14 @@ async def _look(server: ServerProcess, http: httpx.AsyncClient, heard: Heard) ->
     return found | heard.so_far()
 
 
-async def _quiet(server: ServerProcess, heard: Heard) -> Look:
-    """A last look, when nothing is busy any more."""
+async def _quiet(server: ServerProcess, heard: Heard, *, tasks: float) -> Look:
+    """A last look, when nothing is busy any more: what idle time does, too, has been done, so that `tasks` are left."""
     until = time.monotonic() + SETTLE
     async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE, trust_env=False) as http:
         while True:
             look = await _look(server, http, heard)
             busy = look["runs"] + look["slots_busy"] + look["queue_length"]
-            if not busy or time.monotonic() > until:
+            if (not busy and look["tasks"] <= tasks) or time.monotonic() > until:
                 return look
             await asyncio.sleep(1)
 
