@@ -178,9 +178,9 @@ class Riding:
 
     async def _catch_up(self, scene: Scene, making: Making, run: Run, slot: Slot, *, apart: Apart) -> Slot:
         """Reads what the answer says, until little of it is missing; all of it, once it is whole."""
-        while not run.done and run.said:
+        while not run.done and (said := run.said):
             least = 1 if run.whole else FOLLOW
-            ids = await self._ids(scene, making, run.said)
+            ids = await self._ids(scene, making, said)
             if len(ids) - self._held(scene, slot, ids) < least:
                 break
             slot = await self._read(scene, making, run, ids, apart=apart)
@@ -190,13 +190,13 @@ class Riding:
         """Keeps up with the answer. Its last words are read though it is stored meanwhile: they are few."""
         read, slot = 0, scene.engine.queue.home(scene.session)
         while slot is not None and not run.whole:
-            if len(run.said) - read >= FOLLOW * LETTERS:
-                read = len(run.said)
+            if (length := len(run.said)) - read >= FOLLOW * LETTERS:
+                read = length
                 await self._catch_up(scene, making, run, slot, apart="no")
             await asyncio.sleep(LOOK)
             slot = scene.engine.queue.home(scene.session)  # None: somebody needed it more
-        if slot is not None and run.said:
-            await self._read(scene, making, run, await self._ids(scene, making, run.said), apart="no")
+        if slot is not None and (said := run.said):
+            await self._read(scene, making, run, await self._ids(scene, making, said), apart="no")
 
     def _held(self, scene: Scene, slot: Slot, ids: list[int]) -> int:
         return reusable(slot.ids, ids, rollback=scene.engine.info.rollback)

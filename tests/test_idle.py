@@ -95,6 +95,15 @@ async def grown(service: ChatService, conversation_id: str, turns: int, *, rest:
             await service.idle.settled()
 
 
+async def grown_until_due(service: ChatService, conversation_id: str) -> None:
+    """Room is due after the newest answer, and may be in the making."""
+    while True:
+        await say(service, conversation_id, LONG)
+        if await due(service, conversation_id):
+            return
+        await service.idle.settled()
+
+
 async def until(true: Callable[[], bool]) -> None:
     """Lets the event loop run until something is so."""
     async with asyncio.timeout(10):
@@ -192,11 +201,7 @@ async def test_a_message_that_arrives_while_memory_is_warmed_finds_the_old_promp
 ) -> None:
     async with world("batch = 8") as service:
         chat = (await service.store.create()).id
-        while True:
-            await say(service, chat, LONG)
-            if await due(service, chat):
-                break
-            await service.idle.settled()
+        await grown_until_due(service, chat)
         await reading.wait()
         end = await say(service, chat, "are you there")
         assert evaluated(end) < 40
@@ -211,12 +216,8 @@ async def test_room_for_which_one_idle_time_was_too_short_is_begun_so_much_earli
 ) -> None:
     async with world("batch = 8") as service:
         chat = (await service.store.create()).id
-        while not reading.is_set():
-            await say(service, chat, LONG)
-            if await due(service, chat):
-                await reading.wait()  # and the next question comes before it is there
-            else:
-                await service.idle.settled()
+        await grown_until_due(service, chat)
+        await reading.wait()  # and the next question comes before it is there
         for _ in range(24):
             await say(service, chat, LONG)
             await service.idle.settled()
@@ -236,11 +237,7 @@ async def test_who_speaks_at_once_leaves_what_went_on_beside_the_answer_too(worl
 async def test_an_edit_while_memory_is_made_drops_it(world: World, reading: asyncio.Event) -> None:
     async with world("batch = 8") as service:
         chat = (await service.store.create()).id
-        while True:
-            await say(service, chat, LONG)
-            if await due(service, chat):
-                break
-            await service.idle.settled()
+        await grown_until_due(service, chat)
         await reading.wait()
         first = (await service.store.path(chat))[0]
         await (await service.edit(first.id, "something else")).wait()
@@ -358,11 +355,7 @@ async def test_memory_in_the_making_is_dropped_when_the_next_message_asks_for_an
     async with world("prefill_ms = 20\nbatch = 8") as service:
         chat = (await service.store.create()).id
         engine = await service.pool.open(service.resolve(None))
-        while True:
-            await say(service, chat, LONG)
-            if await due(service, chat):
-                break
-            await service.idle.settled()
+        await grown_until_due(service, chat)
         await until(lambda: any(slot.session == chat and slot.stale for slot in engine.queue.slots))
         await say(service, chat, LONG, Wish(strategy="full"))
         await service.idle.settled()
