@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import APIResponse, Page, Route, expect
 
 from tests.browser.conftest import PHONE, Served, Visiting, answered, say
 
@@ -62,6 +62,25 @@ def test_a_conversation_in_a_folder_is_renamed_by_its_own_title(page: Page) -> N
     row.get_by_role("button", name="More for").click()
     page.locator("#rc-conversation").get_by_role("button", name="Rename").click()
     expect(page.get_by_label("New name")).to_have_value("an errand in town")
+
+
+def test_a_list_that_comes_late_does_not_hide_what_was_said_since(page: Page) -> None:
+    late: list[tuple[Route, APIResponse]] = []
+    page.get_by_label("Search all messages").fill("nothing of the kind")
+    expect(page.locator(".conversation")).to_have_count(0)
+    page.route("**/ui/conversations?*", lambda route: late.append((route, route.fetch())), times=1)
+    page.get_by_label("Search all messages").fill("")
+    while not late:
+        page.wait_for_timeout(50)
+    say(page, "said while the list was on its way")
+    answered(page)
+    row = page.locator(".conversation").filter(has_text="said while the list")
+    expect(row).to_be_visible()
+    route, told = late[0]
+    with page.expect_response(route.request.url):
+        route.fulfill(response=told)
+    page.wait_for_timeout(200)
+    expect(row).to_be_visible()
 
 
 def test_what_is_in_the_trash_can_be_deleted_for_good(page: Page) -> None:

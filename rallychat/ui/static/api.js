@@ -24,6 +24,21 @@ export async function html(path) {
   return response.text();
 }
 
+/** For what is asked again and again: replies may overtake one another. Each call stands for one asking, and gives
+ * what says, once the reply is there, whether nothing that was asked later has come before it. */
+export function latest() {
+  let asked = 0;
+  let come = 0;
+  return () => {
+    const mine = ++asked;
+    return () => {
+      if (mine < come) return false;
+      come = mine;
+      return true;
+    };
+  };
+}
+
 /** @param {string} method @param {string} path @param {object} [body] @returns {Promise<any>} */
 async function ask(method, path, body) {
   const response = await answered(method, path, body);

@@ -1,12 +1,13 @@
 // @ts-check
 /** The inspector: what the model saw, fetched when it is looked at; and what a person says about it. */
-import { html, patch, post } from "./api.js";
+import { html, latest, patch, post } from "./api.js";
 import { byId, fragment, onAction, toast } from "./dom.js";
 import { isOpen, toggle } from "./sidebar.js";
 import { chat, on } from "./state.js";
 import { idOf, messageOf } from "./transcript.js";
 
 const TABS = ["settings", "context"];
+const asking = latest();
 let stale = true;
 let asIds = false;
 
@@ -17,8 +18,9 @@ async function refresh() {
   stale = true;
   if (!visible()) return;
   const id = chat.id;
+  const isLatest = asking();
   const fresh = id ? await html(`/conversations/${id}/context`).catch((error) => complaint(error)) : "";
-  if (id !== chat.id) return;
+  if (!isLatest() || id !== chat.id) return;
   if (box().querySelector("textarea:focus, input:focus")) return; // somebody writes here: later
   stale = false;
   redraw(fresh || EMPTY);

@@ -1,6 +1,6 @@
 // @ts-check
 /** Personas: who the model is to be in a new chat. Chosen on the start page, written in a dialog. */
-import { get, post, remove } from "./api.js";
+import { get, latest, post, remove } from "./api.js";
 import { byId, confirmed, onAction, toast, use } from "./dom.js";
 import { field, hint, read, write } from "./fields.js";
 import { entries, prepare } from "./models.js";
@@ -9,6 +9,7 @@ import { chat, learn, on } from "./state.js";
 /** @typedef {{id: string, name: string, system: string, model: string | null, sampling: Record<string, any>}} Persona */
 /** @type {Persona[]} */
 let all = [];
+const asking = latest();
 let chosen = "";
 /** The one in the dialog; "": a new one. */
 let edited = "";
@@ -22,8 +23,11 @@ const personaOf = (id) => all.find((persona) => persona.id === id);
 
 async function refresh() {
   if (chat.id !== null) return;
+  const isLatest = asking();
   try {
-    all = (await get("/v1/personas")).data;
+    const { data } = await get("/v1/personas");
+    if (!isLatest()) return;
+    all = data;
   } catch {
     return; // that the server is away is said beside the model's name
   }

@@ -1,6 +1,6 @@
 // @ts-check
 /** The list of conversations, and opening and closing the two sidebars (Gradio's own, by its buttons). */
-import { html, patch, post, remove } from "./api.js";
+import { html, latest, patch, post, remove } from "./api.js";
 import { begin, open, openAt } from "./conversation.js";
 import { byId, chatOnly, confirmed, fragment, isPhone, onAction, toast } from "./dom.js";
 import { chat, emit, learn, on, tellTabs } from "./state.js";
@@ -8,6 +8,7 @@ import { chat, emit, learn, on, tellTabs } from "./state.js";
 const list = () => byId("rc-conversations");
 const offset = () => -new Date().getTimezoneOffset();
 let shown = "";
+const asking = latest();
 let searched = "";
 let shelf = "recent";
 const FOLDERS = "rallychat.folders";
@@ -32,10 +33,11 @@ export function toggle(side, wanted = !isOpen(side)) {
 export async function refresh() {
   try {
     const asked = wanted();
+    const isLatest = asking();
     const open = unfolded.map((name) => `&open=${encodeURIComponent(name)}`).join("");
     const path = asked ? `/found?q=${encodeURIComponent(asked)}` : `/conversations?utc_offset=${offset()}&shelf=${shelf}${open}`;
     const fresh = await html(path);
-    if (asked !== wanted()) return;
+    if (!isLatest() || asked !== wanted()) return;
     if (asked !== searched) list().scrollTop = 0;
     searched = asked;
     if (fresh !== shown && !list().querySelector(".renaming")) {
