@@ -14,6 +14,7 @@ import os
 import sqlite3
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from sqlalchemy.pool import NullPool
 
 from rallychat.errors import RallyChatError, StoreError
 from rallychat.identity import current
-from rallychat.store import migrate, search
+from rallychat.store import migrate, search, sqlite_driver
 from rallychat.store.codec import from_json, to_json
 from rallychat.store.database import Database, Write
 
@@ -133,6 +134,7 @@ class SqliteDatabase(Database):
         self._busy_timeout = busy_timeout
         self._engine = create_async_engine(
             URL.create("sqlite+aiosqlite", database=str(path)),
+            async_creator=partial(sqlite_driver.connect, path),
             json_serializer=to_json,
             json_deserializer=from_json,
             max_overflow=0,
