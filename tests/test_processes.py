@@ -83,14 +83,6 @@ async def another(folder: Path) -> AsyncIterator[Other]:
         await process.wait()
 
 
-async def lapsed() -> None:
-    """As long after the death of a process elsewhere as it takes for it to count as dead."""
-    if ON_POSTGRES:
-        looking = await postgres.connect(os.environ["RALLYCHAT_DATABASE_URL"])
-        await looking.execute("UPDATE owners SET seen_at = seen_at - interval '1 hour'")
-        await looking.close()
-
-
 Events = list[dict[str, Any]]
 
 
@@ -126,7 +118,7 @@ async def test_the_viewers_of_an_answer_whose_process_is_killed_see_it_end_witho
         live = await watching(http, name, enough=60)
         other.process.kill()
         await other.process.wait()
-        await lapsed()
+        await postgres.lapsed()
         seen = await live
         assert [event["sequence_number"] for event in seen] == list(range(len(seen)))
         made = (await http.get(f"/v1/responses/{name}")).json()
@@ -150,7 +142,7 @@ async def test_two_processes_do_not_answer_one_conversation_at_once(tmp_path: Pa
             await service.turn(conversation, "And I?")
         other.process.kill()
         await other.process.wait()
-        await lapsed()
+        await postgres.lapsed()
         mine = await http.post("/v1/responses", json={"input": "And now?", "conversation": conversation})
         assert mine.status_code == 200
         assert (await items(http, conversation))[-1] == "And now?"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from rallychat.settings import Settings
 from rallychat.store import ConversationStore
 from rallychat.store import journal as journals
 from rallychat.store.journal import Journal, recovered
+from tests import postgres
 
 deltas = st.lists(
     st.tuples(
@@ -153,18 +155,54 @@ asyncio.run(main())
 """
 
 
-async def test_a_server_killed_between_two_saves_has_forgotten_nothing(tmp_path: Path) -> None:
+def killed(folder: Path) -> str:
+    """The conversation of a process that was killed amid an answer."""
     root = Path(__file__).parent.parent
-    done = subprocess.run(  # noqa: ASYNC221 - nothing else runs in this loop
-        [sys.executable, "-c", VICTIM, str(tmp_path)],
+    done = subprocess.run(
+        [sys.executable, "-c", VICTIM, str(folder)],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": str(root)},
         check=False,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
+    return done.stdout.strip()
+
+
+async def assert_whole(store: ConversationStore, conversation_id: str) -> None:
+    said, answer = await store.path(conversation_id)
+    assert (said.message, answer.text) == (Message.of("user", "hi"), "never saved in the database")
+    assert (answer.status, answer.finish_reason) == ("complete", "interrupted")
+
+
+async def test_a_server_killed_between_two_saves_has_forgotten_nothing(tmp_path: Path) -> None:
+    conversation = killed(tmp_path)
     async with ConversationStore.open(Settings(data_dir=tmp_path)) as store:
-        said, answer = await store.path(done.stdout.strip())
-        assert (said.message, answer.text) == (Message.of("user", "hi"), "never saved in the database")
-        assert (answer.status, answer.finish_reason) == ("complete", "interrupted")
+        await assert_whole(store, conversation)
     assert list((tmp_path / "run").glob("*.journal")) == []
+
+
+async def test_a_server_that_lives_on_keeps_the_last_words_of_a_killed_one_until_they_are_stored(
+    tmp_path: Path,
+) -> None:
+    async with ConversationStore.open(Settings(data_dir=tmp_path)) as store:
+        conversation = killed(tmp_path)
+        assert await store.batches.claimable([]) == []  # as every server asks each second
+        assert await store.leases.take("batches")
+        assert await store.interrupt_orphans() == 1
+        await assert_whole(store, conversation)
+        left = tmp_path / "run" / "owner_nobody.journal"
+        left.write_bytes(b"")
+        await store.interrupt_orphans()
+        assert list((tmp_path / "run").glob("*.journal")) == []
+
+
+async def test_a_container_with_a_new_name_finds_the_last_words_on_its_volume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversation = killed(tmp_path)
+    monkeypatch.setattr(socket, "gethostname", lambda: "another")
+    async with ConversationStore.open(Settings(data_dir=tmp_path)) as store:
+        await postgres.lapsed()  # until then it may well live, on another machine
+        await store.interrupt_orphans()
+        await assert_whole(store, conversation)

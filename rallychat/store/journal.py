@@ -151,6 +151,7 @@ def whole(told: Sequence[Told]) -> tuple[Part, ...]:
 
 
 def forget(paths: Sequence[Path]) -> None:
-    """Removes journals whose answers are in the database now."""
+    """Removes journals that no running answer needs."""
     for path in paths:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # one that stays goes the next time
+            path.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ processes of one machine and folder, its *place*; `processes.py` knows what to d
 from __future__ import annotations
 
 import socket
-from collections.abc import Collection, Generator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -71,6 +71,8 @@ class Owner:
 
     def is_live(self, owner: str) -> bool:
         """Whether the process behind `owner` still runs. Call under `starting`."""
+        if owner == self.id:
+            return True
         path = self._file(owner)
         if not path.exists():
             return False
@@ -83,13 +85,12 @@ class Owner:
         lock.release()
         return False
 
-    def sweep(self, *, keep: Collection[str]) -> None:
-        """Removes the files dead processes left, but for the journals of `keep`. Call under `starting`."""
+    def ended(self) -> dict[Path, str]:
+        """The journals of dead processes and whose each is; tidies their locks up. Call under `starting`."""
         for path in self.folder.glob("owner_*.lock"):
             self.is_live(path.stem)
-        for path in self.folder.glob("owner_*.journal"):
-            if path.stem != self.id and path.stem not in keep and not self.is_live(path.stem):
-                _remove(path)
+        journals = {path: path.name.partition(".")[0] for path in self.folder.glob("owner_*.journal")}
+        return {path: owner for path, owner in journals.items() if not self.is_live(owner)}
 
     def _file(self, owner: str) -> Path:
         return self.folder / f"{owner}.lock"

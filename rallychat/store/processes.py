@@ -12,6 +12,7 @@ import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 
 from sqlalchemy import delete, func, select
 
@@ -100,8 +101,12 @@ class Processes:
     @whole
     async def interrupt_orphans(self) -> int:
         """Marks running answers of dead processes as interrupted; returns how many."""
+        ended = await asyncio.to_thread(
+            self._ended
+        )  # first: the dead begin nothing that is waited for afterwards
         async with self._database.read() as db:
             names = await queries.owners_of_running(db)
+        await asyncio.to_thread(forget, [path for path, owner in ended.items() if owner not in names])
         gone = await self.gone(names)
         if not gone:
             return 0
@@ -123,7 +128,7 @@ class Processes:
         lapsed = await self._lapsed(others) if others and self._database.is_shared else {}
         near = [name for name in others if lapsed.get(name) is None]
         far = [name for name in others if lapsed.get(name)]
-        return far + await asyncio.to_thread(self._unlocked, near)
+        return far + (await asyncio.to_thread(self._unlocked, near) if near else [])
 
     async def _lapsed(self, names: Sequence[str]) -> dict[str, bool | None]:
         """Whether each lets nothing be heard of it any more; None: its lock tells."""
@@ -137,6 +142,8 @@ class Processes:
 
     def _unlocked(self, names: Sequence[str]) -> list[str]:
         with starting(self._owner.folder, timeout=_START_TIMEOUT):
-            gone = [name for name in names if not self._owner.is_live(name)]
-            self._owner.sweep(keep=gone)
-        return gone
+            return [name for name in names if not self._owner.is_live(name)]
+
+    def _ended(self) -> dict[Path, str]:
+        with starting(self._owner.folder, timeout=_START_TIMEOUT):
+            return self._owner.ended()
