@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -14,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from rallychat.catalog.types import Sampling
 from rallychat.errors import Conflict, InvalidRequest, NotFound
 from rallychat.identity import acting_as
-from rallychat.messages import Message, Text
+from rallychat.messages import Message, Reasoning, Text
 from rallychat.retention import emptying_trash
 from rallychat.settings import Settings
 from rallychat.store import ConversationStore, Imported, ImportedMessage, Shelf
@@ -172,6 +173,35 @@ async def test_a_link_shows_nothing_said_after_it_was_made_and_ends_when_revoked
     for token in (link.token, "", "é", "x" * 5000):
         with pytest.raises(NotFound):
             await store.shares.read(token)
+
+
+async def test_a_link_shows_an_answer_as_it_was_while_it_goes_on_and_after(store: ConversationStore) -> None:
+    here = (await store.create()).id
+    _, answer = await store.answers.begin(here, parent_id=None, user=Message.of("user", "hi"), model="echo")
+    ended: dict[str, Any] = {"reason": "length", "usage": None, "timings": None}
+    await store.answers.finish(answer.id, parts=(Reasoning("hm"), Text("public")), **ended)
+    before, whole = await store.shares.make(here), (Reasoning("hm"), Text("public, secret"))
+    await store.answers.resume(answer.id)
+    await store.answers.save([(answer.id, whole, None)])
+    growing = (await store.shares.read(before.token))[1][-1]
+    await store.answers.finish(answer.id, parts=whole, **ended | {"error": "secret"})
+    after = await store.shares.make(here)
+    grown = (await store.shares.read(before.token))[1][-1]
+    assert growing == grown
+    assert (grown.parts, grown.status, grown.error) == ((Reasoning("hm"), Text("public")), "complete", None)
+    shown = (await store.shares.read(after.token))[1][-1]
+    assert (shown.parts, shown.finish_reason) == (whole, "length")
+
+
+async def test_a_link_to_an_answer_without_words_shows_none_that_come_later(store: ConversationStore) -> None:
+    here = (await store.create()).id
+    _, answer = await store.answers.begin(here, parent_id=None, user=Message.of("user", "hi"), model="echo")
+    ended: dict[str, Any] = {"usage": None, "timings": None}
+    await store.answers.finish(answer.id, parts=(), reason="cancelled", **ended)
+    link = await store.shares.make(here)
+    await store.answers.resume(answer.id)
+    await store.answers.finish(answer.id, parts=(Text("secret"),), reason="stop", **ended)
+    assert (await store.shares.read(link.token))[1][-1].parts == ()
 
 
 async def test_what_is_still_being_written_is_neither_shared_nor_copied(store: ConversationStore) -> None:

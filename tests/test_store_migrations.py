@@ -123,6 +123,32 @@ async def test_a_database_of_the_first_schema_is_read_by_todays_code(where: Sett
         assert compare_metadata(context, metadata) == []
 
 
+async def test_links_made_before_lengths_were_kept_show_what_is_there(
+    where: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr(migrate, "HEAD", "0010")
+        with connected(where.database) as connection:
+            migrate.upgrade(connection, "a database")
+            connection.exec_driver_sql(
+                "INSERT INTO conversations (id, title, system, sampling, tip_id, created_at, updated_at)"
+                " VALUES ('conv_1', 'Fish', '', '{}', 'msg_1', '2026-01-02', '2026-01-02')"
+            )
+            connection.exec_driver_sql(
+                "INSERT INTO messages (id, conversation_id, role, status, created_at, parts) VALUES"
+                " ('msg_1', 'conv_1', 'assistant', 'complete', '2026-01-02 00:00:00',"
+                """ '[{"kind":"reasoning","text":"hm"},{"kind":"text","text":"Yes."}]')"""
+            )
+            connection.exec_driver_sql(
+                "INSERT INTO shares (id, conversation_id, tip_id, token, created_at)"
+                " VALUES ('share_1', 'conv_1', 'msg_1', 'token', '2026-01-02 00:00:00')"
+            )
+    async with ConversationStore.open(where) as store:
+        assert (await store.shares.read("token"))[1][0].text == "Yes."
+    with connected(where.database) as connection:
+        assert connection.exec_driver_sql("SELECT length FROM shares").scalar() == len("hmYes.")
+
+
 NEXT = """
 import sqlalchemy as sa
 from alembic import op

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from rallychat.catalog.types import Sampling
 from rallychat.errors import InvalidRequest, NotFound
 from rallychat.identity import acting_as, current
+from rallychat.messages import Part
 from rallychat.store import codec, queries
 from rallychat.store.account_tables import users
 from rallychat.store.branches import Branches
@@ -43,10 +45,12 @@ class ShareStore:
             tip = message_id or row["tip_id"]
             if tip is None:
                 raise InvalidRequest("There is nothing to share yet.", hint="say something first")
-            queries.refuse_running(await queries.message_row(db, tip, conversation_id=conversation_id))
+            last = await queries.message_row(db, tip, conversation_id=conversation_id)
+            queries.refuse_running(last)
+            length = sum(len(part.text) for part in codec.message_from(last).parts)
             made = Share(new_id("share"), conversation_id, tip, secrets.token_urlsafe(32), datetime.now(UTC))
             columns = {name: getattr(made, name) for name in Share.__slots__}
-            await db.execute(insert(shares).values(**columns, user_id=current().id))
+            await db.execute(insert(shares).values(**columns, length=length, user_id=current().id))
         return made
 
     @whole
@@ -89,7 +93,20 @@ class ShareStore:
                 branch = await self._branches.read(db, whose, row["tip_id"])
         if not branch:
             raise NotFound("shared conversation", "this link")
-        return codec.conversation_from(whose), branch
+        return codec.conversation_from(whose), [*branch[:-1], _as_it_was(branch[-1], row["length"])]
+
+
+def _as_it_was(tip: StoredMessage, length: int | None) -> StoredMessage:
+    """The last message without what was said since, should it be an answer that was continued."""
+    if length is None or (tip.status == "complete" and sum(len(part.text) for part in tip.parts) <= length):
+        return tip
+    parts: list[Part] = []
+    for part in tip.parts:
+        if length > 0:
+            parts.append(replace(part, text=part.text[:length]))
+        length -= len(part.text)
+    unknown = dict.fromkeys(("finish_reason", "error", "usage", "timings", "report", "span"))
+    return replace(tip, parts=tuple(parts), status="complete", **unknown)  # type: ignore[arg-type]
 
 
 async def _is_shut_out(db: AsyncConnection, user_id: str) -> bool:

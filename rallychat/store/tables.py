@@ -210,6 +210,8 @@ shares = Table(
     Column("conversation_id", String(40), ForeignKey("conversations.id", ondelete="CASCADE"), nullable=False),
     # The branch that ends here is what the link shows: nothing said later.
     Column("tip_id", String(40), nullable=False),
+    # How many characters its parts had: an answer that is continued says more than the link shows. None: not known.
+    Column("length", Integer),
     # Kept as it is, so that the link can be copied again; whoever reads this table reads `messages`, too.
     Column("token", String(64), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
