@@ -27,6 +27,9 @@ BESIDE_OTHERS = 8
 FLUENT = 0.15
 """Seconds a slice may take. A slice is about three tokens of the answer: it still comes at 20 tokens a second, faster
 than anybody reads."""
+BEHIND = 0.3
+"""The same once a question came before room was there: on a slow machine small slices read no faster than a
+conversation grows, and the answer still comes at 10 tokens a second."""
 SHARE_OTHERS = 0.05
 """Share of the time that slices may take while other people are answered."""
 SHARE_SLOW = 0.1
@@ -74,7 +77,7 @@ def near(report: ContextReport, *, hurried: bool) -> bool:
     return report.prompt_tokens + ahead > report.high_mark
 
 
-def allowance(size: int, took: float, *, others: bool) -> tuple[int, float]:
+def allowance(size: int, took: float, *, others: bool, fluent: float = FLUENT) -> tuple[int, float]:
     """How many tokens the next slice has, and seconds until then, after one of `size` that took so long.
 
     Sizes are halved and doubled, so that they stay whole multiples of an engine's steps.
@@ -82,9 +85,9 @@ def allowance(size: int, took: float, *, others: bool) -> tuple[int, float]:
     if others:
         return BESIDE_OTHERS, took * (1 / SHARE_OTHERS - 1)
     least, most = SLICES
-    if took > FLUENT:
+    if took > fluent:
         return max(least, size // 2), 0.0 if size > least else took * (1 / SHARE_SLOW - 1)
-    return min(most, size * 2) if took < FLUENT / 2 else size, 0.0
+    return min(most, size * 2) if took < fluent / 2 else size, 0.0
 
 
 class Riding:
@@ -169,10 +172,11 @@ class Riding:
                             await engine.warm(ids, slot, adapter=scene.model.adapter, most=size)
             ended = time.monotonic()
             others = engine.queue.others(scene.session)
-            fluent, pause = allowance(size, ended - began, others=others)
+            fluent = BEHIND if making.asked else FLUENT
+            following, pause = allowance(size, ended - began, others=others, fluent=fluent)
             making.again = ended + pause
             if missing >= size:  # of less it is not known how long a whole one takes
-                making.slice = fluent
+                making.slice = following
             if run.done or self._held(scene, slot, ids) == len(ids):
                 return slot
 

@@ -508,6 +508,40 @@ async def test_a_slice_grows_by_what_whole_ones_take_and_not_by_the_last_few_tok
     assert making.slice > 16
 
 
+@pytest.mark.parametrize(("asked", "size"), [(0, 4), (1, 16)])
+async def test_room_that_a_question_came_before_is_made_in_larger_slices(
+    monkeypatch: pytest.MonkeyPatch, asked: int, size: int
+) -> None:
+    now, slot = 0.0, SimpleNamespace(ids=list[int]())
+
+    async def warm(ids: list[int], *_: Any, most: int, **__: Any) -> None:
+        nonlocal now
+        now += 0.08 + 0.01 * most
+        slot.ids = ids[: len(slot.ids) + most]
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    engine: Any = SimpleNamespace(
+        slot=lambda *_, **__: nullcontext(slot),
+        warm=warm,
+        info=SimpleNamespace(rollback=True),
+        queue=SimpleNamespace(others=lambda _: False),
+    )
+    monkeypatch.setattr(rides, "asyncio", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(rides, "time", SimpleNamespace(monotonic=lambda: now))
+    nothing: Any = None
+    conversation: Any = SimpleNamespace(id="c")
+    model: Any = SimpleNamespace(adapter="")
+    scene = Scene(conversation, model, engine, None, 0.0)
+    compacting: Any = SimpleNamespace(counted=lambda _: nullcontext())
+    riding, making = Riding(nothing, nothing, compacting, lambda _: None), Making(nothing, (), asked=asked)
+    run: Any = SimpleNamespace(whole=False, done=False)
+    await riding._read(scene, making, run, list(range(400)), apart="no")
+    assert making.slice == size
+
+
 def test_a_slice_grows_on_a_fast_engine_and_on_a_slow_one_it_shrinks_and_then_pauses() -> None:
     least, most = SLICES
     size = least
