@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import update
 
-from rallychat.accounts import SCOPES, Accounts, Limits
+from rallychat.accounts import SCOPES, Accounts, Limits, User, passwords
 from rallychat.accounts.accounts import LONGEST, checked_name
 from rallychat.accounts.throttle import FREE
 from rallychat.errors import (
@@ -68,8 +69,6 @@ async def test_whatever_is_wrong_a_login_fails_in_the_same_words(accounts: Accou
 async def test_an_unknown_name_costs_as_much_hashing_as_a_known_one(
     accounts: Accounts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rallychat.accounts import passwords
-
     verified: list[str] = []
     real = passwords._HASHER.verify
 
@@ -110,6 +109,72 @@ async def test_another_password_ends_every_other_session(accounts: Accounts) -> 
         await accounts.change_password(PASSWORD, "a new password", address="::1", session=here.session.id)
     assert await accounts.of_session(here.token) is not None
     assert await accounts.of_session(there.token) is None
+    await accounts.log_in("ada", "a new password", **WHERE)
+
+
+def during(patch: pytest.MonkeyPatch, name: str, deed: Callable[[], Awaitable[object]]) -> None:
+    """Does something once while a password is compared (`fits`) or hashed (`hashed`)."""
+    real = getattr(passwords, name)
+
+    async def meanwhile(*given: Any) -> Any:
+        patch.setattr(passwords, name, real)
+        done = await real(*given)
+        await deed()
+        return done
+
+    patch.setattr(passwords, name, meanwhile)
+
+
+async def reset(accounts: Accounts, user: User) -> None:
+    with acting_as(LOCAL):
+        await accounts.set_password(user, "a new password")
+
+
+MEANWHILE: dict[str, Callable[[Accounts, User], Awaitable[object]]] = {
+    "password": reset,
+    "disabled": lambda accounts, user: accounts.people.change(user.id, disabled=True),
+    "erased": lambda accounts, user: accounts.belongings.erase(user.id),
+}
+
+
+@pytest.mark.parametrize("change", MEANWHILE)
+async def test_a_login_under_way_does_not_outlive_what_logs_out_everywhere(
+    accounts: Accounts, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    user = await accounts.add("ada", PASSWORD)
+    during(monkeypatch, "fits", lambda: MEANWHILE[change](accounts, user))
+    with pytest.raises(LoginFailed, match=r"^Name and password do not belong together\.$"):
+        await accounts.log_in("ada", PASSWORD, **WHERE)
+    assert await accounts.credentials.sessions(user.id) == []
+
+
+@pytest.mark.parametrize("change", ["disabled", "erased"])
+async def test_nobody_enters_who_was_disabled_meanwhile(accounts: Accounts, change: str) -> None:
+    user = await accounts.add("ada", PASSWORD)
+    await MEANWHILE[change](accounts, user)
+    with pytest.raises(LoginFailed):
+        await accounts.enter(user, **WHERE)
+
+
+async def test_an_old_password_does_not_come_back_by_being_hashed_anew(
+    accounts: Accounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = await accounts.add("ada", PASSWORD)
+    monkeypatch.setattr(passwords, "is_outdated", lambda stored: True)
+    during(monkeypatch, "hashed", lambda: reset(accounts, user))
+    await accounts.log_in("ada", PASSWORD, **WHERE)
+    assert await accounts.credentials.sessions(user.id) == []
+    await accounts.log_in("ada", "a new password", **WHERE)
+
+
+async def test_who_changes_a_password_that_was_reset_meanwhile_changes_nothing(
+    accounts: Accounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = await accounts.add("ada", PASSWORD)
+    here = await accounts.enter(user, **WHERE)
+    during(monkeypatch, "fits", lambda: reset(accounts, user))
+    with acting_as(Person(user.id, via="session")), pytest.raises(Conflict):
+        await accounts.change_password(PASSWORD, "a third one", address="::1", session=here.session.id)
     await accounts.log_in("ada", "a new password", **WHERE)
 
 

@@ -21,6 +21,7 @@ from rallychat.settings import Settings
 from rallychat.store import ConversationStore
 from rallychat.store.account_types import SCOPES, ApiKey, Invite, Session, User
 from rallychat.store.codec import checked
+from rallychat.unset import UNSET, Unset
 
 if TYPE_CHECKING:
     from rallychat.accounts.oidc import Provider, Vouched
@@ -97,13 +98,17 @@ class Accounts:
         self._throttle.attempt(name, self._counted(address))
         found = await self.people.password(name) if _NAME.fullmatch(name) else None
         user, stored = found or (None, None)
-        if not await passwords.fits(stored, password) or user is None or user.disabled:
+        fits = await passwords.fits(stored, password)
+        entry = None
+        if fits and user is not None and not user.disabled:
+            entry = await self._begun(user, device=device, address=address, password=stored)
+        if entry is None:
             log.warning("a login failed, from %s", address)
             raise LoginFailed("Name and password do not belong together.")
         self._throttle.forgive(name, self._counted(address))
         if stored is not None and passwords.is_outdated(stored):
-            await self.people.rehash(user.id, await passwords.hashed(password))
-        return await self.enter(user, device=device, address=address)
+            await self.people.rehash(entry.user.id, stored, await passwords.hashed(password))
+        return entry
 
     async def enter(self, user: User, *, device: str, address: str) -> Entry:
         """A new session of somebody who has proven who they are.
@@ -111,8 +116,14 @@ class Accounts:
         Raises:
             LoginFailed: their account is disabled.
         """
-        if user.disabled:
+        entry = await self._begun(user, device=device, address=address)
+        if entry is None:
             raise LoginFailed("This account is disabled.", hint="ask an admin")
+        return entry
+
+    async def _begun(
+        self, user: User, *, device: str, address: str, password: str | Unset | None = UNSET
+    ) -> Entry | None:
         token = tokens.fresh()
         session = await self.credentials.begin(
             user.id,
@@ -120,8 +131,9 @@ class Accounts:
             device=device[:200],
             address=address[:64],
             expires_at=datetime.now(UTC) + LONGEST,
+            password=password,
         )
-        return Entry(token, session, user)
+        return None if session is None else Entry(token, session, user)
 
     async def enter_vouched(self, vouched: Vouched, *, device: str, address: str) -> Entry:
         """A new session of whom the provider vouches for; at first, a new account.
@@ -200,7 +212,8 @@ class Accounts:
         """One's own password; every other session ends.
 
         Raises:
-            LoginFailed: `old` is not the one. TooManyTries: after too many of those.
+            LoginFailed: `old` is not the one. TooManyTries: after too many of those. Conflict: it was changed
+                meanwhile.
         """
         user = await self.people.get(oneself().id)
         self._throttle.attempt(user.name, self._counted(address))
@@ -209,7 +222,7 @@ class Accounts:
             raise LoginFailed("This is not your present password.")
         self._throttle.forgive(user.name, self._counted(address))
         stored = await passwords.hashed(passwords.checked(new, name=user.name))
-        await self.people.set_password(user.id, stored, keep=session)
+        await self.people.set_password(user.id, stored, keep=session, old=found[1])
 
     async def erase(self, user_id: str) -> None:
         """Deletes a user and everything of theirs, for good. Admins, and whoever it is."""

@@ -17,6 +17,7 @@ from rallychat.store.database import Database
 from rallychat.store.deeds import note
 from rallychat.store.ids import new_id
 from rallychat.store.whole import Again, whole
+from rallychat.unset import UNSET, Unset
 
 log = logging.getLogger(__name__)
 
@@ -34,13 +35,32 @@ class CredentialStore:
 
     @whole
     async def begin(
-        self, user_id: str, hashed: str, *, device: str, address: str, expires_at: datetime
-    ) -> Session:
-        """A new session of a user, who is seen by this. What has expired goes."""
+        self,
+        user_id: str,
+        hashed: str,
+        *,
+        device: str,
+        address: str,
+        expires_at: datetime,
+        password: str | Unset | None = UNSET,
+    ) -> Session | None:
+        """A new session of a user, who is seen by this. What has expired goes.
+
+        Args:
+            password: the hash of the one that was proven, if it was one.
+
+        Returns:
+            None: the user is disabled or gone, or has another password by now.
+        """
         now = datetime.now(UTC)
         row = {"id": new_id("sess"), "user_id": user_id, "device": device, "address": address}
         row |= {"created_at": now, "seen_at": now, "expires_at": expires_at}  # type: ignore[dict-item]
+        good = [users.c.id == user_id, ~users.c.disabled]
+        good += [] if password is UNSET else [users.c.password == password]
         async with self._database.write() as db:
+            # locked: who logs this user out everywhere comes before, or finds the session
+            if (await db.scalars(select(users.c.id).where(*good).with_for_update())).first() is None:
+                return None
             await db.execute(delete(sessions).where(sessions.c.expires_at <= now))
             await db.execute(insert(sessions).values(**row, hash=hashed))
             await db.execute(update(users).where(users.c.id == user_id).values(seen_at=now))

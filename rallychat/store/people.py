@@ -148,22 +148,31 @@ class PeopleStore:
         return _user(row | given)
 
     @whole
-    async def set_password(self, user_id: str, password: str, *, keep: str | None = None) -> None:
-        """Another password's hash. Ends every session but `keep`."""
+    async def set_password(
+        self, user_id: str, password: str, *, keep: str | None = None, old: str | Unset | None = UNSET
+    ) -> None:
+        """Another password's hash. Ends every session but `keep`.
+
+        Raises:
+            Conflict: it is not the hash `old` any more.
+        """
         others = sessions.c.user_id == user_id
         if keep is not None:
             others &= sessions.c.id != keep
         async with self._database.write() as db:
             row = await _row(db, users.c.id == user_id, user_id)
-            await db.execute(update(users).where(users.c.id == user_id).values(password=password))
+            this = [users.c.id == user_id] + ([] if old is UNSET else [users.c.password == old])
+            if not (await db.execute(update(users).where(*this).values(password=password))).rowcount:
+                raise Conflict("The password was changed meanwhile.", hint="log in with the new one")
             await db.execute(delete(sessions).where(others))
             await note(db, "user.password", row["name"])
 
     @whole
-    async def rehash(self, user_id: str, password: str) -> None:
-        """The same password's hash, made in another way."""
+    async def rehash(self, user_id: str, old: str, new: str) -> None:
+        """The same password's hash, made in another way; nothing if it is not `old` any more."""
+        this = (users.c.id == user_id, users.c.password == old)
         async with self._database.write() as db:
-            await db.execute(update(users).where(users.c.id == user_id).values(password=password))
+            await db.execute(update(users).where(*this).values(password=new))
 
     @whole
     async def adopt(self, user_id: str) -> None:
