@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from rallychat.store import Memory
 from tests.browser.conftest import ECHO, Served, Visiting, answered, say, serving, write_models
@@ -93,6 +93,36 @@ def test_the_memory_is_edited_and_undone(small: Served, visiting: Visiting) -> N
         page.get_by_text("1 other version").click()
         page.get_by_role("button", name="Take it back").click()
         expect(memory).to_have_value("The keys are red.")
+
+
+def test_a_memory_is_saved_where_it_was_read_though_another_chat_is_being_opened(
+    small: Served, visiting: Visiting
+) -> None:
+    async def remembered(title: str) -> str:
+        id_ = await talk(small, 1)
+        await small.service.store.update(id_, title=title)
+        until = (await small.service.store.path(id_))[1].id
+        await small.service.contexts.commit(id_, Memory("summary", f"Of {title}.", until, (until,), "model"))
+        return id_
+
+    mine, other = [small.do(remembered(title)) for title in ("my chat", "another chat")]
+    held: list[Route] = []
+    with visiting(f"{small.url}/?c={mine}") as visit:
+        page = visit.page
+        open_context(page)
+        page.route(f"**/ui/conversations/{other}/context", lambda route: held.append(route))
+        page.get_by_role("link", name="another chat").click()
+        expect(page).to_have_title("another chat · RallyChat")
+        memory = page.get_by_label("What is remembered")
+        memory.fill("Changed.")
+        page.get_by_role("button", name="Save as new version").click()
+        expect(page.locator(".toast")).to_contain_text("Kept as a new version.")
+        for route in held:
+            route.continue_()
+        page.unroute_all()
+        expect(memory).to_have_value("Of another chat.")
+    kept = [small.do(small.service.contexts.memory(id_)) for id_ in (mine, other)]
+    assert [memory.text for memory in kept if memory] == ["Changed.", "Of another chat."]
 
 
 def test_a_strategy_is_chosen_for_one_conversation(small: Served, visiting: Visiting) -> None:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Page, expect
 
+from rallychat.catalog import Sampling
 from tests.browser.conftest import PHONE, Served, Visiting, answered, say, serving, use_model, write_models
 
 pytestmark = pytest.mark.browser
@@ -173,6 +174,42 @@ def test_settings_are_kept_with_the_conversation(page: Page) -> None:
     expect(page.get_by_label("Max tokens")).to_have_value("5")
     page.get_by_role("button", name="Back to the model's defaults").click()
     expect(page.get_by_label("Max tokens")).to_have_value("")
+
+
+def test_a_setting_that_is_being_written_stays_with_its_conversation(
+    served: Served, visiting: Visiting
+) -> None:
+    create, get = served.service.store.create, served.service.store.get
+    mine, other = [served.do(create(title=title)).id for title in ("The one I set up", "The other one")]
+    with visiting(f"{served.url}/?c={other}") as visit:
+        page = visit.page
+        page.get_by_role("link", name="The one I set up").click()
+        expect(page).to_have_title("The one I set up · RallyChat")
+        page.get_by_title("Settings and context").click()
+        prompt = page.get_by_label("System prompt")
+        prompt.fill("You are a parrot.")
+        with page.expect_request(lambda request: request.method == "PATCH") as kept:
+            page.go_back()
+        assert kept.value.response() is not None
+        expect(page).to_have_title("The other one · RallyChat")
+        expect(prompt).to_have_value("")
+        assert (served.do(get(mine)).system, served.do(get(other)).system) == ("You are a parrot.", "")
+
+
+def test_a_setting_is_saved_without_those_another_tab_has_changed(served: Served, visiting: Visiting) -> None:
+    store = served.service.store
+    id_ = served.do(store.create(title="In two tabs", sampling=Sampling(top_k=3))).id
+    with visiting(f"{served.url}/?c={id_}") as visit:
+        page = visit.page
+        page.get_by_title("Settings and context").click()
+        page.get_by_label("Temperature").focus()  # from now on the form is left as it is
+        served.do(store.update(id_, system="From another tab."))
+        page.get_by_label("Temperature").fill("0.5")
+        with page.expect_request(lambda request: request.method == "PATCH") as kept:
+            page.get_by_label("Temperature").press("Tab")
+        assert kept.value.response() is not None
+        now = served.do(store.get(id_))
+        assert (now.system, now.sampling.temperature, now.sampling.top_k) == ("From another tab.", 0.5, 3)
 
 
 def test_a_wrong_setting_is_named_and_not_kept(page: Page) -> None:

@@ -9,6 +9,8 @@ import { idOf, messageOf } from "./transcript.js";
 const TABS = ["settings", "context"];
 const asking = latest();
 let stale = true;
+/** Whose context the box shows; what is open may be another one by now. @type {string | null} */
+let shown = null;
 let asIds = false;
 
 const box = () => byId("rc-context");
@@ -21,8 +23,9 @@ async function refresh() {
   const isLatest = asking();
   const fresh = id ? await html(`/conversations/${id}/context`).catch((error) => complaint(error)) : "";
   if (!isLatest() || id !== chat.id) return;
-  if (box().querySelector("textarea:focus, input:focus")) return; // somebody writes here: later
+  if (id === shown && box().querySelector("textarea:focus, input:focus")) return; // somebody writes here: later
   stale = false;
+  shown = id;
   redraw(fresh || EMPTY);
 }
 
@@ -115,7 +118,7 @@ function keep(event) {
   if (wrong) return;
   const said = { strategy: field.value, budget: Number(field.value), elsewhere: field.value === "yes" }[field.name];
   const value = field.value === "" ? null : said;
-  void change(() => patch(`/conversations/${chat.id}/context`, { [field.name]: value }), "From the next turn on.");
+  void change(() => patch(`/conversations/${shown}/context`, { [field.name]: value }), "From the next turn on.");
 }
 
 export function start() {
@@ -128,14 +131,14 @@ export function start() {
     setTimeout(() => stale && void refresh()); // Gradio opens the sidebar a moment later
   });
   onAction("mark", mark);
-  onAction("memory-undo", () => change(() => post(`/conversations/${chat.id}/memory/undo`), "Undone."));
+  onAction("memory-undo", () => change(() => post(`/conversations/${shown}/memory/undo`), "Undone."));
   onAction("memory-restore", (element) =>
-    change(() => post(`/conversations/${chat.id}/memory/restore`, { version: Number(element.dataset.version) }), "It holds again."),
+    change(() => post(`/conversations/${shown}/memory/restore`, { version: Number(element.dataset.version) }), "It holds again."),
   );
   box().addEventListener("submit", (event) => {
     event.preventDefault();
     const text = /** @type {HTMLFormElement} */ (event.target).querySelector("textarea")?.value ?? "";
-    void change(() => post(`/conversations/${chat.id}/memory`, { text }), "Kept as a new version.");
+    void change(() => post(`/conversations/${shown}/memory`, { text }), "Kept as a new version.");
   });
   box().addEventListener("change", keep);
   document.querySelector(".rc-panel .tabs")?.addEventListener("keydown", (event) => {

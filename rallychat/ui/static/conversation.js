@@ -1,7 +1,7 @@
 // @ts-check
 /** Opens conversations, keeps the address, follows what other tabs and people do. */
 import { ApiError, get, post } from "./api.js";
-import { toast } from "./dom.js";
+import { byId, leave, toast } from "./dom.js";
 import * as live from "./live.js";
 import { blank, chat, emit, learn, onOtherTab, tellTabs } from "./state.js";
 import * as transcript from "./transcript.js";
@@ -23,6 +23,7 @@ export async function open(id, { address = "push", at = "" } = {}) {
   }
   if (turn !== opening) return;
   if (address === "push") history.pushState(null, "", `?c=${encodeURIComponent(id)}${at && `&m=${encodeURIComponent(at)}`}`);
+  if (id !== chat.id) leave(byId("rc-right"));
   live.detach();
   learn(facts);
   transcript.show(facts.html, facts.older);
@@ -47,6 +48,7 @@ export async function openAt(id, message) {
 export function begin({ address = "push" } = {}) {
   opening++;
   if (address === "push" && location.search) history.pushState(null, "", "./");
+  leave(byId("rc-right"));
   live.detach();
   learn(blank());
   transcript.show("", null);

@@ -64,6 +64,12 @@ export function toast(text, { kind = "info", undo } = {}) {
   setTimeout(() => box.remove(), kind === "error" || undo ? 9000 : 3000);
 }
 
+/** Whoever writes in `box` is done with the field, which then tells of its change. @param {HTMLElement} box */
+export function leave(box) {
+  const field = document.activeElement;
+  if (field instanceof HTMLElement && box.contains(field)) field.blur();
+}
+
 /** Says something to those who listen to the page. @param {string} text */
 export function announce(text) {
   byId("rc-said").textContent = text;

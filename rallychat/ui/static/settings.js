@@ -1,7 +1,7 @@
 // @ts-check
 /** System prompt and generation parameters of the open conversation; an empty field follows the model. */
 import { patch } from "./api.js";
-import { byId, onAction } from "./dom.js";
+import { byId, onAction, toast } from "./dom.js";
 import { field as fieldOf, hint, read, write } from "./fields.js";
 import { onModels } from "./models.js";
 import { chat, learn, on } from "./state.js";
@@ -23,7 +23,10 @@ function complain(text) {
   line.hidden = !text;
 }
 
-async function save() {
+/** Saves one field and no other: what those show may be older than what another tab has saved.
+ * @param {Event} event */
+function save({ target }) {
+  if (target === system()) return keep({ system: system().value });
   let asked;
   try {
     asked = read(form());
@@ -31,22 +34,32 @@ async function save() {
     return complain(/** @type {Error} */ (error).message);
   }
   complain("");
-  const changes = { system: system().value, sampling: asked };
+  const { name } = /** @type {HTMLInputElement} */ (target);
+  const { [name]: _, ...others } = chat.sampling;
+  return keep({ sampling: name in asked ? { ...others, [name]: asked[name] } : others });
+}
+
+/** @param {Partial<import("./state.js").Chat>} changes */
+async function keep(changes) {
   learn(changes);
-  if (!chat.id) return;
+  const { id } = chat;
+  if (!id) return;
   try {
-    await patch(`/conversations/${chat.id}`, changes);
+    await patch(`/conversations/${id}`, changes);
   } catch (error) {
-    complain(/** @type {Error} */ (error).message);
+    const { message } = /** @type {Error} */ (error);
+    if (chat.id === id) complain(message);
+    else toast(message, { kind: "error" });
   }
 }
 
 export function start() {
-  form().addEventListener("change", () => void save());
+  form().addEventListener("change", (event) => void save(event));
   form().addEventListener("submit", (event) => event.preventDefault());
   onAction("reset-settings", async () => {
     write(form(), {});
-    await save();
+    complain("");
+    await keep({ sampling: {} });
   });
   on("opened", fill);
   on("facts", fill);
