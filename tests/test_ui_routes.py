@@ -120,6 +120,18 @@ async def test_a_continued_answer_is_streamed_with_what_it_had_said_before(tmp_p
         assert more["html"].count("<article") == 1
 
 
+async def test_watching_an_answer_ends_when_its_conversation_is_deleted(tmp_path: Path) -> None:
+    async with page(tmp_path) as (client, service):
+        said = await say(client, "!count 5000", model="slow")
+        run = service.runs.get(said["run"])
+        row = await service.store.message(run.message_id)
+        async with aclosing(turn_routes.Turns(service).watch(run, row)) as watched:
+            assert (await anext(watched)).startswith(b"event: begin")
+            await service.delete(said["conversation"])
+            assert not [sent async for sent in watched if sent.startswith(b"event: end")]
+        assert (await client.get(f"/ui/runs/{run.id}/stream")).status_code == 404
+
+
 async def test_a_stopped_answer_offers_to_continue(tmp_path: Path) -> None:
     async with page(tmp_path) as (client, service):
         said = await say(client, "!count 5000", model="slow")

@@ -85,7 +85,8 @@ async def _round(service: ChatService, count: int, measured: Measured) -> None:
     run = await service.turn(conversation_id, "Go on.")
     texts: list[str] = []
     clock: list[float] = []
-    async with aclosing(Turns(service).watch(run)) as stream:
+    row = await service.store.message(run.message_id)
+    async with aclosing(Turns(service).watch(run, row)) as stream:
         async for sent in stream:
             if sent.startswith(b"event: grow"):
                 texts.append(run.text)

@@ -19,6 +19,7 @@ from rallychat.chat import ChatService
 from rallychat.errors import NotFound, RallyChatError
 from rallychat.messages import Part
 from rallychat.runs import Run
+from rallychat.store import StoredMessage
 from rallychat.ui import fragments, transcript
 from rallychat.ui.door import PageRoute
 from rallychat.ui.streaming import event, watch
@@ -99,15 +100,17 @@ class Turns:
         """What the page puts behind `after` now that `run` has begun."""
         return {**await self._changed(run.conversation_id, after), "run": run.id}
 
-    async def watch(self, run: Run) -> AsyncGenerator[bytes, None]:
-        """The run as server-sent events, then the finished message."""
-        row = await self.service.store.message(run.message_id)
+    async def watch(self, run: Run, row: StoredMessage) -> AsyncGenerator[bytes, None]:
+        """The run of a message as server-sent events, then the finished message, unless it was deleted meanwhile."""
         name = transcript.model_name(self.service, row.model)
         async for sent in watch(run, base=self._said_before.get(run.id, ()), model_name=name):
             yield sent
-        view = await transcript.one(self.service, run.message_id)
+        try:
+            view = await transcript.one(self.service, row.id)
+        except NotFound:
+            return
         html = await asyncio.to_thread(fragments.messages, [view])
-        yield event("end", {"html": html, "message": run.message_id})
+        yield event("end", {"html": html, "message": row.id})
 
     async def _changed(self, conversation_id: str, after: str | None) -> dict[str, Any]:
         views = await transcript.since(self.service, conversation_id, after)
@@ -161,7 +164,8 @@ def router(service: ChatService) -> APIRouter:
     @routes.get("/runs/{run_id}/stream")
     async def stream(run_id: str) -> Response:
         run = service.runs.get(run_id)
+        row = await service.store.message(run.message_id)
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        return StreamingResponse(turns.watch(run), media_type="text/event-stream", headers=headers)
+        return StreamingResponse(turns.watch(run, row), media_type="text/event-stream", headers=headers)
 
     return routes

@@ -87,6 +87,30 @@ def test_two_tabs_show_the_same_growing_answer(page: Page) -> None:
         answered(page, 2)
 
 
+def test_an_answer_whose_conversation_is_deleted_elsewhere_is_waited_for_no_more(
+    page: Page, served: Served
+) -> None:
+    use_model(page, "Slow echo")
+    say(page, "!count 2000")
+    expect(page.locator(".message.live .answer")).to_contain_text("3")
+    served.do(served.service.delete(page.url.partition("?c=")[2]))
+    expect(page.get_by_role("heading", name="Your serve.")).to_be_visible()
+
+
+def test_an_answer_is_followed_again_once_a_proxy_finds_the_server_again(page: Page) -> None:
+    use_model(page, "Slow echo")
+    for path in ("**/ui/runs/*/stream", "**/ui/conversations/conv_*", "**/ui/conversations/conv_*/state"):
+        page.route(path, lambda route: route.fulfill(status=502))
+    with page.expect_response("**/ui/runs/*/stream"):
+        say(page, "!count 2000")
+    with page.expect_response(re.compile("/ui/conversations/conv_")):
+        pass  # the page has asked in vain how it is
+    page.unroute_all()
+    expect(page.locator(".message.live .answer")).to_contain_text("3")
+    page.keyboard.press("Escape")
+    answered(page)
+
+
 def test_regenerate_and_the_arrows_between_versions(page: Page) -> None:
     say(page, "again and again")
     answered(page)

@@ -99,7 +99,8 @@ export async function sync() {
     if (facts.status === 404) begin();
     return;
   }
-  if (facts.tip !== chat.tip || facts.run !== chat.run) await open(id, { address: "keep" });
+  const unheard = facts.run && !live.following();
+  if (facts.tip !== chat.tip || facts.run !== chat.run || unheard) await open(id, { address: "keep" });
   else learn(facts);
 }
 
@@ -110,7 +111,7 @@ function fromAddress() {
 }
 
 export async function start() {
-  live.start(() => setTimeout(() => chat.id && open(chat.id, { address: "keep" }), 1000));
+  live.start(() => setTimeout(() => void sync(), 1000));
   window.addEventListener("popstate", () => {
     const id = new URLSearchParams(location.search).get("c");
     if (id !== chat.id) void fromAddress(); // else only the part behind the # has changed: the model menu's
@@ -120,6 +121,6 @@ export async function start() {
     if (id === chat.id) void sync();
   });
   document.addEventListener("visibilitychange", () => document.hidden || void sync());
-  setInterval(() => document.hidden || chat.run || void sync(), POLL);
+  setInterval(() => document.hidden || live.hears() || void sync(), POLL);
   await fromAddress();
 }

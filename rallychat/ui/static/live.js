@@ -22,6 +22,12 @@ export function detach() {
   source = null;
 }
 
+/** An answer is followed, though the connection may be lost just now. */
+export const following = () => source !== null;
+
+/** It is followed, and the connection stands. */
+export const hears = () => source?.readyState === EventSource.OPEN;
+
 /** @param {string} run */
 export function attach(run) {
   detach();
@@ -36,12 +42,10 @@ export function attach(run) {
   stream.addEventListener("end", (event) => end(JSON.parse(event.data)));
   stream.addEventListener("error", () => {
     if (stream !== source) return;
-    if (stream.readyState === EventSource.CLOSED) {
-      detach();
-      onLost();
-    } else {
-      status("Connection lost, trying again");
-    }
+    status("Connection lost, trying again");
+    if (stream.readyState !== EventSource.CLOSED) return;
+    detach();
+    onLost();
   });
 }
 
