@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.browser.conftest import PHONE, Served, Visiting, answered, say
 
@@ -36,6 +36,23 @@ def test_a_persona_is_written_chosen_and_is_who_answers_in_the_new_chat(page: Pa
     page.locator("#rc-confirm").get_by_role("button", name="Delete").click()
     expect(page.get_by_role("button", name="New persona")).to_have_text("New persona")
     assert served.do(served.service.store.personas.list()) == []
+
+
+def test_a_list_of_models_that_comes_late_leaves_a_persona_its_model(page: Page, served: Served) -> None:
+    persona = served.do(served.service.store.personas.create(name="Slow one", system="", model="slow"))
+    page.get_by_role("button", name="New chat").first.click()
+    held: list[Route] = []
+    page.route("**/ui/models", lambda route: route.continue_() if held else held.append(route))
+    with page.expect_request("**/ui/models"):
+        page.get_by_role("button", name="New chat").first.click()
+    page.get_by_role("button", name="Slow one", exact=True).click()
+    expect(page.locator("#rc-model-name")).to_have_text("Slow echo")
+    with page.expect_response("**/ui/models"):
+        held[0].continue_()
+    with page.expect_request("**/ui/turns") as said:
+        say(page, "Hello")
+    assert (said.value.post_data_json or {}).get("model") == "slow"
+    served.do(served.service.store.personas.delete(persona.id))
 
 
 def test_on_a_phone_a_new_persona_is_never_behind_the_others(served: Served, visiting: Visiting) -> None:

@@ -1,6 +1,6 @@
 // @ts-check
 /** How far the models are: the pill that names the one in use, the line that says what is waited for, and what can be done with each. */
-import { get, patch, post } from "./api.js";
+import { get, latest, patch, post } from "./api.js";
 import { byId, confirmed, onAction, toast } from "./dom.js";
 import * as live from "./live.js";
 import { chat, learn, on, tellTabs } from "./state.js";
@@ -12,6 +12,7 @@ import { chat, learn, on, tellTabs } from "./state.js";
 export const BUSY = ["downloading", "loading"];
 /** @type {Menu} */
 let menu = { using: "", default: "", defaults: {}, examples: [], models: [] };
+const asking = latest();
 let timer = 0;
 /** @type {Set<() => void>} */
 const watchers = new Set();
@@ -30,9 +31,13 @@ const watched = () => byId("rc-models").hasAttribute("open");
 
 export async function refresh() {
   clearTimeout(timer);
+  const { model } = chat;
+  const isLatest = asking();
   try {
-    const query = chat.model ? `?using=${encodeURIComponent(chat.model)}` : "";
-    menu = await get(`/models${query}`);
+    const fresh = await get(model ? `/models?using=${encodeURIComponent(model)}` : "/models");
+    if (!isLatest()) return;
+    if (model !== chat.model) return void refresh();
+    menu = fresh;
     if (recall()) return void refresh();
     draw();
   } catch {
