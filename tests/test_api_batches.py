@@ -11,7 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,9 @@ from sqlalchemy import update
 
 from rallychat.batches import Turns, check
 from rallychat.bench.scripted import scripted
-from rallychat.errors import StorageFull
+from rallychat.errors import StorageFull, StoreUnavailable
 from rallychat.identity import acting_as
-from rallychat.store import ConversationStore
+from rallychat.store import BatchStore, ConversationStore, FileStore
 from rallychat.store.batch_tables import batches
 from tests.api_world import settings
 from tests.batch_world import (
@@ -145,6 +145,42 @@ async def test_an_upload_sent_again_with_its_key_is_one_file(tmp_path: Path) -> 
             == len(list((tmp_path / "files").iterdir()))
             == 1
         )
+
+
+LATE: list[type[BaseException]] = [StoreUnavailable, asyncio.CancelledError]
+"""What the store may raise although it has stored."""
+
+
+def stores_and_raises(method: Any, error: type[BaseException]) -> Any:
+    async def told(*args: Any, **given: Any) -> Any:
+        await method(*args, **given)
+        raise error
+
+    return told
+
+
+@pytest.mark.parametrize("error", LATE)
+async def test_an_upload_whose_row_is_there_is_kept_although_nobody_could_be_told(
+    error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with batching(tmp_path) as (http, _):
+        with monkeypatch.context() as patched:
+            patched.setattr(FileStore, "keep", stores_and_raises(FileStore.keep, error))
+            with suppress(AssertionError, asyncio.CancelledError):
+                await uploaded(http, b"x")
+        (row,) = (await http.get("/v1/files")).json()["data"]
+        assert (await http.get(f"/v1/files/{row['id']}/content")).content == b"x"
+
+
+@pytest.mark.parametrize("error", LATE)
+async def test_the_answers_of_a_batch_that_is_completed_are_kept_although_its_runner_was_not_told(
+    error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BatchStore, "end", stores_and_raises(BatchStore.end, error))
+    async with batching(tmp_path) as (http, _):
+        batch = await ended(http, await begun(http, jsonl([line("a")])))
+        assert batch["status"] == "completed"
+        assert [each["custom_id"] for each in await content(http, batch["output_file_id"])] == ["a"]
 
 
 async def test_what_one_may_keep_is_bounded(tmp_path: Path) -> None:

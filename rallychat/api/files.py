@@ -25,7 +25,7 @@ from rallychat.api.routing import json_response, problems
 from rallychat.api.serving import service_of
 from rallychat.api.uploads import FORM, Upload, discard, receive
 from rallychat.chat import ChatService
-from rallychat.errors import InvalidRequest, NotFound
+from rallychat.errors import InvalidRequest, NotFound, StorageFull
 from rallychat.store import StoredFile
 
 PURPOSES: Final = ("batch", "user_data")
@@ -131,7 +131,12 @@ async def keep_upload(
     size = await asyncio.to_thread(files.land, upload.id, upload.stream)
     name = upload.filename or "file"
     most = (await service.allowances.limits()).stored_bytes
-    return await files.keep(upload.id, size, purpose=purpose, filename=name, lives=lives, most=most)
+    upload.told = True  # what is raised from now on may come after the row
+    try:
+        return await files.keep(upload.id, size, purpose=purpose, filename=name, lives=lives, most=most)
+    except (InvalidRequest, StorageFull):
+        upload.told = False
+        raise
 
 
 def _wanted(fields: Mapping[str, str]) -> tuple[str, timedelta | None]:

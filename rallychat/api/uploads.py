@@ -31,6 +31,8 @@ class Upload:
     fields: dict[str, str] = field(default_factory=dict)
     filename: str = ""
     sha256: str = ""
+    told: bool = False
+    """There may be a row that tells of the file."""
 
 
 class _Form:
@@ -129,10 +131,11 @@ async def receive(request: Request, files: FileStore) -> Upload:
 
 
 def discard(upload: Upload, files: FileStore) -> None:
-    """Takes back what was begun."""
+    """Takes back what was begun, unless it may be known: what no row tells of after all is swept."""
     with suppress(OSError):  # the disk has no room for what it still held
         upload.stream.close()
-    files.forget(upload.id)
+    if not upload.told:
+        files.forget(upload.id)
 
 
 def _name_in(path: str) -> str:

@@ -19,6 +19,7 @@ import orjson
 from filelock import FileLock, Timeout
 
 from rallychat.batches.work import Outcome
+from rallychat.disk import appear, settle
 from rallychat.errors import Conflict
 
 VERSION: Final = 1
@@ -111,8 +112,7 @@ class Journal:
     def finish(self) -> None:
         """The batch is complete: the output is on the disk, and nothing else is left."""
         assert not self.held, "a line is missing"
-        self._out.flush()
-        os.fsync(self._out.fileno())
+        settle(self._out)
         self.path.unlink(missing_ok=True)
         with suppress(OSError):  # elsewhere than on Unix it cannot go while it is held
             Path(self._lock.lock_file).unlink(missing_ok=True)
@@ -180,13 +180,11 @@ class Journal:
         journal.write(orjson.dumps({"version": VERSION, "facts": self._facts, "mark": mark}) + b"\n")
         for index, outcome in self.held.items():
             journal.write(_entry(index, outcome))
-        journal.flush()
-        os.fsync(journal.fileno())
-        fresh.replace(self.path)
+        settle(journal)
+        appear(fresh, self.path)
         if self._journal is not None:
             self._journal.close()
         self._journal = journal
-        _sync_folder(self.path.parent)
 
 
 def _is_there(output: Path) -> Conflict:
@@ -207,15 +205,6 @@ def _whole_lines(file: BinaryIO) -> list[dict[str, Any]]:
         except orjson.JSONDecodeError:
             break
     return found
-
-
-def _sync_folder(folder: Path) -> None:
-    with suppress(OSError):  # a folder cannot be synced on every system
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 class Stream:

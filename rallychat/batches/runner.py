@@ -276,6 +276,7 @@ class BatchRunner:
             await self._store.advance(batch.id, "finalizing")
         files = self._service.store.files
         (answers_id, answers), (errors_id, errors) = files.begin(), files.begin()
+        told = False
         try:
             totals = await asyncio.to_thread(
                 sort,
@@ -296,6 +297,7 @@ class BatchRunner:
                 )
                 if count
             ]
+            told = True  # what is raised from now on may come after the rows: the sweep looks at them
             await self._store.end(
                 batch.id,
                 status,
@@ -308,8 +310,9 @@ class BatchRunner:
                 **_figures(totals),
             )
         except BaseException:
-            files.forget(answers_id)
-            files.forget(errors_id)
+            if not told:
+                files.forget(answers_id)
+                files.forget(errors_id)
             raise
         finally:
             answers.close()

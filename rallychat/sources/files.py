@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from rallychat.disk import appear, settle
 from rallychat.errors import ChecksumMismatch, DiskFull, SourceError
 from rallychat.sources.progress import Delivery
 
@@ -74,23 +75,6 @@ def unpack(source: BinaryIO, delivery: Delivery, *, size: int, sha256: str) -> N
     if done != size:
         raise ChecksumMismatch(f"{delivery.what} has {done} bytes where {size} were promised.")
     appear(part, delivery.target)
-
-
-def settle(file: BinaryIO) -> None:
-    """Everything written so far is on the disk when this returns."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def appear(part: Path, target: Path) -> None:
-    """Give the finished file its name, in one step that survives a power cut."""
-    part.replace(target)
-    with suppress(OSError):  # a folder cannot be synced on every system
-        handle = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def check_sum(what: str, *, expected: str, actual: str) -> None:

@@ -33,8 +33,9 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
 from rallychat.catalog.types import HubWeights
+from rallychat.disk import appear, settle
 from rallychat.errors import ChecksumMismatch, Gated, NoNetwork, SourceError, SourceMissing
-from rallychat.sources.files import CHUNK, appear, check_magic, check_sum, is_full, need_room, settle
+from rallychat.sources.files import CHUNK, check_magic, check_sum, is_full, need_room
 from rallychat.sources.progress import Delivery
 
 PATIENCE = (0.0, 0.5, 1.0, 2.0, 4.0)

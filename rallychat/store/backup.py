@@ -25,6 +25,7 @@ import orjson
 from sqlalchemy import LargeBinary, Table, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from rallychat.disk import appear, settle
 from rallychat.errors import Conflict, StoreError
 from rallychat.store.database import Database
 from rallychat.store.migrate import HEAD
@@ -73,21 +74,20 @@ class BackupStore:
         part = file.with_name(f".{file.name}.part")
         members: dict[str, dict[str, Any]] = {}
         try:
-            with (
-                _opened(part) as out,
-                zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=3) as archive,
-            ):
-                async with self._database.read() as db:
-                    for table in kept_tables():
-                        name = f"tables/{table.name}.jsonl"
-                        members[name] = await _dumped(db, table, archive, name)
-                for path in _files(self._folder):
-                    name = path.relative_to(self._folder).as_posix()
-                    with suppress(FileNotFoundError):  # deleted meanwhile, as on a server that goes on
-                        members[name] = await asyncio.to_thread(_copied, path, archive, name)
-                about = {"format": FORMAT, "schema": HEAD, "created_at": datetime.now(UTC).isoformat()}
-                archive.writestr(MANIFEST, orjson.dumps({**about, "members": members}))
-            part.replace(file)
+            with _opened(part) as out:
+                with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=3) as archive:
+                    async with self._database.read() as db:
+                        for table in kept_tables():
+                            name = f"tables/{table.name}.jsonl"
+                            members[name] = await _dumped(db, table, archive, name)
+                    for path in _files(self._folder):
+                        name = path.relative_to(self._folder).as_posix()
+                        with suppress(FileNotFoundError):  # deleted meanwhile, as on a server that goes on
+                            members[name] = await asyncio.to_thread(_copied, path, archive, name)
+                    about = {"format": FORMAT, "schema": HEAD, "created_at": datetime.now(UTC).isoformat()}
+                    archive.writestr(MANIFEST, orjson.dumps({**about, "members": members}))
+                await asyncio.to_thread(settle, out)
+            await asyncio.to_thread(appear, part, file)
         except OSError as exc:
             raise StoreError(f"The backup {file} cannot be written: {exc.strerror or exc}.") from exc
         finally:

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, Final
 from sqlalchemy import ColumnElement, and_, delete, func, insert, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from rallychat.disk import appear, settle
 from rallychat.errors import Conflict, NotFound, StorageFull
 from rallychat.identity import current
 from rallychat.store import codec
@@ -92,11 +93,10 @@ class FileStore:
 
     def land(self, file_id: str, stream: BinaryIO) -> int:
         """Brings the bytes of a begun file to the disk, under their last name; returns how many."""
-        stream.flush()
-        os.fsync(stream.fileno())
+        settle(stream)
         size = os.fstat(stream.fileno()).st_size
         stream.close()
-        self.part(file_id).replace(self.path(file_id))
+        appear(self.part(file_id), self.path(file_id))
         return size
 
     @whole
