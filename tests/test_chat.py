@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -352,6 +353,35 @@ async def test_a_model_that_does_not_load_says_why_and_can_be_tried_again(world:
             assert (end.code, "out of memory" in end.message) == ("engine_unavailable", True)
         (card,) = [card for card in await service.models() if card.model.id == "scripted"]
         assert (card.state, "out of memory" in card.note) == ("unavailable", True)
+
+
+async def test_a_worker_that_gets_no_process_is_an_error_and_is_tried_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, failing = asyncio.create_subprocess_exec, True
+
+    async def short_of_files(*command: str, **given: Any) -> asyncio.subprocess.Process:
+        nonlocal failing
+        if failing:
+            failing = False
+            raise OSError(errno.EMFILE, "Too many open files")
+        return await start(*command, **given)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", short_of_files)
+    async with world() as service, asyncio.timeout(60):
+        chat = await conversation(service)
+        end = await ended(await service.turn(chat, "hi"))
+        assert isinstance(end, Failed)
+        assert (end.code, "Too many open files" in end.message) == ("engine_unavailable", True)
+        await ended(await service.turn(chat, "and now"), "and now")
+        engine = service.pool.find("scripted")
+        assert engine is not None
+        assert engine.pid is not None
+        failing = True  # a restart that fails is followed by another
+        os.kill(engine.pid, signal.SIGKILL)
+        await engine.recover(hung=False)
+        assert failing is False
+        await ended(await service.turn(chat, "still there"), "still there")
 
 
 async def test_the_end_of_the_service_stores_what_was_running_as_interrupted(world: World) -> None:

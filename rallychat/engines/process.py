@@ -73,17 +73,21 @@ class WorkerProcess:
             EngineUnavailable: it ended, said why it cannot, or took too long. Nothing is left running.
             SettingsError: its options or its weights file are wrong.
         """
-        if _UNIX:
-            _sweep()
-        # Not under the data folder: a socket's path must be shorter than 108 bytes.
-        self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
         try:
+            if _UNIX:
+                _sweep()
+            # Not under the data folder: a socket's path must be shorter than 108 bytes.
+            self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
             async with asyncio.timeout(self._load_timeout):
                 await self._start(self._folder)
         except TimeoutError as exc:
             await self.stop()
             message = f"The engine of '{self.spec.model}' was not ready after {self._load_timeout:g} seconds."
             raise EngineUnavailable(message, hint="raise load_timeout, or choose a smaller model") from exc
+        except OSError as exc:  # no memory, file or process to be had, or no room for its folder
+            await self.stop()
+            message = f"The engine of '{self.spec.model}' could not be started: {exc}."
+            raise EngineUnavailable(message, hint="ask again later") from exc
         except BaseException:
             await self.stop()
             raise
