@@ -9,9 +9,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Unpack
 
+from rallychat.basis import Basis
 from rallychat.catalog import Model
 from rallychat.context.types import Compaction, Memory
 from rallychat.contexts import Contexts
+from rallychat.errors import Conflict
 from rallychat.pool import Engine, How, Priority, Slot
 from rallychat.recent import Recent
 from rallychat.store import Conversation
@@ -53,7 +55,7 @@ class Making:
     """Room that is being made. `memory` is None until it is written; `basis` is what it must not have left."""
 
     due: Compaction
-    basis: tuple[object, ...]
+    basis: Basis
     memory: Memory | None = None
     slice: int = 16
     """Tokens read at a time beside an answer, at first."""
@@ -95,7 +97,7 @@ class Compacting:
         if known is not None and await self._stands(scene, known):
             return known
         self._makings.pop(scene.session, None)
-        due = await self._contexts.due(
+        found = await self._contexts.due(
             scene.conversation,
             model=scene.model,
             engine=scene.engine,
@@ -104,9 +106,9 @@ class Compacting:
             tip=tip,
             lead=lead,
         )
-        basis = await self._basis(scene, due) if due is not None else None
-        if due is None or basis is None:
+        if found is None:
             return None
+        due, basis = found
         making = self._makings[scene.session] = Making(due, basis, None if due.ask else due.rules)
         return making
 
@@ -116,17 +118,25 @@ class Compacting:
         if making.memory is None or not await self._stands(scene, making):
             log.info("conversation %s has changed: its new memory is dropped", scene.session)
             return False
-        await self._contexts.commit(scene.session, making.memory)
+        try:
+            await self._contexts.commit(scene.session, making.memory, known=making.basis.versions)
+        except Conflict:
+            log.info("conversation %s has another memory by now: the new one is dropped", scene.session)
+            return False
         lasted = self._lasted.get(scene.session, 0)
         self._lasted[scene.session] = max(making.asked, lasted - 1)  # once quick may be by chance
         self._compacted(scene.model.id)
         return True
 
     async def _stands(self, scene: Scene, making: Making) -> bool:
-        return await self._basis(scene, making.due) == making.basis
-
-    async def _basis(self, scene: Scene, due: Compaction) -> tuple[object, ...] | None:
-        return await self._contexts.basis(scene.session, due.until, wish=scene.wish)
+        basis = await self._contexts.basis(
+            scene.session,
+            making.due.until,
+            model=scene.model,
+            max_tokens=scene.max_tokens,
+            wish=scene.wish,
+        )
+        return basis == making.basis
 
     @asynccontextmanager
     async def counted(self, scene: Scene) -> AsyncIterator[None]:

@@ -12,11 +12,12 @@ from datetime import UTC, datetime
 from functools import partial
 
 from rallychat import templates
+from rallychat.basis import Basis, basis_of
 from rallychat.catalog import Catalog, Model
 from rallychat.catalog.sizing import parameter_count
 from rallychat.context.strategies import strategy_named
 from rallychat.context.types import Budget, Compaction, Memory, Pace, Strategy, answer_reserve
-from rallychat.errors import InvalidRequest, NotFound
+from rallychat.errors import Conflict, InvalidRequest, NotFound
 from rallychat.messages import Message, Text
 from rallychat.planning import Plan, Voice, leading_system, plan_turn
 from rallychat.pool import Engine
@@ -24,7 +25,7 @@ from rallychat.recall import Recall, searched
 from rallychat.recent import Recent
 from rallychat.settings import Settings
 from rallychat.store import Conversation, ConversationStore, StoredMessage
-from rallychat.store.contexts import newest
+from rallychat.store.contexts import Versions, newest, versions_of
 from rallychat.store.types import Mark
 from rallychat.turns import Turns, turns_of
 from rallychat.wishes import AS_EVER, Asked, Wish
@@ -82,8 +83,31 @@ class Contexts:
         Raises:
             ContextOverflow: what must stay does not fit. InvalidRequest: the question itself is excluded.
         """
-        path, memory = await self._store.view(conversation.id, tip=tip)
-        path = wish.marking(path)
+        while True:
+            path, memory = await self._store.view(conversation.id, tip=tip)
+            plan = await self._plan(conversation, wish.marking(path), memory, model, engine, max_tokens, wish)
+            if plan.fresh is None:
+                break
+            try:
+                stored = await self._replace(conversation.id, path, memory, plan.fresh)
+            except Conflict:
+                continue  # it was made from what is no longer in force
+            plan = replace(plan, report=replace(plan.report, memory=stored.version))
+            break
+        self._last[conversation.id] = plan.ids
+        spent = self._background.pop(conversation.id, 0.0)
+        return replace(plan, report=replace(plan.report, background_ms=round(spent, 1))) if spent else plan
+
+    async def _plan(
+        self,
+        conversation: Conversation,
+        path: list[StoredMessage],
+        memory: Memory | None,
+        model: Model,
+        engine: Engine,
+        max_tokens: int | None,
+        wish: Wish,
+    ) -> Plan:
         if path[-1].mark == "exclude":
             raise InvalidRequest(
                 "This message is excluded, so it cannot be answered.", hint="include it again"
@@ -91,7 +115,7 @@ class Contexts:
         voice, path = self._voice(conversation, path, model, engine)
         said = (wish.elsewhere, conversation.elsewhere, self._settings.elsewhere)
         elsewhere = next(each for each in said if each is not None)
-        plan = await plan_turn(
+        return await plan_turn(
             path,
             voice=voice,
             strategy=self.strategy(conversation, model, wish.strategy),
@@ -102,12 +126,15 @@ class Contexts:
             previous=self._last.get(conversation.id),
             turns_as=partial(self._turns.of, conversation.id),
         )
-        if plan.fresh is not None:
-            stored = await self._store.contexts.remember(conversation.id, plan.fresh)
-            plan = replace(plan, report=replace(plan.report, memory=stored.version))
-        self._last[conversation.id] = plan.ids
-        spent = self._background.pop(conversation.id, 0.0)
-        return replace(plan, report=replace(plan.report, background_ms=round(spent, 1))) if spent else plan
+
+    async def _replace(
+        self, conversation_id: str, path: Sequence[StoredMessage], memory: Memory | None, fresh: Memory
+    ) -> Memory:
+        """Stores what was made from `memory`. Raises Conflict if another one is in force on this branch by now."""
+        made = await self._store.contexts.memories(conversation_id)
+        if newest(made, [row.id for row in path]) != memory:
+            raise Conflict("What is remembered of this conversation has changed meanwhile.")
+        return await self._store.contexts.remember(conversation_id, fresh, known=versions_of(made))
 
     async def plan_unstored(
         self,
@@ -231,16 +258,16 @@ class Contexts:
         wish: Wish = AS_EVER,
         tip: str | None = None,
         lead: int = 0,
-    ) -> Compaction | None:
+    ) -> tuple[Compaction, Basis] | None:
         """What is to be compacted now that an answer is there (the newest, or `tip`); None if nothing is too long.
 
         Args:
             lead: tokens that the prompt will have gained before the room is there.
         """
-        path = wish.marking(await self._store.path(conversation.id, tip=tip or conversation.tip_id))
-        if not path or path[-1].role != "assistant" or path[-1].status == "running":
+        rows = wish.marking(await self._store.path(conversation.id, tip=tip or conversation.tip_id))
+        if not rows or rows[-1].role != "assistant" or rows[-1].status == "running":
             return None
-        voice, path = self._voice(conversation, path, model, engine)
+        voice, path = self._voice(conversation, rows, model, engine)
         known = await self._store.contexts.memories(conversation.id)
         ids = [row.id for row in path]
         memory = newest(known, ids)
@@ -248,30 +275,34 @@ class Contexts:
         budget = replace(budget, fixed=len(voice.system) // 4, lead=lead)
         found = self.strategy(conversation, model, wish.strategy).compact(turns_of(path), memory, budget)
         undone = {m.until for m in known if not m.active}
-        return None if found is None or found.until in undone else found
+        if found is None or found.until in undone:
+            return None
+        basis = basis_of(conversation, rows, known, found.until, model, max_tokens, wish)
+        return None if basis is None else (found, basis)
 
     async def basis(
-        self, conversation_id: str, until: str, *, wish: Wish = AS_EVER
-    ) -> tuple[object, ...] | None:
-        """What a memory up to `until` is made of; None where that is not in view. While it stands the memory does."""
+        self, conversation_id: str, until: str, *, model: Model, max_tokens: int | None, wish: Wish = AS_EVER
+    ) -> Basis | None:
+        """What a memory up to `until` is made of as things are; None where that is not in view."""
         conversation = await self._store.get(conversation_id)
-        path = [(row.id, row.mark) for row in wish.marking(await self._store.path(conversation_id))]
-        at = next((index for index, (row, _) in enumerate(path) if row == until), None)
-        if at is None:
-            return None
-        memories = await self._store.contexts.memories(conversation_id)
-        versions = ((memory.version, memory.active) for memory in memories)
-        kept = (wish.strategy or conversation.strategy, wish.budget or conversation.budget)
-        return *kept, conversation.model, *path[: at + 1], *versions
+        path = wish.marking(await self._store.path(conversation_id))
+        known = await self._store.contexts.memories(conversation_id)
+        return basis_of(conversation, path, known, until, model, max_tokens, wish)
 
-    async def commit(self, conversation_id: str, memory: Memory, *, took_ms: float = 0.0) -> Memory:
+    async def commit(
+        self, conversation_id: str, memory: Memory, *, known: Versions | None = None, took_ms: float = 0.0
+    ) -> Memory:
         """Swaps the memory in: the next prompt has it. Call it when that prompt's beginning is warm.
+
+        Args:
+            known: the versions that it was made from; None: whatever there is.
 
         Raises:
             NotFound: the conversation, or the message the memory belongs to, was deleted meanwhile.
+            Conflict: there are others than those that are `known`.
         """
         self.spent(conversation_id, took_ms)
-        return await self._store.contexts.remember(conversation_id, memory)
+        return await self._store.contexts.remember(conversation_id, memory, known=known)
 
     def spent(self, conversation_id: str, milliseconds: float) -> None:
         """Counts engine time spent on a conversation in the background; its next report tells it."""
@@ -288,26 +319,48 @@ class Contexts:
         await self._store.get(conversation_id)
         return await self._store.contexts.memories(conversation_id)
 
-    async def edit_memory(self, conversation_id: str, text: str) -> Memory:
+    async def edit_memory(self, conversation_id: str, text: str, *, version: int | None = None) -> Memory:
         """Says what is to be remembered in place of the memory in force, as a new version of it.
 
+        Args:
+            version: the one that the person saw; None: whichever is in force.
+
         Raises:
-            NotFound: nothing is remembered of the branch in view.
+            NotFound: nothing is remembered of the branch in view. Conflict: another version is in force by now.
         """
-        memory = await self.memory(conversation_id)
+        memory, known = await self._in_force(conversation_id, version)
         if memory is None:
             raise NotFound("memory", conversation_id, hint="it is made when the conversation grows long")
         kind = "ledger" if memory.kind == "cut" else memory.kind
         edited = replace(memory, kind=kind, text=text.strip(), edited_by="user", why="edited by a person")
-        return await self._store.contexts.remember(conversation_id, edited)
+        return await self._store.contexts.remember(conversation_id, edited, known=known)
 
-    async def revert_memory(self, conversation_id: str) -> Memory | None:
-        """Undoes the newest version in force; returns the one that holds now, None if older turns stand again."""
-        memory = await self.memory(conversation_id)
+    async def revert_memory(self, conversation_id: str, *, version: int | None = None) -> Memory | None:
+        """Undoes the newest version in force; returns the one that holds now, None if older turns stand again.
+
+        Args:
+            version: the one that the person saw; None: whichever is in force.
+
+        Raises:
+            NotFound: nothing is remembered of the branch in view. Conflict: another version is in force by now.
+        """
+        memory, known = await self._in_force(conversation_id, version)
         if memory is None:
             raise NotFound("memory", conversation_id, hint="there is nothing to undo")
-        await self._store.contexts.set_active(conversation_id, memory.version, active=False)
+        await self._store.contexts.set_active(conversation_id, memory.version, active=False, known=known)
         return await self.memory(conversation_id)
+
+    async def _in_force(self, conversation_id: str, seen: int | None) -> tuple[Memory | None, Versions]:
+        """The memory in force on the branch in view, and all versions. Raises Conflict if it is not the `seen` one."""
+        path = await self._store.path(conversation_id)
+        made = await self._store.contexts.memories(conversation_id)
+        memory = newest(made, [row.id for row in path])
+        if memory is not None and seen not in (None, memory.version):
+            raise Conflict(
+                f"Version {memory.version} of the memory is in force by now, not version {seen}, which you saw.",
+                hint="look at it again",
+            )
+        return memory, versions_of(made)
 
     async def restore_memory(self, conversation_id: str, version: int) -> Memory:
         """Takes back that a version was undone."""

@@ -58,6 +58,10 @@ async def test_a_memory_is_changed_undone_and_taken_back(tmp_path: Path) -> None
             ("You: won", "user"),
         ]
         assert edited["memory"] == 2
+        late = await http.post(f"{path}/memory", json={"text": "You: one more", "version": 1})
+        assert late.status_code == 409, late.text
+        assert (await http.post(f"{path}/memory/undo?version=1")).status_code == 409
+        assert (await http.get(f"{path}/context")).json() == edited
         undone = (await http.post(f"{path}/memory/undo")).json()
         assert (undone["memory"], [each["active"] for each in undone["versions"]]) == (1, [True, False])
         assert (await http.post(f"{path}/memory/undo")).json()["memory"] is None

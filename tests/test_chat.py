@@ -31,6 +31,7 @@ from rallychat.messages import Failed, Finished, Loading, Message, Started, Text
 from rallychat.pool import Preempted
 from rallychat.runs import Run
 from rallychat.settings import Settings
+from rallychat.store import Memory
 from rallychat.wishes import Asked, Wish
 
 World = Callable[..., AbstractAsyncContextManager[ChatService]]
@@ -412,6 +413,32 @@ async def test_a_conversation_longer_than_the_window_goes_on_and_names_what_it_d
         reports = [(await service.store.message(row.id)).report for row in path if row.role == "assistant"]
         trims = [r.divergence for r in reports if r is not None and "left" in r.divergence]
         assert 1 <= len(trims) <= len(reports) // 2  # room is made for several turns at a time
+
+
+async def test_room_is_made_from_the_memory_that_is_in_force_when_it_is_stored(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(strategy="full", window=512) as service:
+        chat, store = await conversation(service), service.store.contexts
+        remember, attempts = store.remember, 0
+
+        async def overtaken(conversation_id: str, memory: Memory, **given: Any) -> Memory:
+            nonlocal attempts
+            attempts += 1
+            if attempts == 1:
+                newest = (await service.store.path(chat))[-3].id
+                await remember(chat, Memory("cut", "", newest, why="by somebody else"))
+            return await remember(conversation_id, memory, **given)
+
+        monkeypatch.setattr(store, "remember", overtaken)
+        while not attempts:
+            run = await service.turn(chat, "x" * 60)
+            await ended(run)
+        assert [memory.why for memory in await service.contexts.memories(chat)] == ["by somebody else"]
+        report = (await service.store.message(run.message_id)).report
+        assert report is not None
+        assert report.memory == 1
+        assert len(report.kept) == 1
 
 
 async def test_a_message_longer_than_the_window_says_by_how_much(world: World) -> None:

@@ -20,11 +20,12 @@ from rich.console import Console
 
 from rallychat.bench.scripted import scripted
 from rallychat.chat import ChatService
+from rallychat.cli import slash_context
 from rallychat.cli.chat import Talk, find, key_bindings, show_events
 from rallychat.cli.render import read
 from rallychat.cli.slash import COMMANDS
 from rallychat.cli.stream import MarkdownStream
-from rallychat.errors import NotFound
+from rallychat.errors import Conflict, NotFound
 from rallychat.messages import (
     ContextReport,
     Event,
@@ -37,7 +38,7 @@ from rallychat.messages import (
     TextDelta,
 )
 from rallychat.settings import Settings
-from rallychat.store import Conversation, ConversationStore, Shelf, StoredMessage
+from rallychat.store import Conversation, ConversationStore, Memory, Shelf, StoredMessage
 from rallychat.transfer import import_file
 
 
@@ -174,6 +175,25 @@ async def test_edit_asks_with_the_old_text_and_keeps_the_old_branch(tmp_path: Pa
         rows = await at.rows()
         assert [row.text for row in rows] == ["Hello again", "Hello again"]
         assert len(await at.service.store.siblings(rows[0].id)) == 2
+
+
+async def test_a_memory_that_changed_while_it_was_edited_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with terminal(tmp_path) as at:
+        await at.types("Hello")
+        contexts, chat = at.service.contexts, at.talk.conversation
+        assert chat is not None
+        memory = await contexts.commit(chat.id, Memory("facts", "- blue keys", (await at.rows())[-1].id))
+
+        async def meanwhile(*_: object, **__: object) -> str:
+            await contexts.commit(chat.id, memory)
+            return "- red keys"
+
+        monkeypatch.setattr(at.talk, "ask", meanwhile)
+        with pytest.raises(Conflict):
+            await slash_context.memory(at.talk, "edit")
+        assert {memory.text for memory in await contexts.memories(chat.id)} == {"- blue keys"}
 
 
 async def test_a_new_conversation_leaves_the_old_one_in_the_list(tmp_path: Path) -> None:

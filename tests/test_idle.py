@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from rallychat import idle
 from rallychat.bench.scripted import scripted
 from rallychat.catalog import Sampling
 from rallychat.chat import ChatService
+from rallychat.contexts import Contexts
 from rallychat.engines.protocol import CompletionRequest, EngineEvent
 from rallychat.messages import ContextReport, Finished, Started, TextDelta
 from rallychat.pool import Engine, Slot
 from rallychat.settings import Settings
+from rallychat.store import Memory
 from rallychat.titles import TITLE_PROMPT
 from rallychat.wishes import AS_EVER, Wish
 
@@ -360,6 +363,38 @@ async def test_memory_in_the_making_is_dropped_when_the_next_message_asks_for_an
         await say(service, chat, LONG, Wish(strategy="full"))
         await service.idle.settled()
         assert await service.contexts.memories(chat) == []
+
+
+async def test_memory_in_the_making_is_held_to_who_answers_and_at_what_length(world: World) -> None:
+    async with world() as service:
+        chat = (await service.store.create()).id
+        await say(service, chat, LONG)
+        answer = (await service.store.path(chat))[-1].id
+        ways = [("scripted", 64), ("scripted", 64), ("scripted", 128), ("echo", 64)]
+        found = [
+            await service.contexts.basis(chat, answer, model=service.resolve(name), max_tokens=most)
+            for name, most in ways
+        ]
+        assert found[0] == found[1]
+        assert len(set(found)) == 3
+
+
+async def test_what_a_person_remembers_just_before_a_swap_stays(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = Contexts.commit
+
+    async def overtaken(self: Contexts, conversation_id: str, memory: Memory, **given: Any) -> Memory:
+        mine = replace(memory, text="My name is Ada.", edited_by="user")
+        await commit(self, conversation_id, mine)
+        return await commit(self, conversation_id, memory, **given)
+
+    async with world() as service:
+        chat = (await service.store.create()).id
+        monkeypatch.setattr(Contexts, "commit", overtaken)
+        await grown_until_due(service, chat)
+        await service.idle.settled()
+        assert [memory.text for memory in await service.contexts.memories(chat)] == ["My name is Ada."]
 
 
 async def test_a_summary_is_sampled_as_its_own_generation_config_says(

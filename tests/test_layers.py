@@ -24,7 +24,7 @@ LAYERS: dict[str, int] = {
     "engines": 4,
     "pool": 5,
     "allowance": 6, "answering": 6, "compacting": 6, "idle": 6, "riding": 6, "latency": 6, "titles": 6, "cards": 6,
-    "recall": 6, "reporting": 6, "following": 6, "wishes": 6, "turns": 6,
+    "basis": 6, "recall": 6, "reporting": 6, "following": 6, "wishes": 6, "turns": 6,
     "chat": 6, "stateless": 6, "contexts": 6, "metrics": 6, "planning": 6, "recording": 6,
     "responding": 6, "retention": 6, "runs": 6, "shelf": 6, "templates": 6,
     "batches": 7,

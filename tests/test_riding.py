@@ -177,7 +177,7 @@ async def test_a_prompt_that_lacks_an_answer_that_has_ended_is_not_swapped_in(
     ended: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nothing: Any = None
-    making, swapped = Making(nothing, ()), list[Making]()
+    making, swapped = Making(nothing, nothing), list[Making]()
     run = SimpleNamespace(said="so far", whole=ended, done=ended)
 
     async def given(*_: Any, **__: Any) -> Any:
@@ -451,7 +451,7 @@ async def test_a_slice_that_had_to_make_way_takes_no_more_of_the_time(
     monkeypatch.setattr(rides, "time", SimpleNamespace(monotonic=lambda: now))
     compacting: Any = SimpleNamespace(counted=lambda _: nullcontext())
     nothing: Any = None
-    making = Making(nothing, ())
+    making = Making(nothing, nothing)
     run: Any = SimpleNamespace(whole=False, done=False)
     riding = Riding(nothing, nothing, compacting, lambda _: None)
     read = await riding._read(scene, making, run, [1, 2, 3], apart="no")
@@ -461,7 +461,7 @@ async def test_a_slice_that_had_to_make_way_takes_no_more_of_the_time(
 
 async def test_a_ride_does_not_wait_for_a_pause_that_was_owed_to_the_answer_before() -> None:
     memory: Any = object()
-    making = Making(SimpleNamespace(rules=memory), (), memory, again=1e9)  # type: ignore[arg-type]
+    making = Making(SimpleNamespace(rules=memory), memory, memory, again=1e9)  # type: ignore[arg-type]
     rows = [SimpleNamespace(id=name, role=role, status=status) for name, role, status in (
         ("a", "assistant", "complete"), ("b", "user", "complete"), ("c", "assistant", "running"),
     )]  # fmt: skip
@@ -500,7 +500,7 @@ async def test_a_slice_grows_by_what_whole_ones_take_and_not_by_the_last_few_tok
     model: Any = SimpleNamespace(adapter="")
     scene = Scene(conversation, model, engine, None, 0.0)
     compacting: Any = SimpleNamespace(counted=lambda _: nullcontext())
-    riding, making = Riding(nothing, nothing, compacting, lambda _: None), Making(nothing, ())
+    riding, making = Riding(nothing, nothing, compacting, lambda _: None), Making(nothing, nothing)
     run: Any = SimpleNamespace(whole=False, done=False)
     await riding._read(scene, making, run, list(range(9)), apart="no")
     assert making.slice == 16
@@ -536,7 +536,10 @@ async def test_room_that_a_question_came_before_is_made_in_larger_slices(
     model: Any = SimpleNamespace(adapter="")
     scene = Scene(conversation, model, engine, None, 0.0)
     compacting: Any = SimpleNamespace(counted=lambda _: nullcontext())
-    riding, making = Riding(nothing, nothing, compacting, lambda _: None), Making(nothing, (), asked=asked)
+    riding, making = (
+        Riding(nothing, nothing, compacting, lambda _: None),
+        Making(nothing, nothing, asked=asked),
+    )
     run: Any = SimpleNamespace(whole=False, done=False)
     await riding._read(scene, making, run, list(range(400)), apart="no")
     assert making.slice == size

@@ -11,12 +11,12 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from rallychat.errors import NotFound
+from rallychat.errors import Conflict, NotFound
 from rallychat.messages import Message, Text
 from rallychat.settings import Settings
 from rallychat.store import ConversationStore, Memory, StoredMessage, TokenSpan, branches, codec
 from rallychat.store.branches import FEW
-from rallychat.store.contexts import newest
+from rallychat.store.contexts import newest, versions_of
 
 TABLES = ("conversations", "messages", "memories")
 
@@ -70,6 +70,26 @@ async def test_memories_are_versions_and_the_newest_of_the_branch_holds(store: C
     assert newest(await store.contexts.memories(chat), [two]) == first
     with pytest.raises(NotFound):
         await store.contexts.remember(chat, Memory("ledger", "x", "msg_gone"))
+
+
+async def test_what_was_made_from_versions_that_are_no_longer_those_is_not_stored(
+    store: ConversationStore,
+) -> None:
+    chat = (await store.create()).id
+    one, two = await exchange(store, chat, "a", "b")
+    memory = Memory("ledger", "one", two, (one, two))
+    await store.contexts.remember(chat, memory, known=())
+    known = versions_of(await store.contexts.memories(chat))
+    await store.contexts.remember(chat, memory, known=known)
+    with pytest.raises(Conflict):
+        await store.contexts.remember(chat, memory, known=known)
+    with pytest.raises(Conflict):
+        await store.contexts.set_active(chat, 1, active=False, known=known)
+    known = versions_of(await store.contexts.memories(chat))
+    await store.contexts.set_active(chat, 1, active=False, known=known)
+    with pytest.raises(Conflict):
+        await store.contexts.remember(chat, memory, known=known)
+    assert [m.active for m in await store.contexts.memories(chat)] == [False, True]
 
 
 async def test_a_branch_read_again_shows_what_changed(store: ConversationStore) -> None:

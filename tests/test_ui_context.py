@@ -138,11 +138,17 @@ async def test_the_memory_is_edited_undone_and_taken_back(tmp_path: Path) -> Non
         html = await shown(client, id_)
         assert "Version 1, written by the model" in html
         assert ">The keys are blue.</textarea>" in html
-        edited = await client.post(f"/ui/conversations/{id_}/memory", json={"text": "The keys are <red>."})
+        red = {"text": "The keys are <red>.", "version": 1}
+        edited = await client.post(f"/ui/conversations/{id_}/memory", json=red)
         assert edited.json() == {"version": 2}
         assert "Version 2, edited by you" in (html := await shown(client, id_))
         assert ">The keys are &lt;red&gt;.</textarea>" in html
-        undone = await client.post(f"/ui/conversations/{id_}/memory/undo", json={})
+        for path, late in (("memory", red), ("memory/undo", {"version": 1})):
+            refused = await client.post(f"/ui/conversations/{id_}/{path}", json=late)
+            assert refused.status_code == 409
+            assert "Version 2 of the memory is in force by now" in refused.json()["error"]["message"]
+        assert len(await service.contexts.memories(id_)) == 2
+        undone = await client.post(f"/ui/conversations/{id_}/memory/undo", json={"version": 2})
         assert undone.json() == {"version": 1}
         assert "Version 2, edited by you, undone" in await shown(client, id_)
         again = await client.post(f"/ui/conversations/{id_}/memory/restore", json={"version": 2})
@@ -194,8 +200,8 @@ async def test_each_conversation_says_whether_the_others_are_quoted(tmp_path: Pa
     [
         ("/ui/messages/{message}/mark", {"mark": "shout"}),
         ("/ui/messages/msg_nothing/mark", {"mark": "pin"}),
-        ("/ui/conversations/{id}/memory", {"text": "nothing was remembered yet"}),
-        ("/ui/conversations/{id}/memory/undo", {}),
+        ("/ui/conversations/{id}/memory", {"text": "nothing was remembered yet", "version": 1}),
+        ("/ui/conversations/{id}/memory/undo", {"version": 1}),
         ("/ui/conversations/{id}/memory/restore", {"version": 9}),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from pydantic import Field
 from starlette.responses import Response
 
@@ -33,6 +33,8 @@ class Remembered(Asked):
     """Body of `POST /v1/conversations/{conversation_id}/memory`."""
 
     text: Annotated[str, Field(max_length=100_000)]
+    version: Annotated[int, Field(ge=1, le=INT32)] | None = None
+    """The one in force that it was written from; where another is by now, nothing is changed."""
 
 
 class Version(Asked):
@@ -69,14 +71,19 @@ async def keep_context(request: Request, conversation_id: str, asked: Keeping) -
 @router.post(f"{_ONE}/memory", response_model=None, responses={**ANY_OBJECT, **_MADE})
 async def edit_memory(request: Request, conversation_id: str, asked: Remembered) -> Response:
     """Says what is to be remembered in place of the memory in force, as a new version of it."""
-    await service_of(request).contexts.edit_memory(conversation_id, asked.text)
+    await service_of(request).contexts.edit_memory(conversation_id, asked.text, version=asked.version)
     return await _told(request, conversation_id)
 
 
-@router.post(f"{_ONE}/memory/undo", response_model=None, responses={**ANY_OBJECT, **_READ})
-async def undo_memory(request: Request, conversation_id: str) -> Response:
-    """Undoes the version in force: the one before holds again, or the older turns themselves."""
-    await service_of(request).contexts.revert_memory(conversation_id)
+@router.post(f"{_ONE}/memory/undo", response_model=None, responses={**ANY_OBJECT, **_READ, **problems(409)})
+async def undo_memory(
+    request: Request, conversation_id: str, version: Annotated[int, Query(ge=1, le=INT32)] | None = None
+) -> Response:
+    """Undoes the version in force: the one before holds again, or the older turns themselves.
+
+    Where `version` is given and another one is in force by now, nothing is changed.
+    """
+    await service_of(request).contexts.revert_memory(conversation_id, version=version)
     return await _told(request, conversation_id)
 
 

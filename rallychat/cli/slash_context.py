@@ -53,10 +53,11 @@ async def memory(talk: Talk, what: str) -> None:
         talk.console.print("Nothing yet: every message still stands in the prompt itself.", style="dim")
         return
     if what == "undo":
-        held = await contexts.revert_memory(current.id)
+        held = await contexts.revert_memory(current.id, version=held.version)
     elif what == "edit":
         changed = await talk.ask(held.text, label="memory> ")
-        held = await contexts.edit_memory(current.id, changed) if changed is not None else held
+        if changed is not None:
+            held = await contexts.edit_memory(current.id, changed, version=held.version)
     elif what:
         raise InvalidRequest(f"/memory does not know '{what}'.", hint="/memory, /memory edit or /memory undo")
     talk.console.print(escape(held.text) if held else "Nothing is remembered any more.", highlight=False)

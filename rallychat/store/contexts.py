@@ -10,12 +10,15 @@ from typing import Any
 from sqlalchemy import func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from rallychat.errors import NotFound
+from rallychat.errors import Conflict, NotFound
 from rallychat.store import codec, queries, search
 from rallychat.store.database import Database
 from rallychat.store.tables import conversations, memories, messages
 from rallychat.store.types import Mark, Memory, StoredMessage
 from rallychat.store.whole import whole
+
+Versions = tuple[tuple[int, bool], ...]
+"""Every version of a conversation's memory by its number, oldest first, and whether it is in force."""
 
 _SAID = tuple(column for column in messages.c if column is not messages.c.report)
 
@@ -49,16 +52,23 @@ class ContextStore:
             return await _memories(db, conversation_id)
 
     @whole
-    async def remember(self, conversation_id: str, memory: Memory) -> Memory:
+    async def remember(
+        self, conversation_id: str, memory: Memory, *, known: Versions | None = None
+    ) -> Memory:
         """Stores a memory as the newest version, and returns it with its number.
 
         The next prompt of a branch through `memory.until` has it: this is the moment at which prompts are swapped.
 
+        Args:
+            known: the versions that it was made from; None: whatever there is.
+
         Raises:
             NotFound: the conversation, or the message it belongs to, is gone.
+            Conflict: there are others than those that are `known`.
         """
         async with self._database.write() as db:
             await queries.conversation_row(db, conversation_id)
+            await _check_versions(db, conversation_id, known)
             await queries.message_row(db, memory.until, conversation_id=conversation_id)
             mine = memories.c.conversation_id == conversation_id
             newest = (await db.scalars(select(func.max(memories.c.version)).where(mine))).one() or 0
@@ -67,11 +77,14 @@ class ContextStore:
         return stored
 
     @whole
-    async def set_active(self, conversation_id: str, version: int, *, active: bool) -> Memory:
-        """Undoes one version of the memory, or takes that back."""
+    async def set_active(
+        self, conversation_id: str, version: int, *, active: bool, known: Versions | None = None
+    ) -> Memory:
+        """Undoes one version of the memory, or takes that back. `known`: as for `remember`."""
         this = (memories.c.conversation_id == conversation_id) & (memories.c.version == version)
         async with self._database.write() as db:
             await queries.conversation_row(db, conversation_id)
+            await _check_versions(db, conversation_id, known)
             done = await db.execute(update(memories).where(this).values(active=active))
             if not done.rowcount:
                 raise NotFound("memory", str(version))
@@ -143,6 +156,17 @@ async def _memories(db: AsyncConnection, conversation_id: str) -> list[Memory]:
     return [codec.memory_from(row) for row in rows.mappings()]
 
 
+async def _check_versions(db: AsyncConnection, conversation_id: str, known: Versions | None) -> None:
+    if known is not None:
+        mine = select(memories.c.version, memories.c.active).where(
+            memories.c.conversation_id == conversation_id
+        )
+        rows = await db.execute(mine.order_by(memories.c.version))
+        if tuple((version, active) for version, active in rows) != known:
+            message = "What is remembered of this conversation has changed meanwhile."
+            raise Conflict(message, hint="look at it again")
+
+
 def _columns(memory: Memory) -> dict[str, Any]:
     """Its columns; a model's text is mended."""
     names = ("version", "until", "kind", "edited_by", "active", "created_at")
@@ -152,6 +176,11 @@ def _columns(memory: Memory) -> dict[str, Any]:
         "why": codec.mended(memory.why),
         "covers": list(memory.covers),
     }
+
+
+def versions_of(made: Sequence[Memory]) -> Versions:
+    """Which versions these are; to be given back as `known` with what is made from them."""
+    return tuple((memory.version, memory.active) for memory in made)
 
 
 def newest(versions: Sequence[Memory], on_path: Sequence[str]) -> Memory | None:

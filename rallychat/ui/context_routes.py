@@ -44,6 +44,8 @@ class Remembered(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     text: str = Field(max_length=100_000)
+    version: int
+    """The one that the page showed."""
 
 
 class Version(BaseModel):
@@ -89,11 +91,12 @@ def router(service: ChatService) -> APIRouter:
 
     @routes.post("/conversations/{conversation_id}/memory")
     async def remember(conversation_id: str, remembered: Remembered) -> dict[str, Any]:
-        return {"version": (await contexts.edit_memory(conversation_id, remembered.text)).version}
+        text, seen = remembered.text, remembered.version
+        return {"version": (await contexts.edit_memory(conversation_id, text, version=seen)).version}
 
     @routes.post("/conversations/{conversation_id}/memory/undo")
-    async def undo(conversation_id: str) -> dict[str, Any]:
-        left = await contexts.revert_memory(conversation_id)
+    async def undo(conversation_id: str, seen: Version) -> dict[str, Any]:
+        left = await contexts.revert_memory(conversation_id, version=seen.version)
         return {"version": left.version if left else None}
 
     @routes.post("/conversations/{conversation_id}/memory/restore")

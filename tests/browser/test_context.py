@@ -125,6 +125,28 @@ def test_a_memory_is_saved_where_it_was_read_though_another_chat_is_being_opened
     assert [memory.text for memory in kept if memory] == ["Changed.", "Of another chat."]
 
 
+def test_what_is_written_of_a_memory_that_changed_meanwhile_is_not_kept_and_not_lost(
+    small: Served, visiting: Visiting
+) -> None:
+    async def remembered() -> str:
+        id_ = await talk(small, 1)
+        until = (await small.service.store.path(id_))[1].id
+        await small.service.contexts.commit(id_, Memory("summary", "The keys are blue.", until))
+        return id_
+
+    id_ = small.do(remembered())
+    with visiting(f"{small.url}/?c={id_}") as visit:
+        page = visit.page
+        open_context(page)
+        memory = page.get_by_label("What is remembered")
+        memory.fill("The keys are red.")
+        small.do(small.service.contexts.edit_memory(id_, "The keys are green."))
+        page.get_by_role("button", name="Save as new version").click()
+        expect(page.locator(".toast")).to_contain_text("Version 2 of the memory is in force by now")
+        expect(memory).to_have_value("The keys are green.")
+        expect(page.get_by_label("Memory", exact=True)).to_contain_text("The keys are red.")
+
+
 def test_a_strategy_is_chosen_for_one_conversation(small: Served, visiting: Visiting) -> None:
     with visiting(f"{small.url}/?c={small.do(talk(small, 1))}") as visit:
         page = visit.page

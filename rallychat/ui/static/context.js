@@ -76,14 +76,32 @@ function show(ids) {
 
 /** Does it, says why it could not be done, and looks again. @param {() => Promise<unknown>} work @param {string} [said] */
 async function change(work, said) {
+  let done = true;
   try {
     await work();
     if (said) toast(said);
   } catch (error) {
+    done = false;
     toast(/** @type {Error} */ (error).message, { kind: "error" });
   }
   if (document.activeElement instanceof HTMLElement && box().contains(document.activeElement)) document.activeElement.blur();
   await refresh();
+  return done;
+}
+
+/** What cannot be kept, because another memory is in force by now, stays beside that one. @param {HTMLFormElement} form */
+async function remember(form) {
+  const text = form.querySelector("textarea")?.value ?? "";
+  const version = Number(form.dataset.version);
+  const id = shown;
+  if (await change(() => post(`/conversations/${id}/memory`, { text, version }), "Kept as a new version.")) return;
+  if (id !== shown) return;
+  const about = document.createElement("p");
+  about.className = "hint";
+  about.textContent = "What you wrote, which was not kept:";
+  const lost = document.createElement("pre");
+  lost.textContent = text;
+  box().querySelector(".memory-edit")?.after(about, lost);
 }
 
 /** Pins a message, leaves it out, or takes that back. @param {HTMLElement} element */
@@ -131,14 +149,15 @@ export function start() {
     setTimeout(() => stale && void refresh()); // Gradio opens the sidebar a moment later
   });
   onAction("mark", mark);
-  onAction("memory-undo", () => change(() => post(`/conversations/${shown}/memory/undo`), "Undone."));
+  onAction("memory-undo", (element) =>
+    change(() => post(`/conversations/${shown}/memory/undo`, { version: Number(element.dataset.version) }), "Undone."),
+  );
   onAction("memory-restore", (element) =>
     change(() => post(`/conversations/${shown}/memory/restore`, { version: Number(element.dataset.version) }), "It holds again."),
   );
   box().addEventListener("submit", (event) => {
     event.preventDefault();
-    const text = /** @type {HTMLFormElement} */ (event.target).querySelector("textarea")?.value ?? "";
-    void change(() => post(`/conversations/${shown}/memory`, { text }), "Kept as a new version.");
+    void remember(/** @type {HTMLFormElement} */ (event.target));
   });
   box().addEventListener("change", keep);
   document.querySelector(".rc-panel .tabs")?.addEventListener("keydown", (event) => {
