@@ -132,9 +132,8 @@ class Recorder:
             cuts={row: [*g.cuts] for row, g in told.items()},
         )
         unwanted = await self._store.growing.asked_to_stop([run.message_id for run in stored])
-        # what is not stored has no row that could say so
-        people = {run.user_id for run in runs if run.has_account and not run.message_id}
-        kept_out = await self._store.people.kept_out(people)
+        # who was shut out before their answer was stored, or whose is not stored: there was no row to say so
+        kept_out = await self._store.people.kept_out({run.user_id for run in runs if run.has_account})
         return {run.id for run in runs if run.message_id in unwanted or run.user_id in kept_out}
 
 

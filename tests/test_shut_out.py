@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from rallychat.api import welcome
 from rallychat.api.welcome import Watch, Welcome
+from rallychat.errors import Forbidden
 from rallychat.identity import Person, acting_as
 from rallychat.messages import Finished
 from rallychat.settings import Settings
@@ -70,6 +72,36 @@ async def test_a_batch_is_called_off_with_the_account_it_is_for(tmp_path: Path) 
                 while (found := await world.service.store.batches.get(batch)).open:  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
         assert (found.status, found.completed) == ("cancelled", 1)
+
+
+async def test_an_answer_ends_that_a_request_begins_while_its_account_is_disabled(tmp_path: Path) -> None:
+    async with people(with_slow(tmp_path)) as world:
+        ben = world.users["ben"].id
+        with acting_as(Person(ben, via="session")):
+            chat = await world.service.store.create()
+            await disabled(world, "ben")
+            run = await world.service.turn(chat.id, "!count 100000", model="slow")
+        async with asyncio.timeout(60):
+            end = await run.wait()
+        assert isinstance(end, Finished)
+        assert end.reason == "cancelled"
+
+
+async def test_no_batch_begins_that_a_request_asks_for_while_its_account_is_disabled(tmp_path: Path) -> None:
+    async with people(tmp_path) as world:
+        files = {"file": ("lines.jsonl", jsonl([line("first")]))}
+        held = await world.ask("POST", "/v1/files", as_="ben", data={"purpose": "batch"}, files=files)
+        await disabled(world, "ben")
+        store = world.service.store.batches
+        with acting_as(Person(world.users["ben"].id, via="session")):
+            with pytest.raises(Forbidden):
+                await store.create(
+                    input_file_id=held.json()["id"],
+                    endpoint=CHAT,
+                    completion_window="24h",
+                    lives=timedelta(hours=24),
+                )
+            assert await store.list(limit=9) == []
 
 
 async def test_a_link_shows_nothing_while_its_owner_is_disabled(tmp_path: Path) -> None:

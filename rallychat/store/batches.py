@@ -10,9 +10,10 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from rallychat.errors import Conflict, InvalidRequest, NotFound
+from rallychat.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from rallychat.identity import current
 from rallychat.store import codec
+from rallychat.store.account_tables import users
 from rallychat.store.batch_tables import batches, files
 from rallychat.store.database import Database
 from rallychat.store.files import OPEN
@@ -93,7 +94,8 @@ class BatchStore:
             lives: after which it expires.
 
         Raises:
-            NotFound: there is no such file. InvalidRequest: it was not uploaded for a batch.
+            NotFound: there is no such file. InvalidRequest: it was not uploaded for a batch. Forbidden: the account
+                was disabled meanwhile.
         """
         now = datetime.now(UTC)
         row: dict[str, Any] = dict.fromkeys(batches.c.keys()) | {
@@ -113,7 +115,11 @@ class BatchStore:
         }
         mine = (files.c.id == input_file_id, files.c.user_id == current().id)
         alive = or_(files.c.expires_at.is_(None), files.c.expires_at > now)
+        # locked: who disables the account comes before, or finds the batch
+        shut_out = select(users.c.disabled).where(users.c.id == current().id).with_for_update()
         async with self._database.write() as db:
+            if (await db.scalars(shut_out)).first():
+                raise Forbidden("This account is disabled.", hint="ask an admin")
             known = codec.is_id(input_file_id)
             found = (await db.scalars(select(files.c.purpose).where(*mine, alive))).first() if known else None
             if found is None:
