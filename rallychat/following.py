@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Literal
 
 from rallychat.errors import NotFound, StoreUnavailable
@@ -41,7 +42,8 @@ class Followed(Run):
         """Asks its owner to end it, and waits until it has. `interrupted` ends only the watching."""
         if reason == "interrupted" or self.done:
             return await super().stop("interrupted")
-        await self._store.growing.ask_to_stop(self.message_id)
+        with suppress(NotFound):  # in the trash, or gone: its owner ends it unasked
+            await self._store.growing.ask_to_stop(self.message_id)
         return await self.wait()
 
     async def _follow(self, emit: Emit) -> Finished:

@@ -14,8 +14,9 @@ import pytest
 from starlette.responses import FileResponse
 
 from rallychat.api.myself import exported
+from rallychat.chat import ChatService
 from rallychat.errors import Conflict, NotFound
-from rallychat.identity import acting_as
+from rallychat.identity import Person, acting_as
 from rallychat.messages import Message
 from rallychat.retention import emptying_trash
 from rallychat.settings import Settings
@@ -141,6 +142,40 @@ async def test_an_answer_that_grows_ends_with_its_user(tmp_path: Path) -> None:
         assert answer.status_code == 200
         assert run.done
         assert (await world.ask("DELETE", f"/v1/users/{world.users['ben'].id}", as_="ada")).status_code == 404
+
+
+@pytest.mark.parametrize("discarded", [False, True])
+async def test_an_answer_that_another_process_makes_ends_with_its_user(
+    tmp_path: Path, discarded: bool
+) -> None:
+    async with people(tmp_path) as world, ChatService.open(Settings(data_dir=tmp_path)) as elsewhere:
+        ben = world.users["ben"].id
+        with acting_as(ben):
+            conversation = await elsewhere.store.create(model="echo")
+            run = await elsewhere.turn(conversation.id, "!count 100000")
+            watched = await world.service.follow(run.message_id)
+            assert watched is not None
+            if discarded:
+                await world.service.store.library.discard(conversation.id)
+        answer = await world.ask("DELETE", f"/v1/users/{ben}", as_="ada")
+        assert (answer.status_code, answer.text) == (200, answer.text)
+        assert watched.done
+        async with asyncio.timeout(60):
+            await run.wait()
+
+
+async def test_two_admins_who_erase_each_other_at_once_leave_one(tmp_path: Path) -> None:
+    async with people(tmp_path) as world:
+        accounts, ada, ben = world.service.accounts, world.users["ada"].id, world.users["ben"].id
+        await accounts.people.change(ben, role="admin")
+
+        async def erased(whom: str, by: str) -> None:
+            with acting_as(Person(by, "admin")):
+                await accounts.erase(whom)
+
+        both = await asyncio.gather(erased(ben, ada), erased(ada, ben), return_exceptions=True)
+        assert sorted(type(each).__name__ for each in both) == ["Conflict", "NoneType"]
+        assert [user.role for user in await accounts.people.list()] == ["admin", "member"]
 
 
 async def test_the_only_admin_is_not_erased_while_there_are_others(tmp_path: Path) -> None:

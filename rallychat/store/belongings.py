@@ -157,9 +157,10 @@ def _files(user_id: str) -> Select[Any]:
 
 
 async def _refuse_without_admin(db: AsyncConnection, user_id: str) -> None:
-    others = await db.execute(select(users.c.role, users.c.disabled).where(users.c.id != user_id))
-    left = others.all()
-    if left and not any(role == "admin" and not disabled for role, disabled in left):
+    admins = select(users.c.id).where(users.c.role == "admin", ~users.c.disabled).order_by(users.c.id)
+    left = {*await db.scalars(admins.with_for_update())} - {user_id}  # two that erase each other meet here
+    others = select(users.c.id).where(users.c.id != user_id).limit(1)
+    if not left and (await db.scalars(others)).first() is not None:
         raise Conflict("This is the only admin.", hint="make somebody else an admin first")
 
 
