@@ -15,12 +15,14 @@ from rallychat.batches.checking import Fault, check
 from rallychat.batches.journal import Journal
 from rallychat.batches.lines import Line, read_lines
 from rallychat.batches.results import Totals, sort
+from rallychat.batches.room import REST, Room
 from rallychat.batches.turns import Turns
 from rallychat.batches.work import AHEAD, Answer, Outcome, Progress, work
 from rallychat.chat import ChatService
-from rallychat.errors import NotFound, RallyChatError
+from rallychat.errors import Conflict, NotFound, RallyChatError, Stopping
 from rallychat.identity import acting_as
 from rallychat.store import BatchStore, StoredBatch
+from rallychat.store.batches import Status
 from rallychat.store.files import row_of
 
 log = logging.getLogger(__name__)
@@ -29,8 +31,8 @@ LOOK: Final = 1.0
 """Seconds between two looks at what there is to do."""
 TIDY: Final = 600.0
 """Seconds between two sweeps of expired files."""
-REST: Final = 30.0
-"""Seconds a model must have been unused before a batch of another one takes its place."""
+ABROAD: Final = timedelta(minutes=10)
+"""After that a batch that should have ended, and whose input another machine has, is ended without it."""
 EACH: Final = 4
 """Batches of one user that are worked on at the same time."""
 BACK_OFF: Final = (1.0, 5.0, 30.0, 60.0, 60.0)
@@ -43,7 +45,7 @@ class BatchRunner:
     Args:
         service: answers the lines.
         lines: answers one line, given the model of its batch.
-        rest: see `REST`.
+        rest: see `room.REST`.
     """
 
     def __init__(
@@ -51,8 +53,8 @@ class BatchRunner:
     ) -> None:
         self._service = service
         self._lines = lines
-        self._rest = rest
-        self._turns = Turns(self._width)
+        self._room = Room(service.pool, service.settings, rest=rest)
+        self._turns = Turns(self._room.width)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._working: dict[str, asyncio.Task[Progress]] = {}
         self._progress: dict[str, Progress] = {}
@@ -118,12 +120,24 @@ class BatchRunner:
         for name in self._working.keys() - {batch.id for batch in there}:  # erased with its user
             self._working[name].cancel()
         await self._tell()
+        if self._service.runs.stopping:
+            return
         others = [batch for batch in there if batch.id not in self._tasks]
+        others = await asyncio.to_thread(self._ours, others)
         for batch in _few_of_each(await self._store.claimable(others), self._tasks, there):
             if (mine := await self._store.claim(batch)) is not None:
                 task = asyncio.create_task(self._one(mine), name=batch.id)
                 self._tasks[batch.id] = task
                 task.add_done_callback(lambda task: self._ended(task.get_name()))
+
+    def _ours(self, found: Iterable[StoredBatch]) -> list[StoredBatch]:
+        """Those whose files are on this machine, and those that another one with their files should have ended."""
+        abroad = self._service.store.files.is_abroad
+        return [
+            batch
+            for batch in found
+            if not abroad(batch.input_file_id) or self._output(batch).exists() or _is_overdue(batch)
+        ]
 
     async def _tell(self) -> None:
         for name, at in list(self._progress.items()):
@@ -141,10 +155,15 @@ class BatchRunner:
     async def _one(self, batch: StoredBatch) -> None:
         with acting_as(batch.user_id):
             try:
+                if not await asyncio.to_thread(self._input(batch).exists):
+                    batch = await self._lost(batch)
                 if batch.status == "validating":
                     batch = await self._validated(batch)
                 if batch.open:
                     await self._worked(batch)
+            except Stopping:
+                with suppress(RallyChatError):
+                    await self._store.release(batch.id)
             except Exception as exc:
                 if isinstance(exc, NotFound) and await self._is_gone(batch):
                     self._forget(batch)
@@ -164,6 +183,15 @@ class BatchRunner:
             pass
         return False
 
+    async def _lost(self, batch: StoredBatch) -> StoredBatch:
+        """Ends a batch whose input is gone, or on a machine that does not come."""
+        is_late = batch.expires_at <= datetime.now(UTC)
+        status: Status = "cancelled" if batch.status == "cancelling" else "expired" if is_late else "failed"
+        fault = Fault("file_not_found", "The input file is gone.")
+        batch = await self._store.end(batch.id, status, (), errors=[fault.as_dict()])
+        self._forget(batch)
+        return batch
+
     def _forget(self, batch: StoredBatch) -> None:
         for left in self._folder.glob(f"{batch.id}.jsonl*"):
             left.unlink(missing_ok=True)
@@ -172,17 +200,14 @@ class BatchRunner:
         settings = self._service.settings
 
         def read() -> tuple[int, str | None, Sequence[Fault]]:
-            try:
-                with self._input(batch).open("rb") as stream:
-                    found = check(
-                        stream,
-                        endpoint=batch.endpoint,
-                        most=settings.max_batch_lines,
-                        longest=settings.max_body_bytes,
-                    )
-                return found.lines, found.model, found.faults
-            except FileNotFoundError:
-                return 0, None, [Fault("file_not_found", "The input file is gone.")]
+            with self._input(batch).open("rb") as stream:
+                found = check(
+                    stream,
+                    endpoint=batch.endpoint,
+                    most=settings.max_batch_lines,
+                    longest=settings.max_body_bytes,
+                )
+            return found.lines, found.model, found.faults
 
         lines, model, faults = await asyncio.to_thread(read)
         if not faults:
@@ -197,15 +222,16 @@ class BatchRunner:
 
     async def _worked(self, batch: StoredBatch) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        output = self._folder / f"{batch.id}.jsonl"
         failures: list[RallyChatError] = []
         while True:
-            with Journal(output, {"batch": batch.id}) as journal:
+            with self._journal(batch) as journal:
                 before = journal.written + len(journal.held)
                 stuck: RallyChatError | None = None
                 expired = False
                 try:
                     expired = await self._answered(batch, journal)
+                except Stopping:
+                    raise
                 except RallyChatError as exc:
                     if isinstance(exc, NotFound) and await self._is_gone(batch):
                         raise
@@ -217,6 +243,17 @@ class BatchRunner:
                     break
             await asyncio.sleep(BACK_OFF[len(failures) - 1])
         self._forget(batch)
+
+    def _journal(self, batch: StoredBatch) -> Journal:
+        output, facts = self._output(batch), {"batch": batch.id}
+        try:
+            return Journal(output, facts)
+        except (
+            Conflict
+        ) as exc:  # a copy made amid the work; where another process has it, this is raised again
+            journal = Journal(output, facts, overwrite=True)
+            log.warning("batch %s is begun anew: %s", batch.id, exc)
+            return journal
 
     async def _answered(self, batch: StoredBatch, journal: Journal) -> bool:
         """Answers what is not answered, unless it is called off; whether its time was over before that."""
@@ -244,11 +281,11 @@ class BatchRunner:
     async def _lines_of(self, batch: StoredBatch, journal: Journal) -> Progress:
         model = self._service.resolve(batch.model).id
         answer = self._lines(model)
-        width = 2 * self._slots(model)
+        width = self._room.width(model)
 
         async def fairly(line: Line) -> Outcome:
             async with self._turns.turn(model, batch.user_id, batch.id):
-                return await self._patiently(answer, line, model)
+                return await self._room.patiently(answer, line, model)
 
         def tell(at: Progress) -> None:
             before = self._progress.get(batch.id)
@@ -265,7 +302,7 @@ class BatchRunner:
     ) -> None:
         """Sorts the outcomes into files, and ends the batch."""
         batch = await self._store.get(batch.id)
-        status: Any = "completed"
+        status: Status = "completed"
         if stuck is not None:
             status = "failed"
         elif batch.status == "cancelling":
@@ -326,48 +363,11 @@ class BatchRunner:
         filename = f"{batch.id}_{kind}.jsonl"
         return row_of(name, size, purpose="batch_output", filename=filename, lives=lives)
 
+    def _output(self, batch: StoredBatch) -> Path:
+        return self._folder / f"{batch.id}.jsonl"
+
     def _input(self, batch: StoredBatch) -> Path:
         return self._service.store.files.path(batch.input_file_id)
-
-    # --- idle capacity ------------------------------------------------------------------------------------
-
-    def _slots(self, model: str) -> int:
-        engine = self._service.pool.find(model)
-        told = engine.info.slots if engine is not None and engine.state == "loaded" else None
-        return told or self._service.settings.slots
-
-    def _width(self, model: str) -> int:
-        return 2 * self._slots(model)  # the next prompts are read and tokenised while the slots are busy
-
-    async def _patiently(self, answer: Answer, line: Line, model: str) -> Outcome:
-        """The outcome; while people need the place of this model's engine, it is theirs."""
-        pool = self._service.pool
-        while True:
-            while not self._may_open(model):  # noqa: ASYNC110 - time passing is what it waits for
-                await asyncio.sleep(LOOK / 4)
-            answering = asyncio.ensure_future(answer(line))
-            crowded = asyncio.ensure_future(pool.crowded.wait())
-            try:
-                await asyncio.wait({answering, crowded}, return_when=asyncio.FIRST_COMPLETED)
-                if answering.done():
-                    return answering.result()
-            finally:
-                for task in (answering, crowded):
-                    task.cancel()
-                await asyncio.gather(answering, crowded, return_exceptions=True)
-
-    def _may_open(self, model: str) -> bool:
-        """The model's engine is there, or there is room for it without taking one that people use."""
-        pool = self._service.pool
-        if pool.crowded.is_set():
-            return False
-        if pool.find(model) is not None:
-            return True
-        loaded = [engine for engine in pool.engines() if engine.state in ("loading", "loaded")]
-        if len(loaded) < self._service.settings.max_loaded:
-            return True
-        since = time.monotonic() - self._rest
-        return any(engine.state == "loaded" and engine.idle and engine.used_at < since for engine in loaded)
 
 
 def _few_of_each(
@@ -383,6 +383,11 @@ def _few_of_each(
             count[batch.user_id] += 1
             chosen.append(batch)
     return chosen
+
+
+def _is_overdue(batch: StoredBatch) -> bool:
+    due = batch.cancelling_at if batch.status == "cancelling" else None
+    return min(due or batch.expires_at, batch.expires_at) + ABROAD < datetime.now(UTC)
 
 
 def _sweep(left: Iterable[Path], known: Collection[str]) -> None:

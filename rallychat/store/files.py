@@ -56,7 +56,7 @@ class FileStore:
     """Made by `ConversationStore`, whose promises hold here too: each method is one transaction.
 
     Args:
-        folder: where the bytes are; the same for every process of one database.
+        folder: where the bytes are; on PostgreSQL each machine has its own.
     """
 
     def __init__(self, database: Database, folder: Path) -> None:
@@ -85,6 +85,10 @@ class FileStore:
     def path(self, file_id: str) -> Path:
         """Where the bytes of a known file are."""
         return self.folder / file_id
+
+    def is_abroad(self, file_id: str) -> bool:
+        """The bytes of a known file are not here, and may be on another machine."""
+        return self._database.is_shared and not self.path(file_id).exists()
 
     def forget(self, file_id: str) -> None:
         """Removes bytes that no row tells of."""
