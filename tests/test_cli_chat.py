@@ -6,6 +6,7 @@ import asyncio
 import io
 import itertools
 import signal
+import unicodedata
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -194,6 +195,27 @@ async def test_a_memory_that_changed_while_it_was_edited_stays(
         with pytest.raises(Conflict):
             await slash_context.memory(at.talk, "edit")
         assert {memory.text for memory in await contexts.memories(chat.id)} == {"- blue keys"}
+
+
+async def test_nothing_that_was_said_commands_the_terminal(tmp_path: Path) -> None:
+    controls = "".join(chr(code) for code in (*range(1, 32), *range(127, 160)))
+    async with terminal(tmp_path) as at:
+        made = await at.service.store.create(title=f"Title {controls}", system=f"System {controls}")
+        await (await at.service.turn(made.id, f"Said {controls} and more")).wait()
+        until = (await at.service.store.path(made.id))[-1].id
+        await at.service.contexts.commit(made.id, Memory("summary", controls, until, (until,), "model"))
+        shown = await at.types(
+            "/list",
+            "/open 1",
+            "/system",
+            "/regenerate",
+            "/memory",
+            "/pin",
+            "/context full",
+            f"/open {made.id}",
+        )
+        assert {character for character in shown if unicodedata.category(character) == "Cc"} == {"\n"}
+        assert "\N{REPLACEMENT CHARACTER} and more" in shown
 
 
 async def test_a_new_conversation_leaves_the_old_one_in_the_list(tmp_path: Path) -> None:

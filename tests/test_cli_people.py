@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,13 @@ def test_a_name_that_looks_like_markup_is_listed_as_it_is(cli: Any) -> None:
     assert "[/x]" in cli("keys", "list").stdout
     cli("users", "add", "ada", "--email", "[/x]@example.com", given=f"{PASSWORD}\n")
     assert "[/x]@example.com" in cli("users", "list").stdout
+
+
+def test_no_name_commands_the_terminal(cli: Any) -> None:
+    cli("keys", "create", "\x1b[2J\x9b")
+    told = [cli("keys", "list").stdout, cli("users", "audit").stdout]
+    assert ["\ufffd[2J\ufffd" in each for each in told] == [True, True]
+    assert {character for character in "".join(told) if unicodedata.category(character) == "Cc"} == {"\n"}
 
 
 async def test_an_invitation_printed_while_a_server_runs_is_good_there(tmp_path: Path) -> None:

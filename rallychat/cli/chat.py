@@ -14,10 +14,9 @@ from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from rallychat.chat import ChatService
-from rallychat.cli.options import complain
+from rallychat.cli.options import complain, literal, printable
 from rallychat.cli.stream import MarkdownStream
 from rallychat.errors import NotFound, RallyChatError
 from rallychat.messages import (
@@ -72,7 +71,7 @@ async def answer_once(service: ChatService, prompt: str, *, system: str | None =
     async with aclosing(service.complete(messages)) as events:
         async for event in events:
             if isinstance(event, TextDelta):
-                sys.stdout.write(event.text)
+                sys.stdout.write(printable(event.text) if sys.stdout.isatty() else event.text)
                 sys.stdout.flush()
             elif isinstance(event, Failed):
                 complain(event.message, event.hint)
@@ -122,7 +121,7 @@ class Talk:
 
         model = self.service.resolve(self.conversation.model if self.conversation else None)
         self.console.print(
-            f"[bold]RallyChat[/] with {escape(model.name)}. [dim]/help lists the commands, "
+            f"[bold]RallyChat[/] with {literal(model.name)}. [dim]/help lists the commands, "
             "Ctrl-C stops an answer, Ctrl-D leaves.[/]"
         )
         if self.conversation is None:

@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 from packaging.requirements import Requirement
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 import rallychat
@@ -27,6 +26,7 @@ from rallychat.catalog.engines import missing_libraries, torch_has
 from rallychat.catalog.precision import this_machine
 from rallychat.catalog.sizing import needed_memory
 from rallychat.cli.models import rows, size
+from rallychat.cli.options import literal
 from rallychat.errors import RallyChatError, SettingsError
 from rallychat.settings import Settings
 
@@ -60,7 +60,7 @@ async def doctor(settings: Settings, *, as_json: bool) -> int:
     console = Console()
     table = Table.grid(padding=(0, 2))
     for each in findings:
-        detail = escape(each.detail) + (f"\n[dim]{escape(each.advice)}[/]" if each.advice else "")
+        detail = literal(each.detail) + (f"\n[dim]{literal(each.advice)}[/]" if each.advice else "")
         table.add_row(MARKS[each.state], f"[bold]{each.what}[/]", detail)
     console.print(table)
     console.print(f"\n{summary(settings)}")

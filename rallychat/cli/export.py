@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING
 
 import typer
 
+from rallychat.cli.options import printable
 from rallychat.errors import InvalidRequest
 from rallychat.identity import LOCAL_USER, acting_as
 from rallychat.settings import Settings
@@ -57,7 +58,7 @@ async def import_(settings: Settings, file: Path, *, user: str | None) -> int:
         f"{left} left out."
     )
     for problem in report.problems:
-        typer.echo(problem)
+        typer.echo(printable(problem))
     return PARTLY if left else 0
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from rallychat import sources
 from rallychat.catalog import Catalog, Model
 from rallychat.catalog.sizing import memory_by_precision, needed_memory, precision
+from rallychat.cli.options import literal
 from rallychat.cli.progress import fetch_with_bar
 from rallychat.cli.running import run
 from rallychat.errors import InvalidRequest
@@ -75,11 +75,11 @@ def list_models(settings: Settings, *, everything: bool, as_json: bool) -> None:
     for each in found:
         default = " [dim](default)[/]" if each.model.id == settings.model else ""
         table.add_row(
-            f"[bold]{escape(each.model.id)}[/]{default}",
+            f"[bold]{literal(each.model.id)}[/]{default}",
             each.model.parameters,
             size(each.model.size),
             size(each.memory),
-            each.model.license,
+            literal(each.model.license),
             "[green]yes[/]" if each.here else "-",
         )
     console = Console()
@@ -112,7 +112,7 @@ def show_model(settings: Settings, name: str, *, as_json: bool) -> None:
     for key, value in facts.items():
         text = size(value) if key in ("size", "memory") and isinstance(value, int) else _plain(value)
         if text:
-            table.add_row(f"[dim]{key}[/]", escape(text))
+            table.add_row(f"[dim]{key}[/]", literal(text))
     Console().print(table)
 
 
@@ -125,7 +125,7 @@ def download_model(settings: Settings, name: str, *, force: bool = False) -> Non
     console = Console(stderr=True)
     model = sources.resolve(name, Catalog.load(settings), settings, family=settings.family)
     if sources.is_here(model, settings) and not force:
-        console.print(f"{escape(model.name)} is here already.")
+        console.print(f"{literal(model.name)} is here already.")
         return
 
     async def fetch() -> None:
@@ -136,7 +136,7 @@ def download_model(settings: Settings, name: str, *, force: bool = False) -> Non
             await downloads.aclose()
 
     run(fetch())
-    console.print(f"{escape(model.name)} is here: {escape(str(sources.weights_path(model, settings)))}")
+    console.print(f"{literal(model.name)} is here: {literal(str(sources.weights_path(model, settings)))}")
 
 
 def remove_model(settings: Settings, name: str, *, sure: bool) -> None:
@@ -152,7 +152,7 @@ def remove_model(settings: Settings, name: str, *, sure: bool) -> None:
     if not sure and not typer.confirm(f"Delete {path}?", err=True):
         raise typer.Exit(1)
     freed = sources.remove(model, settings)
-    Console(stderr=True).print(f"Removed {escape(model.name)}; {size(freed)} are free again.")
+    Console(stderr=True).print(f"Removed {literal(model.name)}; {size(freed)} are free again.")
 
 
 def size(count: int | None) -> str:

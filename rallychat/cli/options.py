@@ -89,9 +89,25 @@ def settings_from(**flags: Any) -> Settings:
     return Settings.load(**{name: value for name, value in flags.items() if value != ""})
 
 
+_CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), "�")
+_CONTROLS |= {ord("\n"): "\n", ord("\t"): "\t", ord("\r"): ""}
+
+
+def printable(text: str) -> str:
+    """What others wrote, as a terminal may be given it: no control character of it commands the terminal."""
+    return text.translate(_CONTROLS)
+
+
+def literal(text: str) -> str:
+    """Printable, and as Rich's markup: nothing in it is a tag."""
+    from rich.markup import escape
+
+    return escape(printable(text))
+
+
 def complain(message: str, hint: str = "") -> None:
     """One sentence in red on stderr, and the next step below it."""
     red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
-    print(f"{red}{message}{plain}", file=sys.stderr)
+    print(f"{red}{printable(message)}{plain}", file=sys.stderr)
     if hint:
-        print(f"  {hint}", file=sys.stderr)
+        print(f"  {printable(hint)}", file=sys.stderr)

@@ -12,12 +12,12 @@ from typing import Any, cast
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from rallychat.accounts import SCOPES, Accounts, ApiKey, Limits, User
 from rallychat.accounts.accounts import checked_name
 from rallychat.api.people_shapes import deed_out
+from rallychat.cli.options import literal, printable
 from rallychat.cli.serve import url_of
 from rallychat.errors import InvalidRequest, NotFound
 from rallychat.identity import LOCAL_USER, Role
@@ -60,8 +60,8 @@ async def list_users(settings: Settings, *, as_json: bool) -> None:
         table.add_row(
             user.name,
             user.role,
-            escape(user.email or "-"),
-            "disabled" if user.disabled else escape(way),
+            literal(user.email or "-"),
+            "disabled" if user.disabled else literal(way),
             _time(user.seen_at),
             limits or "-",
         )
@@ -150,7 +150,7 @@ async def audit(settings: Settings, *, limit: int, as_json: bool) -> None:
         return
     table = Table("when", "who", "what", "whom or which", box=None)
     for deed in deeds:
-        table.add_row(_time(deed.at), escape(deed.actor_name), deed.action, escape(deed.target_name))
+        table.add_row(_time(deed.at), literal(deed.actor_name), deed.action, literal(deed.target_name))
     Console().print(table)
 
 
@@ -182,7 +182,7 @@ async def list_keys(settings: Settings, *, user: str | None, as_json: bool) -> N
         table.add_row(
             f"{key.prefix}…",
             key.id,
-            escape(key.name),
+            literal(key.name),
             names.get(key.user_id, key.user_id),
             ", ".join(key.scopes),
             _time(key.used_at),
@@ -201,7 +201,7 @@ async def revoke_key(settings: Settings, name: str) -> None:
         if len(found) > 1:
             raise InvalidRequest(f"Several keys begin with '{named}'.", hint="name it by its id")
         key = await accounts.revoke(found[0].id)
-    typer.echo(f"{key.name} ({key.prefix}…) is useless now.")
+    typer.echo(f"{printable(key.name)} ({key.prefix}…) is useless now.")
 
 
 def _password(prompt: str) -> str:

@@ -16,6 +16,7 @@ from rich.progress import (
 
 from rallychat import sources
 from rallychat.catalog import Model
+from rallychat.cli.options import printable
 from rallychat.settings import Settings
 
 if TYPE_CHECKING:
@@ -48,14 +49,15 @@ async def fetch_with_bar(
     """
     if sources.is_here(model, settings) and not force:
         return
+    name = printable(model.name)
     if not console.is_terminal:
-        console.print(f"Downloading {model.name} ...", markup=False)
+        console.print(f"Downloading {name} ...", markup=False)
     with bar(console) as progress:
-        task = progress.add_task(f"Downloading {model.name}", total=None)
+        task = progress.add_task(f"Downloading {name}", total=None)
         async for at in downloads.watch(model, force=force):
             progress.update(
                 task,
                 completed=at.done,
                 total=at.total,
-                description=f"{STAGES.get(at.stage, at.stage)} {model.name}",
+                description=f"{STAGES.get(at.stage, at.stage)} {name}",
             )

@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rallychat.chat import ChatService
+from rallychat.cli.options import printable
 from rallychat.errors import InvalidRequest
 from rallychat.messages import Message
 from rallychat.settings import Settings
@@ -56,7 +57,7 @@ async def render(
         if tokens:
             sys.stdout.write(json.dumps(await service.tokens(rendered, model=chosen.id)) + "\n")
         else:
-            sys.stdout.write(rendered.text)
+            sys.stdout.write(printable(rendered.text) if sys.stdout.isatty() else rendered.text)
         sys.stdout.flush()
     return 0
 

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from rich.console import Console
-from rich.markup import escape
 
 from rallychat import logs
 from rallychat.cli.imports import write_no_stubs
-from rallychat.cli.options import complain
+from rallychat.cli.options import complain, literal
 from rallychat.errors import RallyChatError, SettingsError
 from rallychat.settings import Settings
 from rallychat.tracing import tracing
@@ -101,7 +100,7 @@ async def make_ready(service: ChatService, console: Console) -> None:
     except RallyChatError as exc:
         complain(exc.message, exc.hint)
     else:
-        console.print(f"{escape(model.name)} is ready.")
+        console.print(f"{literal(model.name)} is ready.")
 
 
 def tell_estimate(model: Model, settings: Settings, console: Console) -> None:
@@ -113,7 +112,7 @@ def tell_estimate(model: Model, settings: Settings, console: Console) -> None:
     if chosen is not None:
         there = f"{size(chosen.needed)} of {size(chosen.room)}"
         console.print(
-            f"Loading {escape(model.name)} as {chosen.precision}: about {there} of memory.", style="dim"
+            f"Loading {literal(model.name)} as {chosen.precision}: about {there} of memory.", style="dim"
         )
 
 
@@ -219,7 +218,7 @@ def url_of(settings: Settings, listener: socket.socket | None = None) -> str:
 def show_running(settings: Settings, console: Console) -> int:
     """RallyChat runs here already: say so and open its page."""
     url = url_of(settings)
-    console.print(f"RallyChat is already running at [bold]{escape(url)}[/]")
+    console.print(f"RallyChat is already running at [bold]{literal(url)}[/]")
     console.print("For a second one choose another port: rallychat serve --port 0", style="dim")
     if settings.open_browser and not settings.api_only:
         open_page(url)
@@ -229,7 +228,7 @@ def show_running(settings: Settings, console: Console) -> int:
 def greet(url: str, settings: Settings, console: Console) -> None:
     """Say where the page is, and open it."""
     what = "API" if settings.api_only else "page"
-    console.print(f"RallyChat's {what} is at [bold]{escape(url)}[/] [dim](Ctrl-C stops)[/]")
+    console.print(f"RallyChat's {what} is at [bold]{literal(url)}[/] [dim](Ctrl-C stops)[/]")
     if settings.open_browser and not settings.api_only:
         open_page(url)
 
@@ -249,7 +248,7 @@ async def shared(settings: Settings, listener: socket.socket, console: Console) 
         except RallyChatError as exc:
             complain(exc.message, exc.hint)
         else:
-            console.print(f"Everyone on the internet reaches it at [bold]{escape(url)}[/]")
+            console.print(f"Everyone on the internet reaches it at [bold]{literal(url)}[/]")
 
     sharing = asyncio.create_task(share())
     try:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 from rich.markdown import Markdown
-from rich.markup import escape
 from rich.table import Table
 
 from rallychat.catalog import Sampling
 from rallychat.catalog.types import SamplingFacts
 from rallychat.cli import slash_context
 from rallychat.cli.export import write_one
+from rallychat.cli.options import literal, printable
 from rallychat.errors import InvalidRequest, NotFound
 from rallychat.store import Conversation, StoredMessage
 
@@ -53,7 +53,7 @@ async def help_(talk: Talk, _: str) -> None:
     """List the commands."""
     table = Table.grid(padding=(0, 3))
     for command in COMMANDS.values():
-        table.add_row(f"[bold]{escape(command.usage)}[/]", escape(command.help))
+        table.add_row(f"[bold]{literal(command.usage)}[/]", literal(command.help))
     talk.console.print(table)
     talk.console.print(
         "[dim]Enter sends, Alt-Enter or Ctrl-J begins a new line, // at the start sends a line beginning with /.[/]"
@@ -79,7 +79,7 @@ async def list_(talk: Talk, _: str) -> None:
     for number, row in enumerate(talk.listed, 1):
         here = "*" if talk.conversation and row.id == talk.conversation.id else " "
         when = row.updated_at.astimezone().strftime("%Y-%m-%d %H:%M")
-        table.add_row(f"{here}{number}", escape(row.title or "(no title)"), f"[dim]{when}[/]")
+        table.add_row(f"{here}{number}", literal(row.title or "(no title)"), f"[dim]{when}[/]")
     talk.console.print(table)
     talk.console.print("[dim]/open NUMBER goes on with one.[/]")
 
@@ -104,9 +104,9 @@ async def show_path(talk: Talk) -> None:
         return
     for row in await talk.service.store.path(talk.conversation.id):
         if row.role == "user":
-            talk.console.print(f"[bold cyan]>[/] {escape(row.text)}")
+            talk.console.print(f"[bold cyan]>[/] {literal(row.text)}")
         else:
-            talk.console.print(Markdown(row.text))
+            talk.console.print(Markdown(printable(row.text)))
         talk.console.print()
 
 
@@ -140,7 +140,7 @@ async def system(talk: Talk, text: str) -> None:
     """Show or set the system prompt."""
     if not text:
         now = talk.conversation.system if talk.conversation else talk.system
-        talk.console.print(escape(now) or "[dim]The model's own default.[/]")
+        talk.console.print(literal(now) or "[dim]The model's own default.[/]")
         return
     talk.system = text
     if talk.conversation is not None:
@@ -155,13 +155,13 @@ async def model(talk: Talk, name: str) -> None:
         talk.model = name
         if talk.conversation is not None:
             talk.conversation = await talk.service.store.update(talk.conversation.id, model=name)
-        talk.console.print(f"{escape(chosen.name)} answers from now on.", style="dim")
+        talk.console.print(f"{literal(chosen.name)} answers from now on.", style="dim")
         return
     current = talk.service.resolve(talk.model or (talk.conversation.model if talk.conversation else None))
     table = Table.grid(padding=(0, 2))
     for card in await talk.service.models():
         here = "*" if card.model.id == current.id else " "
-        table.add_row(f"{here} {card.model.id}", escape(card.model.description), f"[dim]{card.state}[/]")
+        table.add_row(f"{here} {card.model.id}", literal(card.model.description), f"[dim]{card.state}[/]")
     talk.console.print(table)
 
 
@@ -172,13 +172,13 @@ async def set_(talk: Talk, text: str) -> None:
     if len(words) < 2:
         given = now.as_dict()
         for name in SamplingFacts.model_fields:
-            shown = escape(str(given[name])) if name in given else "[dim]not set[/]"
+            shown = literal(str(given[name])) if name in given else "[dim]not set[/]"
             talk.console.print(f"  {name:20} {shown}")
         return
     sampling = changed(now, words[0], words[1])
     current = await talk.stored()
     talk.conversation = await talk.service.store.update(current.id, sampling=sampling)
-    talk.console.print(f"{words[0]} is {escape(words[1])}.", style="dim")
+    talk.console.print(f"{words[0]} is {literal(words[1])}.", style="dim")
 
 
 def changed(sampling: Sampling, name: str, text: str) -> Sampling:
@@ -228,7 +228,7 @@ async def context(talk: Talk, text: str) -> None:
     current = await _stored(talk)
     seen = await talk.service.inspect(current.id)
     if text == "full":
-        talk.console.print(seen.text, markup=False, highlight=False, soft_wrap=True)
+        talk.console.print(printable(seen.text), markup=False, highlight=False, soft_wrap=True)
         return
     report = seen.report
     if report is None:
@@ -248,7 +248,7 @@ async def context(talk: Talk, text: str) -> None:
         f"/context full prints the exact text.[/]"
     )
     if report.divergence:
-        talk.console.print(f"The cache could not be used in full: {escape(report.divergence)}", style="dim")
+        talk.console.print(f"The cache could not be used in full: {literal(report.divergence)}", style="dim")
 
 
 async def export(talk: Talk, name: str) -> None:
@@ -256,7 +256,7 @@ async def export(talk: Talk, name: str) -> None:
     current, branch = await _stored(talk), await _rows(talk)
     tree = await talk.service.store.library.tree(current.id)
     path = write_one(name or f"{current.id}.md", current, tree, branch)
-    talk.console.print(f"Written to {escape(str(path))}", style="dim")
+    talk.console.print(f"Written to {literal(str(path))}", style="dim")
 
 
 async def _stored(talk: Talk) -> Conversation:

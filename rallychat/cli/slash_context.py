@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from rich.markup import escape
 from rich.table import Table
 
+from rallychat.cli.options import literal
 from rallychat.context.strategies import names
 from rallychat.errors import InvalidRequest, NotFound
 from rallychat.store import StoredMessage
@@ -60,7 +60,7 @@ async def memory(talk: Talk, what: str) -> None:
             held = await contexts.edit_memory(current.id, changed, version=held.version)
     elif what:
         raise InvalidRequest(f"/memory does not know '{what}'.", hint="/memory, /memory edit or /memory undo")
-    talk.console.print(escape(held.text) if held else "Nothing is remembered any more.", highlight=False)
+    talk.console.print(literal(held.text) if held else "Nothing is remembered any more.", highlight=False)
     if held:
         facts = f"version {held.version}, {held.kind}, by {held.edited_by}, of {len(held.covers)} messages"
         talk.console.print(facts, style="dim")
@@ -97,5 +97,5 @@ def _numbered(talk: Talk, rows: list[StoredMessage]) -> None:
     table = Table.grid(padding=(0, 2))
     for number, row in enumerate(rows, 1):
         first = " ".join(row.text.split())[:_FIRST]
-        table.add_row(str(number), row.role, escape(first), f"[dim]{row.mark or ''}[/]")
+        table.add_row(str(number), row.role, literal(first), f"[dim]{row.mark or ''}[/]")
     talk.console.print(table)

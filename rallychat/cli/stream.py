@@ -17,6 +17,8 @@ from rich.markdown import Heading, Markdown
 from rich.segment import Segment
 from rich.text import Text
 
+from rallychat.cli.options import printable
+
 PER_SECOND = 12
 """Redraws of the growing block, at most; drawing never takes more than a quarter of the time."""
 
@@ -49,7 +51,7 @@ class MarkdownStream:
     def status(self, text: str) -> None:
         """Show what is being waited for, until something arrives."""
         if not self._tail and not self._printed:
-            self._live.update(Text(text, style="dim"), refresh=True)
+            self._live.update(Text(printable(text), style="dim"), refresh=True)
 
     def think(self, text: str) -> None:
         """Reasoning: dim, before the answer."""
@@ -66,7 +68,7 @@ class MarkdownStream:
         self._grow(text)
 
     def _grow(self, text: str) -> None:
-        self._tail += text
+        self._tail += printable(text)
         now = time.monotonic()
         if now - self._drawn_at >= self._pause:
             if not self._thinking:
