@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Never
 
 
 @contextmanager
@@ -18,3 +19,19 @@ def on_signals(act: Callable[[], object], *numbers: signal.Signals) -> Iterator[
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """For what blocks the event loop, which cannot act then: SIGINT and SIGTERM end it where it stands."""
+    acts = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _cancelled}
+    before = {number: signal.signal(number, act) for number, act in acts.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _cancelled(*_: object) -> Never:
+    raise asyncio.CancelledError

@@ -191,10 +191,17 @@ async def test_a_memory_that_changed_while_it_was_edited_stays(
             await contexts.commit(chat.id, memory)
             return "- red keys"
 
-        monkeypatch.setattr(at.talk, "ask", meanwhile)
+        monkeypatch.setattr(at.talk, "changed", meanwhile)
         with pytest.raises(Conflict):
             await slash_context.memory(at.talk, "edit")
         assert {memory.text for memory in await contexts.memories(chat.id)} == {"- blue keys"}
+
+
+async def test_ctrl_c_leaves_what_is_being_edited_as_it_was(tmp_path: Path) -> None:
+    async with terminal(tmp_path) as at:
+        await at.types("Hello", "/edit", " again\x03/title Still Hello")
+        assert await at.texts() == ["Hello", "Hello"]
+        assert stored(at).title == "Still Hello"
 
 
 async def test_nothing_that_was_said_commands_the_terminal(tmp_path: Path) -> None:
@@ -295,7 +302,8 @@ async def test_a_parameter_that_looks_like_markup_is_shown_as_it_is(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "line", ["/set temperature hot", "/set temperature 9", "/set warmth 1", "/set top_k -1"]
+    "line",
+    ["/set temperature hot", "/set temperature 9", "/set warmth 1", "/set top_k -1", "/set stop don't"],
 )
 async def test_a_wrong_parameter_is_refused_by_name(
     tmp_path: Path, line: str, capsys: pytest.CaptureFixture[str]
@@ -374,6 +382,14 @@ async def test_an_export_overwrites_nothing(tmp_path: Path, capsys: pytest.Captu
         await at.types("Hello", f"/export {tmp_path}/talk.md")
     assert (tmp_path / "talk.md").read_text() == "mine"
     assert "is there already" in capsys.readouterr().err
+
+
+async def test_an_export_into_the_home_of_nobody_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with terminal(tmp_path) as at:
+        await at.types("Hello", "/export ~nobody-is-called-so/talk.md")
+    assert "nobody here is called so" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

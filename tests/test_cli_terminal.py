@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from rallychat.bench.scripted import scripted
+from rallychat.cli.commands import app
 from tests.cli_world import ROOT
 
 pty = pytest.importorskip("pty", reason="Windows has no pseudo-terminals; POSIX runs this")
@@ -61,10 +64,17 @@ class Screen:
 @pytest.fixture
 def screen(tmp_path: Path) -> Iterator[Screen]:
     scripted(tmp_path, "slow", "delay_ms = 2")
+    with started("chat", "slow", "--data-dir", str(tmp_path)) as screen:
+        yield screen
+
+
+@contextmanager
+def started(*words: str) -> Iterator[Screen]:
+    """`rallychat WORDS…` in a terminal of its own, until the block ends."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RALLYCHAT_")}
     master, slave = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "rallychat", "chat", "slow", "--data-dir", str(tmp_path)],
+        [sys.executable, "-m", "rallychat", *words],
         stdin=slave,
         stdout=slave,
         stderr=slave,
@@ -126,3 +136,20 @@ def test_a_terminal_that_is_closed_ends_the_program(screen: Screen) -> None:
     screen.waits_for(r"Ctrl-D\s+leaves")
     os.killpg(screen.process.pid, signal.SIGHUP)
     assert screen.process.wait() != 0
+
+
+def test_ctrl_c_ends_a_question_for_a_password(tmp_path: Path) -> None:
+    with started("users", "add", "ada", "--data-dir", str(tmp_path)) as screen:
+        screen.waits_for("Password of ada")
+        screen.types("\x03")
+        assert screen.ends() != 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_question_amid_the_event_loop(tmp_path: Path, number: signal.Signals) -> None:
+    words = ["users", "add", "ada", "--data-dir", str(tmp_path)]
+    assert CliRunner().invoke(app, words, input="a long password\n").exit_code == 0
+    with started("users", "remove", "ada", "--data-dir", str(tmp_path)) as screen:
+        screen.waits_for("for good")
+        screen.process.send_signal(number)
+        assert screen.ends() != 0

@@ -32,7 +32,7 @@ from rallychat.messages import (
 )
 from rallychat.runs import Run
 from rallychat.settings import Settings
-from rallychat.signals import on_signals
+from rallychat.signals import interruptible, on_signals
 from rallychat.store import Conversation
 from rallychat.texts import place_in_line
 
@@ -52,7 +52,9 @@ async def chat(settings: Settings, *, system: str | None = None, resume: str | N
     logging.getLogger("rallychat").addHandler(logging.NullHandler())  # failures are told where they happen
     if not sys.stdin.isatty():
         async with ChatService.open(settings) as service:
-            return await answer_once(service, sys.stdin.read(), system=system)
+            with interruptible():
+                prompt = sys.stdin.read()
+            return await answer_once(service, prompt, system=system)
     async with ChatService.open(settings) as service:
         conversation = await find(service, resume) if resume else None
         talk = Talk(service, Console(), conversation, system=system or "")
@@ -138,17 +140,27 @@ class Talk:
             except RallyChatError as exc:
                 complain(exc.message, exc.hint)
 
-    async def ask(self, text: str = "", *, label: str = "> ") -> str | None:
-        """What the person types next; None when they leave. `text` is there to be edited."""
-        if self._session is None:
-            self._session = prompt_session(self.service.settings)
+    async def ask(self) -> str | None:
+        """What the person types next; None when they leave."""
         while True:
             try:
-                return await self._session.prompt_async(label, default=text)
+                return await self._prompt().prompt_async("> ", default="")
             except KeyboardInterrupt:
                 self.console.print("[dim]Ctrl-D leaves.[/]")
             except EOFError:
                 return None
+
+    async def changed(self, text: str, *, label: str) -> str | None:
+        """What the person makes of a text; None where they leave it as it is, with Ctrl-C or Ctrl-D."""
+        try:
+            return await self._prompt().prompt_async(label, default=text)
+        except (KeyboardInterrupt, EOFError):
+            return None
+
+    def _prompt(self) -> PromptSession[str]:
+        if self._session is None:
+            self._session = prompt_session(self.service.settings)
+        return self._session
 
     async def say(self, text: str) -> None:
         """Send a message and show its answer."""

@@ -72,12 +72,20 @@ def write_one(
     """
     from rallychat.transfer import as_json, as_markdown, document
 
-    path = Path(name).expanduser()
+    path = _path(name)
     is_json = path.suffix == ".json"
     said = document([as_json(conversation, tree)]) if is_json else as_markdown(conversation, branch).encode()
     with _written(str(path)) as file:
         file.write(said)
     return path
+
+
+def _path(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as exc:
+        hint = f"a file of that name is ./{name}"
+        raise InvalidRequest(f"{name} cannot be written: nobody here is called so.", hint=hint) from exc
 
 
 @contextmanager
@@ -86,7 +94,7 @@ def _written(name: str) -> Iterator[IO[bytes]]:
     if name == "-":
         yield sys.stdout.buffer
         return
-    path = Path(name).expanduser()
+    path = _path(name)
     try:
         file = path.open("xb")
     except FileExistsError as exc:

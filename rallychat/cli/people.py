@@ -22,6 +22,7 @@ from rallychat.cli.serve import url_of
 from rallychat.errors import InvalidRequest, NotFound
 from rallychat.identity import LOCAL_USER, Role
 from rallychat.settings import Settings
+from rallychat.signals import interruptible
 from rallychat.store import ConversationStore
 
 
@@ -136,7 +137,8 @@ async def remove_user(settings: Settings, name: str, *, sure: bool) -> None:
     async with opened(settings) as accounts:
         user = await accounts.people.named(checked_name(name))
         if not sure:
-            typer.confirm(f"Delete {user.name} and everything of theirs, for good?", abort=True)
+            with interruptible():
+                typer.confirm(f"Delete {user.name} and everything of theirs, for good?", abort=True)
         await accounts.erase(user.id)
     typer.echo(f"{user.name} and everything of theirs is deleted.")
 
@@ -206,9 +208,10 @@ async def revoke_key(settings: Settings, name: str) -> None:
 
 def _password(prompt: str) -> str:
     """Asked for twice at a terminal; the first line of what is piped in."""
-    if not sys.stdin.isatty():
-        return sys.stdin.readline().rstrip("\r\n")
-    return str(typer.prompt(prompt, hide_input=True, confirmation_prompt=True))
+    with interruptible():
+        if not sys.stdin.isatty():
+            return sys.stdin.readline().rstrip("\r\n")
+        return str(typer.prompt(prompt, hide_input=True, confirmation_prompt=True))
 
 
 def _user(user: User) -> dict[str, Any]:

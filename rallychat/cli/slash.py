@@ -193,7 +193,11 @@ def changed(sampling: Sampling, name: str, text: str) -> Sampling:
     kept = {key: value for key, value in sampling.as_dict().items() if key != name}
     if text == "default":
         return SamplingFacts.model_validate(kept).value()
-    value = tuple(shlex.split(text)) if name == "stop" else text
+    try:
+        value = tuple(shlex.split(text)) if name == "stop" else text
+    except ValueError as exc:
+        hint = 'put it between double quotes: "don\'t"'
+        raise InvalidRequest(f"{name}: a quote or a backslash is left open.", param=name, hint=hint) from exc
     try:
         return SamplingFacts.model_validate({**kept, name: value}).value()
     except ValidationError as exc:
@@ -218,7 +222,7 @@ async def continue_(talk: Talk, _: str) -> None:
 async def edit(talk: Talk, _: str) -> None:
     """Change your last message; what was there stays as another branch."""
     mine = [row for row in await _rows(talk) if row.role == "user"]
-    changed = await talk.ask(mine[-1].text, label="edit> ")
+    changed = await talk.changed(mine[-1].text, label="edit> ")
     if changed and changed.strip():
         await talk.show(talk.service.edit(mine[-1].id, changed, model=talk.model))
 

@@ -55,7 +55,7 @@ async def memory(talk: Talk, what: str) -> None:
     if what == "undo":
         held = await contexts.revert_memory(current.id, version=held.version)
     elif what == "edit":
-        changed = await talk.ask(held.text, label="memory> ")
+        changed = await talk.changed(held.text, label="memory> ")
         if changed is not None:
             held = await contexts.edit_memory(current.id, changed, version=held.version)
     elif what:
