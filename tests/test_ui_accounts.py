@@ -115,6 +115,38 @@ async def test_forms_of_other_sites_are_refused(headers: dict[str, str], tmp_pat
         assert (await world.ask("GET", "/v1/me", as_="ada")).status_code == 200
 
 
+BEHIND = {"host": "chat.example", "origin": "https://chat.example:8443"}
+"""What a proxy on a port of its own sends on that keeps the name and drops the port."""
+
+
+@pytest.mark.parametrize(
+    ("headers", "good"),
+    [
+        (BEHIND | {"sec-fetch-site": "same-origin"}, True),
+        (BEHIND | {"host": "chat.example:8443"}, True),
+        (BEHIND, False),
+        (BEHIND | {"sec-fetch-site": "none"}, False),
+        (BEHIND | {"sec-fetch-site": "same-site"}, False),
+        (BEHIND | {"sec-fetch-site": "cross-site"}, False),
+        ({"host": "chat.example", "sec-fetch-site": "cross-site"}, False),
+        (BEHIND | {"origin": "https://evil.example", "sec-fetch-site": "same-origin"}, False),
+        (BEHIND | {"origin": "null", "sec-fetch-site": "same-origin"}, False),
+        (BEHIND | {"host": "evil.example", "sec-fetch-site": "same-origin"}, False),
+    ],
+)
+async def test_behind_a_proxy_on_another_port_only_the_page_itself_changes_anything(
+    tmp_path: Path, headers: dict[str, str], good: bool
+) -> None:
+    async with people(tmp_path, mount=True, allowed_hosts=("chat.example",)) as world:
+        form = {"name": "ada", "password": PASSWORD}
+        answer = await world.ask("POST", "/login", data=form, headers=headers)
+        assert answer.status_code == (303 if good else 403)
+        said = await world.ask("POST", "/ui/turns", as_="ben", json={"text": "hello"}, headers=headers)
+        assert said.status_code == (200 if good else 403)
+        with acting_as(world.users["ben"].id):
+            assert len(await world.service.store.list()) == good
+
+
 @pytest.mark.parametrize("path", ["/login", "/account", "/people", "/invite/unknown"])
 async def test_these_pages_are_neither_kept_nor_framed_and_run_no_script_of_others(
     path: str, tmp_path: Path
