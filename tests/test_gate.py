@@ -13,6 +13,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
+from rallychat import ui
 from rallychat.api import create_app
 from rallychat.api.gate import COOKIE, token_of
 from rallychat.api.request_context import is_ours
@@ -524,6 +525,22 @@ async def test_who_is_let_in_without_login_from_elsewhere_manages_nobody(tmp_pat
             for path in ("/v1/users", "/v1/keys", "/v1/audit"):
                 assert (await http.get(path)).status_code == 403
             assert (await http.post("/v1/me/keys", json={"name": "k"})).status_code == 403
+
+
+async def test_who_is_let_in_without_login_sees_no_key_of_the_operator_s_and_revokes_none(
+    tmp_path: Path,
+) -> None:
+    async with ChatService.open(settings(tmp_path, host="0.0.0.0", no_auth=True)) as service:
+        _, key = await service.accounts.create_key("backup")
+        app = create_app(service, service.settings)
+        ui.mount(app, service)
+        async with client(app) as http:
+            assert (await http.get("/v1/me/keys")).json()["data"] == []
+            assert "backup" not in (await http.get("/account")).text
+            assert (await http.delete(f"/v1/me/keys/{key.id}")).status_code == 403
+            assert (await http.post(f"/account/keys/{key.id}/revoke")).status_code == 403
+        assert [each.revoked_at for each in await service.accounts.keys()] == [None]
+        await service.accounts.revoke(key.id)
 
 
 async def test_healthz_answers_when_the_database_does_not(

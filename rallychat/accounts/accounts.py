@@ -13,10 +13,10 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from rallychat.accounts import passwords, tokens
-from rallychat.accounts.permissions import admin, oneself
+from rallychat.accounts.permissions import admin, holder, is_admin, oneself
 from rallychat.accounts.throttle import Throttle
 from rallychat.errors import Conflict, Forbidden, InvalidRequest, LoginFailed
-from rallychat.identity import LOCAL_USER, Person, Role, acting_as, current
+from rallychat.identity import ANYBODY, LOCAL_USER, Person, Role, acting_as
 from rallychat.settings import Settings
 from rallychat.store import ConversationStore
 from rallychat.store.account_types import SCOPES, ApiKey, Invite, Session, User
@@ -287,14 +287,19 @@ class Accounts:
         return secret, key
 
     async def keys(self) -> list[ApiKey]:
-        """One's own."""
-        return await self.credentials.keys(oneself().id)
+        """One's own; none where nobody has to say who they are."""
+        person = oneself()
+        return [] if person == ANYBODY else await self.credentials.keys(person.id)
+
+    async def revoke_own(self, key_id: str) -> ApiKey:
+        """Makes one's own key useless."""
+        return await self.credentials.revoke(key_id, user_id=holder().id)
 
     async def revoke(self, key_id: str) -> ApiKey:
         """Makes one's own key useless; anybody's, if an admin asks."""
-        person = current()
-        anybody_s = person.role == "admin" and person.may("admin")
-        return await self.credentials.revoke(key_id, user_id=None if anybody_s else oneself().id)
+        if not is_admin():
+            return await self.revoke_own(key_id)
+        return await self.credentials.revoke(key_id, user_id=None)
 
 
 def _provider(settings: Settings) -> Provider | None:

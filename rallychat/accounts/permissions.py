@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rallychat.errors import Forbidden
-from rallychat.identity import Person, current
+from rallychat.identity import ANYBODY, Person, current
 
 
 def is_admin() -> bool:
@@ -32,4 +32,16 @@ def oneself() -> Person:
     person = current()
     if person.via in ("key", "nothing"):
         raise Forbidden("This cannot be done with an API key.", hint="log in on the page")
+    return person
+
+
+def holder() -> Person:
+    """The person who asks, in person, whose keys are theirs alone.
+
+    Raises:
+        Forbidden: an API key asks, or whoever comes in where nobody has to say who they are.
+    """
+    person = oneself()
+    if person == ANYBODY:
+        raise Forbidden("Keys are managed by who logs in, or on the command line.")
     return person

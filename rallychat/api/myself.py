@@ -161,5 +161,4 @@ async def add_own_key(request: Request, asked: KeyAdded) -> Response:
 @router.delete("/v1/me/keys/{key_id}", response_model=None, responses={200: {"model": KeyOut}, **_READ})
 async def revoke_own_key(request: Request, key_id: str) -> Response:
     """Makes it useless for good."""
-    credentials = service_of(request).accounts.credentials
-    return said(key_out(await credentials.revoke(key_id, user_id=oneself().id)))
+    return said(key_out(await service_of(request).accounts.revoke_own(key_id)))

@@ -127,6 +127,6 @@ def router(service: ChatService) -> APIRouter:
 
     @routes.post("/account/keys/{key_id}/revoke")
     async def revoke(request: Request, key_id: str) -> Response:
-        return await account.after(request, credentials.revoke(key_id, user_id=oneself().id))
+        return await account.after(request, accounts.revoke_own(key_id))
 
     return routes
