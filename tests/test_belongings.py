@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import zipfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,44 @@ async def test_an_export_whose_sending_is_broken_off_leaves_no_file(tmp_path: Pa
         with pytest.raises(asyncio.CancelledError):
             await answer({"type": "http", "method": "GET", "headers": []}, broken_off, broken_off)
         assert not await asyncio.to_thread(folder.exists)
+
+
+@pytest.mark.sqlite  # on PostgreSQL it also reads by itself, every few seconds
+async def test_exports_hold_the_database_up_for_nobody_and_leave_out_what_is_deleted_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading = 0
+    seen: list[int] = []
+    async with ConversationStore.open(Settings(data_dir=tmp_path / "data")) as store:
+        read, zipped = store._database.read, zipfile.ZipFile.write
+
+        @asynccontextmanager
+        async def counted() -> AsyncIterator[Any]:
+            nonlocal reading
+            reading += 1
+            async with read() as db:
+                yield db
+            reading -= 1
+
+        def watched(archive: zipfile.ZipFile, file: Path, name: str) -> None:
+            seen.append(reading)
+            if name.endswith(ids[1]):
+                file.unlink(missing_ok=True)
+            zipped(archive, file, name)
+
+        ids = []
+        for _ in range(2):
+            name, stream = store.files.begin()
+            await store.files.keep(name, store.files.land(name, stream), purpose="user_data", filename="f")
+            ids.append(name)
+        monkeypatch.setattr(store._database, "read", counted)
+        monkeypatch.setattr(zipfile.ZipFile, "write", watched)
+        to = [tmp_path / f"{n}.zip" for n in range(6)]
+        await asyncio.gather(*(store.belongings.export("local", path) for path in to))
+    assert seen == [0] * 12
+    for path in to:
+        with zipfile.ZipFile(path) as archive:
+            assert [each for each in archive.namelist() if "files/" in each] == [f"files/{ids[0]}"]
 
 
 async def test_an_export_holds_every_branch_and_no_secret_and_nothing_of_others(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -64,15 +65,21 @@ class Belongings:
     def __init__(self, database: Database, folder: Path) -> None:
         self._database = database
         self._folder = folder
+        self._exporting = asyncio.Lock()
 
-    @whole
     async def export(self, user_id: str, path: Path) -> None:
         """Writes everything of a user into a new ZIP file: conversations with all branches, the rest by table, as JSON.
 
-        Secrets (of keys, sessions, passwords) are not in it; they are nowhere.
+        Secrets (of keys, sessions, passwords) are not in it; they are nowhere. One is made at a time: it takes a
+        connection for as long as it takes.
         """
-        async with self._database.read() as db:
-            with zipfile.ZipFile(path, "x", zipfile.ZIP_DEFLATED) as archive:
+        async with self._exporting:
+            await self._export(user_id, path)
+
+    @whole
+    async def _export(self, user_id: str, path: Path) -> None:
+        with zipfile.ZipFile(path, "x", zipfile.ZIP_DEFLATED) as archive:
+            async with self._database.read() as db:
                 mine = select(conversations.c.id).where(conversations.c.user_id == user_id)
                 for conversation_id in await db.scalars(mine.order_by(conversations.c.id)):
                     whole_of_it = await _conversation(db, conversation_id)
@@ -82,17 +89,15 @@ class Belongings:
                 for table in metadata.sorted_tables:
                     which = rows_of(table, user_id)
                     if which is not None and table.name not in _APART | _LEFT_OUT:
-                        held = [
-                            _plain(table, row)
-                            for row in (await db.execute(_all(table).where(which))).mappings()
-                        ]
+                        rows = await db.execute(_all(table).where(which))
+                        held = [_plain(table, row) for row in rows.mappings()]
                         await asyncio.to_thread(_put, archive, f"{table.name}.json", held)
-                for file_id in (await db.scalars(_files(user_id))).all():
-                    bytes_ = self._folder / file_id
-                    if bytes_.exists():  # not so where the row is about to go
-                        await asyncio.to_thread(archive.write, bytes_, f"files/{file_id}")
-                about = {"version": 1, "user": user_id, "exported_at": datetime.now(UTC).isoformat()}
-                _put(archive, "about.json", about)
+                file_ids = (await db.scalars(_files(user_id))).all()
+            for file_id in file_ids:
+                with suppress(FileNotFoundError):  # deleted meanwhile
+                    await asyncio.to_thread(archive.write, self._folder / file_id, f"files/{file_id}")
+            about = {"version": 1, "user": user_id, "exported_at": datetime.now(UTC).isoformat()}
+            _put(archive, "about.json", about)
 
     @whole
     async def erase(self, user_id: str) -> None:
