@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 
 from rallychat import tracing
@@ -15,6 +16,7 @@ from rallychat.errors import (
     EngineInterrupted,
     NotFound,
     RallyChatError,
+    StoreError,
     StoreUnavailable,
 )
 from rallychat.logs import run_id
@@ -75,7 +77,12 @@ class Recorder:
                 tell(delta)
         plan = growth.plan
         if plan is not None:
-            await self._store.save_spans({key: span for key, span in plan.spans.items() if key != answer.id})
+            with suppress(
+                StoreError
+            ):  # they spare work and no more: the answer's end is what has to be stored
+                await self._store.save_spans(
+                    {key: span for key, span in plan.spans.items() if key != answer.id}
+                )
         finish = partial(
             self._store.answers.finish,
             answer.id,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rallychat.errors import StoreUnavailable
+from rallychat.errors import StoreError, StoreUnavailable
 from rallychat.store import Conversation
 from tests.responses_world import (
     ENDLESS,
@@ -43,6 +43,19 @@ async def test_a_database_that_is_away_once_a_response_is_begun_leaves_none_that
 
     async with world(tmp_path) as (http, service):
         monkeypatch.setattr(service.store, "get", away)
+        made = await asked(http, "Hello")
+        assert (made["status"], text_of(made)) == ("completed", "Hello")
+
+
+@pytest.mark.parametrize("fails", [StoreUnavailable, StoreError])
+async def test_an_answer_is_stored_although_its_tokens_could_not_be_kept(
+    fails: type[StoreError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(_: object) -> None:
+        raise fails("The database cannot be reached.")
+
+    async with world(tmp_path) as (http, service):
+        monkeypatch.setattr(service.store, "save_spans", away)
         made = await asked(http, "Hello")
         assert (made["status"], text_of(made)) == ("completed", "Hello")
 
