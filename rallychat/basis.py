@@ -18,7 +18,7 @@ class Basis(NamedTuple):
     kept: tuple[str | int | None, ...]
     """Strategy, budget, the conversation's model, the one that answers, and most tokens of its answers."""
     turns: tuple[tuple[str, Mark | None], ...]
-    """The messages up to where it reaches, and their marks."""
+    """The messages that it is made of, and their marks: up to where it reaches, or as far as a model reads."""
     versions: Versions
 
 
@@ -31,7 +31,11 @@ def basis_of(
     max_tokens: int | None,
     wish: Wish,
 ) -> Basis | None:
-    """What a memory up to `until` is made of; None where that is not on the `path`. `made`: all versions there are."""
+    """That of a memory made of the messages up to `until`; None where that is not on the `path`.
+
+    Args:
+        made: all versions there are.
+    """
     at = next((index for index, row in enumerate(path) if row.id == until), None)
     if at is None:
         return None

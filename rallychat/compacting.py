@@ -94,9 +94,11 @@ class Compacting:
             lead: see `Contexts.due`.
         """
         known = self._makings.get(scene.session)
-        if known is not None and await self._stands(scene, known):
+        if known is not None and known.memory is not None and await self._stands(scene, known):
             return known
-        self._makings.pop(scene.session, None)
+        self._makings.pop(
+            scene.session, None
+        )  # where nothing is written yet the model is to read what came since
         found = await self._contexts.due(
             scene.conversation,
             model=scene.model,
@@ -110,6 +112,8 @@ class Compacting:
             return None
         due, basis = found
         making = self._makings[scene.session] = Making(due, basis, None if due.ask else due.rules)
+        if known is not None and known.memory is None:
+            making.asked = known.asked
         return making
 
     async def swap(self, scene: Scene, making: Making) -> bool:
@@ -131,7 +135,7 @@ class Compacting:
     async def _stands(self, scene: Scene, making: Making) -> bool:
         basis = await self._contexts.basis(
             scene.session,
-            making.due.until,
+            making.basis.turns[-1][0],
             model=scene.model,
             max_tokens=scene.max_tokens,
             wish=scene.wish,

@@ -277,13 +277,14 @@ class Contexts:
         undone = {m.until for m in known if not m.active}
         if found is None or found.until in undone:
             return None
-        basis = basis_of(conversation, rows, known, found.until, model, max_tokens, wish)
+        read = rows[-1].id if found.ask else found.until
+        basis = basis_of(conversation, rows, known, read, model, max_tokens, wish)
         return None if basis is None else (found, basis)
 
     async def basis(
         self, conversation_id: str, until: str, *, model: Model, max_tokens: int | None, wish: Wish = AS_EVER
     ) -> Basis | None:
-        """What a memory up to `until` is made of as things are; None where that is not in view."""
+        """What a memory that is made of the messages up to `until` is held to as things are; None: not in view."""
         conversation = await self._store.get(conversation_id)
         path = wish.marking(await self._store.path(conversation_id))
         known = await self._store.contexts.memories(conversation_id)

@@ -144,6 +144,42 @@ def test_a_summary_that_is_no_good_is_refused_with_the_reason(said: str, ended: 
     assert (good.kind, good.edited_by, good.until) == ("summary", "model", found.until)
 
 
+def test_what_a_model_writes_is_not_used_once_a_message_is_excluded_that_it_had_read_and_that_stays() -> None:
+    talk = turns(20)
+    summary = strategy_named("summary")
+    found = summary.compact(talk, None, BUDGET)
+    assert found is not None
+    made = found.check("word0 and word39 were told.", True)
+    assert isinstance(made, Memory)
+    whole = summary.select(talk, made, BUDGET)
+    assert whole.memory == made
+    assert talk[-1].id in whole.kept
+    assert not set(whole.kept) & set(whole.compacted)
+    assert {*whole.kept, *whole.compacted} == {turn.id for turn in talk}
+    barred = [replace(turn, excluded=turn is talk[-1]) for turn in talk]
+    roomy = Budget(window=9000, answer=0)
+    assert summary.select(barred, made, roomy).memory is None
+    stands = memories.ledger(exchanges(talk[:30]), made, room=2000, why="", adds=True)
+    assert made.text in stands.text
+    assert summary.select(barred, stands, roomy).memory is None
+
+
+@pytest.mark.parametrize("name", ["summary", "facts"])
+def test_what_a_person_wrote_into_a_memory_stays_when_a_model_writes_the_next_one(name: str) -> None:
+    talk = turns(20)
+    strategy = strategy_named(name)
+    edited = Memory("summary", "I am called Ada.\n\nNever call me Eve.", "m1", ("m0", "m1"), "user")
+    found = strategy.compact(talk, edited, BUDGET)
+    assert found is not None
+    made = found.check("She lives in Graz.\nI am called Ada.", True)
+    assert isinstance(made, Memory)
+    assert (made.text, made.edited_by) == (f"{edited.text}\nShe lives in Graz.", "user")
+    long = replace(edited, text="I am called Ada.\n" * 200)
+    found = strategy.compact(talk, long, BUDGET)
+    assert found is not None
+    assert isinstance(found.check("She lives in Graz.", True), Refused)
+
+
 def test_facts_are_added_and_never_told_twice() -> None:
     talk = turns(20)
     before = Memory("facts", "- likes tea", "m1", ("m0", "m1"), "model")

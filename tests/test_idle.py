@@ -7,14 +7,18 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from rallychat import idle
+from rallychat.basis import Basis
 from rallychat.bench.scripted import scripted
 from rallychat.catalog import Sampling
 from rallychat.chat import ChatService
+from rallychat.compacting import Compacting
+from rallychat.context.types import Compaction
 from rallychat.contexts import Contexts
 from rallychat.engines.protocol import CompletionRequest, EngineEvent
 from rallychat.messages import ContextReport, Finished, Started, TextDelta
@@ -363,6 +367,31 @@ async def test_memory_in_the_making_is_dropped_when_the_next_message_asks_for_an
         await say(service, chat, LONG, Wish(strategy="full"))
         await service.idle.settled()
         assert await service.contexts.memories(chat) == []
+
+
+async def test_room_for_which_nothing_is_written_yet_is_made_anew_of_what_was_said_since() -> None:
+    found: list[tuple[Compaction, Basis]] = []
+
+    async def due(*_: Any, **__: Any) -> tuple[Compaction, Basis]:
+        rules = Memory("ledger", "", "m1")
+        found.append((Compaction("m1", rules, "", ask="Sum it up."), Basis((), (("m1", None),), ())))
+        return found[-1]
+
+    async def basis(*_: Any, **__: Any) -> Basis:
+        return found[-1][1]
+
+    nothing: Any = None
+    scene: Any = SimpleNamespace(
+        session="c", conversation=nothing, model=nothing, engine=nothing, max_tokens=9, wish=AS_EVER
+    )
+    compacting = Compacting(SimpleNamespace(due=due, basis=basis), nothing)  # type: ignore[arg-type]
+    await compacting.begun(scene)
+    compacting.asked("c")
+    making = await compacting.begun(scene)
+    assert making is not None
+    assert (len(found), making.due is found[1][0], making.asked) == (2, True, 1)
+    making.memory = making.due.rules
+    assert await compacting.begun(scene) is making
 
 
 async def test_memory_in_the_making_is_held_to_who_answers_and_at_what_length(world: World) -> None:

@@ -67,9 +67,24 @@ async def test_memories_are_versions_and_the_newest_of_the_branch_holds(store: C
     assert newest(versions, [one, two]) == second
     assert newest(versions, [one]) is None
     await store.contexts.set_active(chat, 2, active=False)
-    assert newest(await store.contexts.memories(chat), [two]) == first
+    assert newest(await store.contexts.memories(chat), [one, two]) == first
     with pytest.raises(NotFound):
         await store.contexts.remember(chat, Memory("ledger", "x", "msg_gone"))
+
+
+async def test_a_memory_that_holds_words_of_another_branch_is_not_in_force(store: ConversationStore) -> None:
+    chat = (await store.create()).id
+    one, two = await exchange(store, chat, "a", "b")
+    three, four = await exchange(store, chat, "c", "d")
+    first = await store.contexts.remember(chat, Memory("ledger", "one", two, (one, two)))
+    read = Memory("summary", "all", two, (one, two, three, four), "model")
+    second = await store.contexts.remember(chat, read)
+    assert (await store.view(chat))[1] == second
+    asked, _ = await store.answers.begin(chat, parent_id=three, user=None, model="m")
+    assert asked is None
+    assert (await store.view(chat))[1] == first
+    await store.select(chat, four)
+    assert (await store.view(chat))[1] == second
 
 
 async def test_what_was_made_from_versions_that_are_no_longer_those_is_not_stored(

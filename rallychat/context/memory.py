@@ -83,7 +83,7 @@ def ledger(
     ]
     kept = _fitting(said, int(room / per_character) - len(head), most=int(room / per_character))
     text = "\n".join([*([head] if head else []), *(line for _, line in kept)])
-    covers = tuple(turn.id for turn in turns if turn.id in known) + tuple(turn.id for turn, _ in kept)
+    covers = (stands.covers if stands else ()) + tuple(turn.id for turn, _ in kept)
     return Memory(
         stands.kind if stands else "ledger", text, until, covers, "user" if edited else "rules", why
     )
@@ -149,23 +149,25 @@ def written(
     kind: MemoryKind,
     room: int,
 ) -> Memory | Refused:
-    """What a model wrote as a memory of the same turns as `rules`, or why it is refused.
+    """What a model wrote to stand for the same turns as `rules`, or why it is refused.
 
-    Facts are added to those of `before`; a summary replaces it.
+    Facts are added to those of `before`; a summary replaces it. What a person wrote into it stays, in front.
+
+    Args:
+        turns: that the model read: the kept ones, too, for it writes of them all.
     """
     said = text.strip()
-    if refused := _refusal(said, ended, before=before, turns=turns, kind=kind):
+    edited = before is not None and before.edited_by == "user"
+    if refused := _refusal(said, ended, before=None if edited else before, turns=turns, kind=kind):
         return Refused(refused)
-    if kind == "facts":
-        said = _added(
-            before.text if before and (before.kind == "facts" or before.edited_by == "user") else "", said
-        )
-        while tokens_of_text(said, turns) > room and "\n" in said:
-            said = said.partition("\n")[2]  # bounded: the oldest fact leaves, and can still be retrieved
+    if before is not None and (edited or kind == before.kind == "facts"):
+        said = _added(before.text.strip(), said)
+    while kind == "facts" and not edited and tokens_of_text(said, turns) > room and "\n" in said:
+        said = said.partition("\n")[2]  # bounded: the oldest fact leaves, and can still be retrieved
     if tokens_of_text(said, turns) > room:
         return Refused(f"it takes more than {room} tokens")
     covers = tuple(turn.id for turn in turns if not turn.excluded)
-    return replace(rules, kind=kind, text=said, covers=covers, edited_by="model")
+    return replace(rules, kind=kind, text=said, covers=covers, edited_by="user" if edited else "model")
 
 
 def _refusal(
@@ -190,8 +192,8 @@ def _refusal(
 
 
 def _added(before: str, new: str) -> str:
-    lines = [line.strip() for line in before.splitlines() if line.strip()]
-    known = {_plain(line) for line in lines}
+    lines = [before] if before else []
+    known = {_plain(line) for line in before.splitlines()}
     for line in new.splitlines():
         if (plain := _plain(line)) and plain not in known:
             lines.append(line.strip())

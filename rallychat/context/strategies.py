@@ -123,7 +123,6 @@ class Remembering:
             return None
         if self.writes == "ledger":
             return Compaction(rules.until, rules, why)
-        at = next(i for i, turn in enumerate(turns) if turn.id == rules.until)
         return Compaction(
             rules.until,
             rules,
@@ -134,7 +133,7 @@ class Remembering:
                 memories.written,
                 rules=rules,
                 before=memory,
-                turns=turns[: at + 1],
+                turns=turns,
                 kind="facts" if self.writes == "facts" else "summary",
                 room=budget.memory,
             ),

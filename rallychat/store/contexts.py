@@ -145,8 +145,10 @@ async def memory_of(
     last = select(memories).where(active).order_by(memories.c.version.desc()).limit(1)
     row = (await db.execute(last)).mappings().one_or_none()
     ids = [message.id for message in branch]
-    if row is None or row["until"] in set(ids):
-        return None if row is None else codec.memory_from(row)
+    if row is None:
+        return None
+    if newest([memory := codec.memory_from(row)], ids):
+        return memory
     return newest(await _memories(db, conversation_id), ids)
 
 
@@ -184,6 +186,7 @@ def versions_of(made: Sequence[Memory]) -> Versions:
 
 
 def newest(versions: Sequence[Memory], on_path: Sequence[str]) -> Memory | None:
-    """The memory of the branch with these message ids: the newest version in force that belongs to one of them."""
+    """The memory of the branch with these message ids: the newest version in force that was made of some of them."""
     there = set(on_path)
-    return next((m for m in reversed(versions) if m.active and m.until in there), None)
+    found = (m for m in reversed(versions) if m.active and m.until in there and there.issuperset(m.covers))
+    return next(found, None)

@@ -34,8 +34,8 @@ MemoryKind = Literal["cut", "ledger", "facts", "summary"]
 class Memory:
     """Frozen text that stands for the older turns of a branch. Every change is a new version; none is lost.
 
-    It belongs to the message `until`, the newest it covers: branches that do not go through that message do
-    not have it. `covers` are the messages whose content is in the text; older ones beside them were dropped.
+    It stands for the messages up to `until`. `covers` are those whose content is in the text: where a model wrote it,
+    newer ones, too. Branches that lack one of these do not have it. Older ones beside them were dropped.
     """
 
     kind: MemoryKind

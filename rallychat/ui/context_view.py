@@ -192,7 +192,7 @@ def _version(memory: Memory, in_force: Memory | None) -> MemoryVersion:
         by=_BY[memory.edited_by],
         why=memory.why,
         text=memory.text,
-        covers=len(memory.covers),
+        covers=sum(id_ <= memory.until for id_ in memory.covers),  # a model writes of newer ones, too
         active=memory.active,
         in_force=in_force is not None and memory.version == in_force.version,
     )
