@@ -2,7 +2,7 @@
 /** The box one writes in: grows, sends with Enter, turns into Stop while an answer grows, forgets nothing. */
 import { post } from "./api.js";
 import { changed, place } from "./conversation.js";
-import { byId, fragment, isPhone, onAction, toast } from "./dom.js";
+import { byId, entered, fragment, isPhone, onAction, toast } from "./dom.js";
 import { examples, onModels } from "./models.js";
 import { chat, on } from "./state.js";
 
@@ -97,7 +97,7 @@ export function start() {
   });
   input().addEventListener("input", changedText);
   input().addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing || (isPhone() && !event.ctrlKey)) return;
+    if (!entered(event) || event.shiftKey || (isPhone() && !event.ctrlKey)) return;
     event.preventDefault();
     void send();
   });

@@ -70,6 +70,10 @@ export function leave(box) {
   if (field instanceof HTMLElement && box.contains(field)) field.blur();
 }
 
+/** Enter, but for the one that ends an input method's conversion: Safari tells of that one only once it has ended.
+ * @param {KeyboardEvent} event */
+export const entered = (event) => event.key === "Enter" && !event.isComposing && event.keyCode !== 229;
+
 /** Says something to those who listen to the page. @param {string} text */
 export function announce(text) {
   byId("rc-said").textContent = text;

@@ -1,7 +1,7 @@
 // @ts-check
 /** Personas: who the model is to be in a new chat. Chosen on the start page, written in a dialog. */
 import { get, latest, post, remove } from "./api.js";
-import { byId, confirmed, onAction, toast, use } from "./dom.js";
+import { byId, confirmed, entered, onAction, toast, use } from "./dom.js";
 import { field, hint, read, write } from "./fields.js";
 import { entries, prepare } from "./models.js";
 import { chat, learn, on } from "./state.js";
@@ -156,7 +156,7 @@ export function start() {
     event.preventDefault();
   });
   dialog().addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" || !(event.target instanceof HTMLInputElement)) return;
+    if (!entered(event) || !(event.target instanceof HTMLInputElement)) return;
     event.preventDefault();
     void save();
   });

@@ -2,7 +2,7 @@
 /** The list of conversations, and opening and closing the two sidebars (Gradio's own, by its buttons). */
 import { html, latest, patch, post, remove } from "./api.js";
 import { begin, open, openAt } from "./conversation.js";
-import { byId, chatOnly, confirmed, fragment, isPhone, onAction, toast } from "./dom.js";
+import { byId, chatOnly, confirmed, entered, fragment, isPhone, onAction, toast } from "./dom.js";
 import { chat, emit, learn, on, tellTabs } from "./state.js";
 
 const list = () => byId("rc-conversations");
@@ -115,8 +115,8 @@ function rename(element) {
   box.addEventListener("blur", () => void finish(true));
   box.addEventListener("keydown", (event) => {
     event.stopPropagation();
-    if (event.key === "Enter") void finish(true);
-    if (event.key === "Escape") void finish(false);
+    if (entered(event)) void finish(true);
+    if (event.key === "Escape" && !event.isComposing) void finish(false);
   });
 }
 
