@@ -141,6 +141,41 @@ def test_an_edited_message_keeps_the_old_branch(page: Page) -> None:
     expect(page.locator(".said")).to_have_text(["first thought", "follow up"])
 
 
+def test_what_is_being_written_into_a_message_is_left_alone_when_another_tab_speaks(
+    page: Page, served: Served
+) -> None:
+    say(page, "first thought")
+    answered(page)
+    message = page.locator(".message.user").first
+    message.hover()
+    message.get_by_role("button", name="Edit and send again").click()
+    box = page.get_by_label("Edit your message")
+    box.fill("half a second thought")
+    served.do(served.do(served.service.turn(page.url.partition("?c=")[2], "from elsewhere")).wait())
+    for _ in range(2):
+        with page.expect_response("**/ui/conversations/conv_*/state"):
+            pass  # the page has looked what happened elsewhere
+    expect(box).to_have_value("half a second thought")
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    expect(page.locator(".said")).to_have_text(["first thought", "from elsewhere"])
+
+
+def test_a_message_is_edited_once_however_often_that_is_clicked(page: Page) -> None:
+    say(page, "first thought")
+    answered(page)
+    held: list[Route] = []
+    page.route("**/ui/messages/*/text", lambda route: held.append(route))
+    message = page.locator(".message.user")
+    message.hover()
+    message.get_by_role("button", name="Edit and send again").dblclick()
+    for route in held:
+        with page.expect_response("**/ui/messages/*/text"):
+            route.continue_()
+    assert len(held) == 2
+    page.get_by_label("Edit your message").first.press("Escape")
+    expect(page.locator(".editor")).to_have_count(0)
+
+
 def test_a_failed_answer_says_so_and_can_be_tried_again(page: Page) -> None:
     say(page, "!fail 2")
     expect(page.locator(".notice.failed")).to_be_visible()
@@ -154,16 +189,18 @@ def test_what_was_typed_survives_a_refresh(page: Page) -> None:
     expect(page.get_by_label("Message", exact=True)).to_have_value("half a thought")
 
 
+async def long_talk(served: Served) -> str:
+    """A conversation of 80 messages."""
+    id_ = (await served.service.store.create(title="Long")).id
+    for number in range(40):
+        await (await served.service.turn(id_, f"message {number}.")).wait()
+    return id_
+
+
 def test_a_long_conversation_opens_at_its_end_and_loads_older_messages(
     served: Served, visiting: Visiting
 ) -> None:
-    async def talk() -> str:
-        id_ = (await served.service.store.create(title="Long")).id
-        for number in range(40):
-            await (await served.service.turn(id_, f"message {number}.")).wait()
-        return id_
-
-    with visiting(f"{served.url}/?c={served.do(talk())}") as visit:
+    with visiting(f"{served.url}/?c={served.do(long_talk(served))}") as visit:
         page = visit.page
         expect(page.locator(".said").last).to_be_in_viewport()
         expect(page.locator(".said").last).to_have_text("message 39.")
@@ -171,6 +208,23 @@ def test_a_long_conversation_opens_at_its_end_and_loads_older_messages(
         page.locator(".message").first.scroll_into_view_if_needed()
         expect(page.get_by_text("message 0.").first).to_be_attached()
         expect(page.locator(".message")).to_have_count(80)
+
+
+def test_older_messages_that_come_late_leave_no_gap_below_them(served: Served, visiting: Visiting) -> None:
+    id_ = served.do(long_talk(served))
+    held: list[Route] = []
+    with visiting(f"{served.url}/?c={id_}") as visit:
+        page = visit.page
+        older = f"**/ui/conversations/{id_}/messages*"
+        page.route(older, lambda route: route.continue_() if held else held.append(route))
+        with page.expect_request(older):
+            page.locator(".message").first.scroll_into_view_if_needed()
+        served.do(served.do(served.service.turn(id_, "from elsewhere.")).wait())
+        expect(page.locator(".said").last).to_have_text("from elsewhere.")
+        with page.expect_response(older):
+            held[0].continue_()
+        page.locator(".message").first.scroll_into_view_if_needed()
+        expect(page.locator(".message")).to_have_count(82)
 
 
 def test_an_example_fills_the_composer(page: Page) -> None:
@@ -200,3 +254,44 @@ def test_a_chat_that_is_begun_while_a_message_is_on_its_way_stays_a_new_one(page
     expect(page.get_by_role("link", name="Said in the chat before")).to_be_visible()
     expect(page.locator(".message")).to_have_count(0)
     expect(page).not_to_have_url(re.compile(r"c=conv_"))
+
+
+def test_a_chat_that_is_begun_before_another_answer_has_begun_stays_a_new_one(page: Page) -> None:
+    say(page, "Said in the chat before")
+    answered(page)
+    held: list[Route] = []
+    page.route("**/ui/messages/*/regenerate", lambda route: held.append(route))
+    with page.expect_request("**/ui/messages/*/regenerate"):
+        page.get_by_role("button", name="Answer again").click()
+    page.get_by_role("button", name="New chat").first.click()
+    with page.expect_response("**/ui/messages/*/regenerate"):
+        held[0].continue_()
+    say(page, "Said in the new chat")
+    answered(page)
+    expect(page.locator(".said")).to_have_text(["Said in the new chat"])
+
+
+CONVERTED = """(box) => box.dispatchEvent(
+    new KeyboardEvent("keydown", { key: "Enter", keyCode: 229, bubbles: true, cancelable: true })
+)"""
+"""The Enter that ends an input method's conversion, as Safari tells of it. True: it is left to the browser."""
+
+
+def test_enter_that_ends_a_conversion_sends_and_keeps_nothing(page: Page) -> None:
+    box = page.get_by_label("Message", exact=True)
+    box.fill("にほんご")
+    assert box.evaluate(CONVERTED)
+    box.press("Enter")
+    answered(page)
+    message = page.locator(".message.user")
+    message.hover()
+    message.get_by_role("button", name="Edit and send again").click()
+    assert page.get_by_label("Edit your message").evaluate(CONVERTED)
+    row = page.locator(".conversation").filter(has_text="にほんご").first
+    row.hover()
+    row.get_by_role("button", name="Rename").click()
+    page.get_by_label("New name").evaluate(CONVERTED)
+    expect(page.get_by_label("New name")).to_be_focused()
+    page.get_by_role("button", name="New chat").first.click()
+    page.get_by_role("button", name="New persona").click()
+    assert page.locator("#rc-persona").get_by_label("Name").evaluate(CONVERTED)

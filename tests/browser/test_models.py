@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.browser.conftest import Served, Visiting, answered, say, serving, use_model, write_models
 from tests.hub_server import HubServer
@@ -233,3 +233,24 @@ def test_what_is_chosen_for_a_model_is_kept_and_a_wrong_value_is_named(
         say(page, "one two three four five six")
         answered(page)
         expect(page.locator(".notice")).to_contain_text("Token limit reached.")
+
+
+def test_a_choice_that_is_kept_late_does_not_fill_the_page_of_another_model(
+    tmp_path: Path, visiting: Visiting
+) -> None:
+    held: list[Route] = []
+    with serving(write_models(tmp_path)) as server, visiting(f"{server.url}/#models/slow") as visit:
+        page = visit.page
+        page.route("**/ui/models/choice", lambda route: route.continue_() if held else held.append(route))
+        answers = page.get_by_role("group", name="Generation: answers")
+        answers.get_by_label("Temperature").fill("0.3")
+        with page.expect_request("**/ui/models/choice"):
+            answers.get_by_label("Temperature").press("Tab")
+        page.evaluate("location.hash = '#models/heavy'")
+        expect(page.get_by_role("heading", name="Heavy echo", exact=True)).to_be_visible()
+        with page.expect_response("**/ui/models/choice"):
+            held[0].continue_()
+        answers.get_by_label("Top k").fill("5")
+        answers.get_by_label("Top k").press("Tab")
+        expect(page.locator("#rc-choice-saved")).to_have_text("Kept.")
+        expect(answers.get_by_label("Temperature")).to_have_value("")

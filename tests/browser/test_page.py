@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from rallychat.catalog import Sampling
 from tests.browser.conftest import PHONE, Served, Visiting, answered, say, serving, use_model, write_models
@@ -319,6 +319,31 @@ def test_a_conversation_is_found_pinned_and_shared_until_its_link_is_revoked(pag
     page.get_by_role("button", name="Revoke").click()
     expect(link).to_have_count(0)
     assert page.request.get(address).status == 404
+
+
+def test_the_links_of_one_conversation_do_not_appear_with_another(served: Served, visiting: Visiting) -> None:
+    async def talk(text: str) -> str:
+        id_ = (await served.service.store.create(title=text)).id
+        await (await served.service.turn(id_, text)).wait()
+        return id_
+
+    shared, _ = [served.do(talk(text)) for text in ("the shared one", "the private one")]
+    served.do(served.service.store.shares.make(shared))
+    held: list[Route] = []
+    with visiting(served.url) as visit:
+        page = visit.page
+        page.route(f"**/v1/conversations/{shared}/shares", lambda route: held.append(route))
+        for text in ("the shared one", "the private one"):
+            row = page.locator(".conversation").filter(has_text=text)
+            row.hover()
+            with page.expect_request("**/shares"):
+                row.get_by_role("button", name="More for").click()
+            if text == "the shared one":
+                page.keyboard.press("Escape")
+        with page.expect_request("**/v1/conversations/folders"):  # asked for when the links are shown
+            held[0].continue_()
+        expect(page.locator("#rc-conversation-title")).to_have_text("the private one")
+        expect(page.locator("#rc-shares a")).to_have_count(0)
 
 
 def test_an_export_of_chatgpt_is_imported_and_its_losses_are_named(page: Page, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 // @ts-check
 /** What can be done with a message: copy, edit, answer again, continue, branch, other versions; and copying code. */
-import { get, post } from "./api.js";
-import { changed, open } from "./conversation.js";
-import { onAction, toast, use } from "./dom.js";
+import { get, latest, post } from "./api.js";
+import { changed, open, place } from "./conversation.js";
+import { entered, onAction, toast, use } from "./dom.js";
 import { chat, emit, tellTabs } from "./state.js";
 import { idOf } from "./transcript.js";
 
@@ -44,6 +44,16 @@ function told(action) {
   };
 }
 
+const asking = latest();
+
+/** Asks for another branch and shows it, unless a later one is shown by then. @param {string} path @param {object} [body] */
+async function branch(path, body) {
+  const from = place();
+  const isLatest = asking();
+  const change = await post(path, body);
+  if (isLatest()) await changed(change, from);
+}
+
 /** @param {HTMLElement} element */
 async function edit(element) {
   const message = element.closest(".message");
@@ -51,6 +61,7 @@ async function edit(element) {
   if (!message || !said || message.querySelector(".editor")) return;
   const id = idOf(element);
   const { text } = await get(`/messages/${id}/text`);
+  if (message.querySelector(".editor")) return; // a second click
   const form = document.createElement("form");
   form.className = "editor";
   const box = document.createElement("textarea");
@@ -67,18 +78,18 @@ async function edit(element) {
   };
   cancel.addEventListener("click", close);
   form.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") {
+    if (event.key === "Escape" && !event.isComposing) {
       event.stopPropagation();
       close();
     }
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    if (entered(event) && !event.shiftKey) {
       event.preventDefault();
       form.requestSubmit();
     }
   });
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    void told(async () => changed(await post(`/messages/${id}/edit`, { text: box.value })))(form);
+    void told(() => branch(`/messages/${id}/edit`, { text: box.value }))(form);
   });
   said.after(form);
   message.classList.add("editing");
@@ -117,13 +128,13 @@ export function start() {
     "branch",
     told(async (element) => {
       if (chat.run) throw new Error("An answer is being written. Stop it, or wait for its end.");
-      await changed(await post(`/messages/${element.dataset.to}/select`));
+      await branch(`/messages/${element.dataset.to}/select`);
     }),
   );
   for (const name of ["regenerate", "continue"]) {
     onAction(
       name,
-      told(async (element) => changed(await post(`/messages/${idOf(element)}/${name}`))),
+      told((element) => branch(`/messages/${idOf(element)}/${name}`)),
     );
   }
 }

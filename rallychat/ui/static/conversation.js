@@ -59,11 +59,11 @@ export function begin({ address = "push" } = {}) {
 export const place = () => opening;
 
 /**
- * Shows what a change answered: new messages, and the run that now grows. `from`: the place where it was asked for, if
- * that was a new chat; what is open by now may be another one.
- * @param {{conversation: string, after: string | null, html: string, run: string | null}} change @param {number} [from]
+ * Shows what a change answered: new messages, and the run that now grows. `from`: the place where it was asked for; what
+ * is open by now may be another one.
+ * @param {{conversation: string, after: string | null, html: string, run: string | null}} change @param {number} from
  */
-export async function changed(change, from = opening) {
+export async function changed(change, from) {
   if (chat.id === null) {
     if (from !== opening) return emit("listed");
     chat.id = change.conversation;
@@ -100,8 +100,8 @@ export async function sync() {
     return;
   }
   const unheard = facts.run && !live.following();
-  if (facts.tip !== chat.tip || facts.run !== chat.run || unheard) await open(id, { address: "keep" });
-  else learn(facts);
+  if (facts.tip === chat.tip && facts.run === chat.run && !unheard) learn(facts);
+  else if (!transcript.edited()) await open(id, { address: "keep" }); // else later: it would take away what is written
 }
 
 function fromAddress() {

@@ -5,6 +5,7 @@ import { copy } from "./actions.js";
 import { byId, onAction, toast } from "./dom.js";
 import { emit } from "./state.js";
 
+/** @typedef {{id: string, path: string}} Share */
 let id = "";
 const box = () => /** @type {HTMLDialogElement} */ (byId("rc-conversation"));
 const folder = () => /** @type {HTMLInputElement} */ (byId("rc-folder"));
@@ -47,15 +48,19 @@ function button(action, text, on) {
 }
 
 async function shares() {
-  const { data } = await get(`/v1/conversations/${id}/shares`);
-  byId("rc-shares").replaceChildren(...data.map(line));
+  const of = id;
+  const { data } = await get(`/v1/conversations/${of}/shares`);
+  if (of === id) byId("rc-shares").replaceChildren(...data.map((/** @type {Share} */ share) => line(share, of)));
 }
 
-/** @param {{id: string, path: string}} share */
-function line(share) {
+/** @param {Share} share */
+const address = ({ path }) => new URL(path.slice(1), new URL("./", location.href)).href;
+
+/** @param {Share} share @param {string} of */
+function line(share, of) {
   const row = document.createElement("li");
   const link = document.createElement("a");
-  link.href = new URL(share.path.slice(1), new URL("./", location.href)).href;
+  link.href = address(share);
   link.textContent = link.href;
   link.target = "_blank";
   const take = Object.assign(document.createElement("button"), { type: "button", className: "quiet", textContent: "Copy" });
@@ -68,7 +73,7 @@ function line(share) {
   const end = Object.assign(document.createElement("button"), { type: "button", className: "quiet danger", textContent: "Revoke" });
   end.addEventListener("click", () =>
     told(async () => {
-      await remove(`/v1/conversations/${id}/shares/${share.id}`);
+      await remove(`/v1/conversations/${of}/shares/${share.id}`);
       row.remove();
       toast("The link shows nothing any more.");
     }),
@@ -94,8 +99,7 @@ async function share() {
   await told(async () => {
     const made = await post(`/v1/conversations/${id}/shares`);
     await shares();
-    const row = [...byId("rc-shares").querySelectorAll("a")].find((link) => link.href.endsWith(made.path));
-    await copy(row?.href ?? "").catch(() => undefined);
+    await copy(address(made)).catch(() => undefined);
     toast("Whoever has this link sees the conversation as it is now.");
   });
 }

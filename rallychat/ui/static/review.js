@@ -89,8 +89,9 @@ async function save(event) {
     const data = new FormData(/** @type {HTMLFormElement} */ (form()));
     const asked = { model, answer: sampling("answer"), summary: sampling("summary"), summary_prompt: data.get("summary_prompt") ?? "", multi_gpu: data.has("multi_gpu"), way: data.get("way") ?? "auto" };
     complain(line, "");
-    fill(await post("/models/choice", asked));
+    const told = await post("/models/choice", asked);
     if (shown !== model) return;
+    fill(told);
     if (box instanceof HTMLInputElement && ["way", "multi_gpu"].includes(box.name)) await again(box);
     saved("Kept.");
   } catch (error) {
@@ -117,8 +118,11 @@ async function applyYaml(element) {
   const box = /** @type {HTMLElement} */ (element.closest(".generation"));
   const text = /** @type {HTMLTextAreaElement | null} */ (box.querySelector(".yaml textarea"))?.value ?? "";
   const line = box.querySelector(".field-error");
+  const model = shown;
   try {
-    fill(await post("/models/choice/yaml", { model: shown, part: box.dataset.part, text }));
+    const told = await post("/models/choice/yaml", { model, part: box.dataset.part, text });
+    if (shown !== model) return;
+    fill(told);
     complain(line, "");
     saved("Kept.");
   } catch (error) {
@@ -131,9 +135,11 @@ export function start() {
   page().addEventListener("submit", (event) => event.preventDefault());
   onAction("apply-yaml", applyYaml);
   onAction("reset-choice", async () => {
+    const model = shown;
     try {
-      await post("/models/choice/reset", { model: shown });
-      await show(shown, { stay: true });
+      await post("/models/choice/reset", { model });
+      if (shown !== model) return;
+      await show(model, { stay: true });
       saved("All as the model has it.");
     } catch (error) {
       complain(byId("rc-choice-error"), /** @type {Error} */ (error).message);

@@ -49,6 +49,9 @@ export const liveMessage = () => list().querySelector(".message.live");
 export const idOf = (element) =>
   /** @type {HTMLElement | null} */ (element.closest("[data-message]"))?.dataset.message ?? "";
 
+/** Somebody rewrites a message. */
+export const edited = () => list().querySelector(".editor") !== null;
+
 export function toEnd() {
   sticks = true;
   scroller().scrollTop = scroller().scrollHeight;
@@ -82,9 +85,10 @@ async function loadOlder() {
   if (loading || !older || !chat.id) return;
   loading = true;
   const asked = chat.id;
+  const before = older;
   try {
-    const part = await get(`/conversations/${asked}/messages?before=${encodeURIComponent(older)}`);
-    if (asked !== chat.id) return;
+    const part = await get(`/conversations/${asked}/messages?before=${encodeURIComponent(before)}`);
+    if (asked !== chat.id || before !== older) return;
     const height = scroller().scrollHeight;
     const top = scroller().scrollTop;
     list().prepend(fragment(part.html));
