@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Final, Literal, assert_never
 
@@ -20,7 +20,6 @@ from rallychat.messages import (
     Failed,
     Finished,
     Loading,
-    Part,
     Queued,
     Reasoning,
     ReasoningDelta,
@@ -66,15 +65,11 @@ class LiveView:
                 assert_never(happened)
 
 
-async def watch(run: Run, *, base: Sequence[Part], model_name: str) -> AsyncGenerator[bytes, None]:
-    """A run from its beginning to its end; leaving does not stop it.
-
-    Args:
-        base: what the answer said before this run continued it.
-    """
+async def watch(run: Run, *, model_name: str) -> AsyncGenerator[bytes, None]:
+    """A run from its beginning, or that of the answer it continues, to its end; leaving does not stop it."""
     view = LiveView(model_name)
     yield event("begin", {"message": run.message_id})
-    for part in base:
+    for part in run.before:
         match part:
             case Text(text=text):
                 yield view.grow("answer", text)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import suppress
 from typing import Any
 
 from fastapi import APIRouter
@@ -17,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from rallychat.catalog.types import SamplingFacts
 from rallychat.chat import ChatService
 from rallychat.errors import NotFound, RallyChatError
-from rallychat.messages import Part
 from rallychat.runs import Run
 from rallychat.store import StoredMessage
 from rallychat.ui import fragments, transcript
@@ -48,11 +46,10 @@ class Edited(BaseModel):
 
 
 class Turns:
-    """Turns as the page starts and watches them. Remembers what continued answers had said before."""
+    """Turns as the page starts and watches them."""
 
     def __init__(self, service: ChatService) -> None:
         self.service = service
-        self._said_before: dict[str, tuple[Part, ...]] = {}
 
     async def say(self, said: Said) -> dict[str, Any]:
         """Says it in a conversation; in a new one, which is not kept if it cannot be said."""
@@ -82,13 +79,8 @@ class Turns:
 
     async def go_on(self, message_id: str) -> dict[str, Any]:
         """More of an answer that ended early."""
-        before = await self.service.store.message(message_id)
         run = await self.service.continue_answer(message_id)
-        self._said_before = {
-            known: parts for known, parts in self._said_before.items() if self._is_running(known)
-        }
-        self._said_before[run.id] = before.parts
-        return await self.shown(run, after=before.parent_id)
+        return await self.shown(run, after=await self._parent(message_id))
 
     async def switch(self, message_id: str) -> dict[str, Any]:
         """The branch through this message."""
@@ -103,7 +95,7 @@ class Turns:
     async def watch(self, run: Run, row: StoredMessage) -> AsyncGenerator[bytes, None]:
         """The run of a message as server-sent events, then the finished message, unless it was deleted meanwhile."""
         name = transcript.model_name(self.service, row.model)
-        async for sent in watch(run, base=self._said_before.get(run.id, ()), model_name=name):
+        async for sent in watch(run, model_name=name):
             yield sent
         try:
             view = await transcript.one(self.service, row.id)
@@ -119,11 +111,6 @@ class Turns:
 
     async def _parent(self, message_id: str) -> str | None:
         return (await self.service.store.message(message_id)).parent_id
-
-    def _is_running(self, run_id: str) -> bool:
-        with suppress(NotFound):
-            return not self.service.runs.get(run_id).done
-        return False
 
 
 def router(service: ChatService) -> APIRouter:
