@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import threading
 import zipfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import suppress
-from datetime import UTC
+from datetime import UTC, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +21,7 @@ from hypothesis import strategies as st
 from rallychat.errors import InvalidRequest
 from rallychat.settings import Settings
 from rallychat.store import ConversationStore
-from rallychat.transfer import chatgpt, import_file, openwebui, ours
+from rallychat.transfer import chatgpt, import_file, importing, openwebui, ours
 from rallychat.transfer.records import NotJson, records
 from rallychat.transfer.trees import Read, when
 
@@ -178,3 +181,49 @@ def test_folds_without_an_end_are_read_in_one_go(fold: str) -> None:
 def test_a_time_that_is_none_is_left_out(value: Any) -> None:
     read = when(value)
     assert read is None or read.astimezone(UTC)
+
+
+@pytest.mark.parametrize("value", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z", -62_000_000_000])
+def test_a_time_that_some_clock_cannot_show_is_left_out(value: Any) -> None:
+    read = when(value)
+    for minutes in (-840, 840):
+        assert read is None or read.astimezone(timezone(timedelta(minutes=minutes)))
+    assert when("1970-01-01T00:00:00Z") is not None
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"mapping": {"\ud800": 1}},
+        {"messages": [{"role": "user", "content": "hi"}], "sampling": {"\ud800": 1}},
+    ],
+)
+async def test_a_name_that_is_no_text_is_reported_as_one(
+    store: ConversationStore, tmp_path: Path, record: Any
+) -> None:
+    (tmp_path / "file").write_text(json.dumps([record]))
+    report = await import_file(store, tmp_path / "file")
+    assert report.failed == 1
+    assert orjson.dumps(report.problems)
+
+
+async def test_an_import_may_be_cancelled_while_it_reads(
+    store: ConversationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, on = threading.Event(), threading.Event()
+
+    def slow(_: IO[bytes]) -> Generator[Any]:
+        reading.set()
+        on.wait(60)
+        yield {}
+
+    monkeypatch.setattr(importing, "records", slow)
+    (tmp_path / "file").write_bytes(ONE)
+    task = asyncio.create_task(import_file(store, tmp_path / "file"))
+    try:
+        await asyncio.to_thread(reading.wait, 60)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    finally:
+        on.set()

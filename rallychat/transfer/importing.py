@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +21,7 @@ from rallychat.errors import InvalidRequest
 from rallychat.store import ConversationStore
 from rallychat.transfer import chatgpt, openwebui, ours
 from rallychat.transfer.records import NotJson, records
-from rallychat.transfer.trees import Read
+from rallychat.transfer.trees import Read, text_of
 
 MOST_NAMED = 100
 """Conversations the report names; of more there are only counts."""
@@ -54,7 +55,7 @@ class Report:
     def note(self, sentence: str) -> None:
         """One more thing to say, unless there are too many."""
         if len(self.problems) < MOST_NAMED:
-            self.problems.append(sentence)
+            self.problems.append(text_of(sentence))  # it may quote the file
         elif len(self.problems) == MOST_NAMED:
             self.problems.append("… and more of the kind.")
 
@@ -86,7 +87,8 @@ async def import_file(
             hint="import the file as it was exported, JSON or ZIP",
         ) from exc
     finally:
-        found.close()
+        with suppress(ValueError):  # cancelled while a thread is in it, it is closed when that comes out
+            found.close()
     if not report.imported + report.already_here + report.empty + report.failed:
         raise InvalidRequest(
             "There are no conversations in this file.",

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import MAXYEAR, MINYEAR, UTC, datetime
 from typing import Any
 
 from rallychat.errors import InvalidRequest
@@ -90,15 +90,21 @@ def rows(value: Any) -> Iterator[Any]:
 
 
 def when(value: Any) -> datetime | None:
-    """A time in seconds (or milli-, micro-, nanoseconds) since 1970, or in ISO 8601."""
+    """A time in seconds (or milli-, micro-, nanoseconds) since 1970, or in ISO 8601; None if it cannot be one."""
     try:
-        if isinstance(value, str):
-            read = datetime.fromisoformat(value)
-            return read.astimezone(UTC) if read.tzinfo else read.replace(tzinfo=UTC)
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            while abs(value) > 1e11:
-                value /= 1000
-            return datetime.fromtimestamp(value, UTC)
+        read = _moment(value)
     except (ValueError, OverflowError, OSError):
-        pass
+        return None
+    # in the first and the last year there is a time zone whose clock cannot show it
+    return read if read is not None and MINYEAR < read.year < MAXYEAR else None
+
+
+def _moment(value: Any) -> datetime | None:
+    if isinstance(value, str):
+        read = datetime.fromisoformat(value)
+        return read.astimezone(UTC) if read.tzinfo else read.replace(tzinfo=UTC)
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        while abs(value) > 1e11:
+            value /= 1000
+        return datetime.fromtimestamp(value, UTC)
     return None
