@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -40,10 +41,13 @@ class Store:
     copies: dict[str, list[int]] = field(default_factory=dict)
     drops: list[str] = field(default_factory=list)
     fails: bool = False
+    meanwhile: Callable[[], object] = lambda: None
+    """Happens while a copy is made or brought back."""
 
     async def save(self, slot: int, name: str, prompt: list[int]) -> list[str]:
         if self.fails:
             raise EngineRefused("no room")
+        self.meanwhile()
         self.copies[name] = self.slots[slot]
         dropped, self.drops = self.drops, []
         return dropped
@@ -52,6 +56,11 @@ class Store:
         if self.fails or name not in self.copies:
             raise EngineRefused("no such copy")
         self.slots[slot] = self.copies[name]
+        self.meanwhile()
+
+    async def discard(self, names: list[str]) -> None:
+        for name in names:
+            self.copies.pop(name, None)
 
 
 def slow() -> Costs:
@@ -171,6 +180,44 @@ async def test_an_engine_without_room_loses_nothing_but_time() -> None:
     assert await world.say([*LONG, 1, 2], "a") == len(LONG) + 1
 
 
+@pytest.mark.parametrize("deleted", [{"session": "a"}, {"user": "ann"}])
+async def test_a_copy_that_is_forgotten_while_it_is_made_or_brought_back_is_discarded(
+    deleted: dict[str, str],
+) -> None:
+    world = World()
+    forgotten: list[str] = []
+    await world.say(LONG, "a")
+    world.store.meanwhile = lambda: forgotten.extend(world.offload.forget(**deleted))
+    await world.say(OTHER, "b", "ben")
+    assert len(forgotten) == 1
+    assert world.store.copies == {}
+    assert world.offload.of("a") == []
+    world.store.meanwhile = lambda: None
+    await world.say(LONG, "a")
+    await world.say(OTHER, "b", "ben")
+    (name,) = [name for name, ids in world.store.copies.items() if ids == LONG]
+    forgotten.clear()
+    world.store.meanwhile = lambda: forgotten.extend(world.offload.forget(**deleted))
+    await world.say([*LONG, 1], "a")
+    assert name in forgotten
+    assert world.offload.of("a") == []
+
+
+async def test_a_copy_that_nobody_waited_for_to_the_end_can_be_forgotten() -> None:
+    world = World()
+    await world.say(LONG, "a")
+    store, save = world.store, world.store.save
+
+    async def left(slot: int, name: str, prompt: list[int]) -> list[str]:
+        await save(slot, name, prompt)
+        raise asyncio.CancelledError
+
+    store.save = left  # type: ignore[method-assign]
+    with pytest.raises(asyncio.CancelledError):
+        await world.say(OTHER, "b")
+    assert world.offload.forget(session="a") == list(store.copies)
+
+
 async def test_copies_that_had_to_go_are_not_counted_on() -> None:
     world = World()
     await world.say(LONG, "a")
@@ -285,6 +332,26 @@ async def test_copies_age_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
     await kept.save(0, "a", [])
     while copier.files:  # noqa: ASYNC110 - nothing tells of it
         await asyncio.sleep(0.01)
+
+
+async def test_a_copy_that_is_discarded_while_it_is_made_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    copier = Copier(1)
+    kept, slots = offloaded(copier, most=100)
+    save = copier.save
+
+    async def overtaken(slot: EngineSlot, name: str) -> int:
+        kept.discard([name])
+        return await save(slot, name)
+
+    monkeypatch.setattr(copier, "save", overtaken)
+    with pytest.raises(EngineRefused, match="discarded"):
+        await kept.save(0, "a", [])
+    assert copier.files == set()
+    with pytest.raises(NotFound):
+        await kept.restore(0, "a", salt=None)
+    monkeypatch.undo()
+    assert (await kept.save(0, "a", []), copier.files) == ([], {"a"})
+    assert not (await slots.hold(0)).held
 
 
 async def test_without_room_an_engine_refuses() -> None:

@@ -43,6 +43,7 @@ class Offloaded:
         self._slots = slots
         self._most = most
         self._copies: OrderedDict[str, _Copy] = OrderedDict()
+        self._making: set[str] = set()
         self._aging: asyncio.TimerHandle | None = None
 
     async def save(self, index: int, name: str, prompt: list[int]) -> list[str]:
@@ -52,18 +53,26 @@ class Offloaded:
             prompt: what it is known to hold.
 
         Raises:
-            EngineRefused: the engine cannot, there is no room, or another prompt is there by now.
+            EngineRefused: the engine cannot, there is no room, another prompt is there by now, or the copy was
+                discarded before it was made.
         """
         if not (self._backend.info.offload and self._most):
             raise EngineRefused("This engine keeps no caches outside its slots.")
         self.discard([name])
-        slot = await self._slots.hold(index)
+        self._making.add(name)
         try:
-            if shared_prefix(slot.held, prompt) < min(len(slot.held), len(prompt)):
-                raise EngineRefused(f"Slot {index} holds something else by now.")
-            size = await self._backend.save(slot, name)
+            slot = await self._slots.hold(index)
+            try:
+                if shared_prefix(slot.held, prompt) < min(len(slot.held), len(prompt)):
+                    raise EngineRefused(f"Slot {index} holds something else by now.")
+                size = await self._backend.save(slot, name)
+            finally:
+                self._slots.release(slot, slot.held)
+            if name not in self._making:
+                self._backend.discard(name)
+                raise EngineRefused("This copy was discarded while it was made.")
         finally:
-            self._slots.release(slot, slot.held)
+            self._making.discard(name)
         self._copies[name] = _Copy(slot.held, slot.salt, size, time.monotonic())
         return self._make_room()
 
@@ -90,8 +99,9 @@ class Offloaded:
             self._slots.release(slot, held)
 
     def discard(self, names: Iterable[str]) -> None:
-        """Deletes copies, as far as they are there."""
+        """Deletes copies, as far as they are there; those that are being made, once they are."""
         for name in names:
+            self._making.discard(name)
             if self._copies.pop(name, None) is not None:
                 self._backend.discard(name)
 

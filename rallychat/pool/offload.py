@@ -55,6 +55,7 @@ class Offload:
     def __init__(self, costs: Costs) -> None:
         self._costs = costs
         self._copies: dict[str, _Copy] = {}
+        self._coming: dict[str, _Copy] = {}  # those that are being made: they can be forgotten already
         self._saving = self._restoring = 0.0
         self._bytes = 0
         self._left_at = self._measured_at = -PRESSED
@@ -67,6 +68,7 @@ class Offload:
     def begin(self, bytes_per_token: int) -> None:
         """The engine has begun, or begun anew."""
         self._copies.clear()
+        self._coming.clear()
         self._bytes = bytes_per_token
 
     def of(self, session: str) -> list[int]:
@@ -77,12 +79,13 @@ class Offload:
     def forget(self, *, session: str = "", user: str = "") -> list[str]:
         """Names of the copies of that conversation, or of all of that user's; they are known here no more."""
         names = [
-            name
-            for name, copy in self._copies.items()
+            copy.name
+            for copy in (*self._copies.values(), *self._coming.values())
             if (session and copy.cache.session == session) or (user and copy.cache.user == user)
         ]
         for name in names:
-            del self._copies[name]
+            self._copies.pop(name, None)
+            self._coming.pop(name, None)
         return names
 
     async def exchange(
@@ -159,20 +162,32 @@ class Offload:
     async def _save(self, cache: Cache, slot: Slot, client: EngineClient) -> None:
         before = self.forget(session=cache.session)
         name, began = before[0] if before else uuid.uuid4().hex, time.monotonic()
-        dropped = await client.save(slot.index, name, cache.ids)
-        self._copies[name] = _Copy(name, cache)
-        for gone in dropped:
-            self._copies.pop(gone, None)
+        coming = self._coming[name] = _Copy(name, cache)
+        dropped: list[str] = []
+        try:
+            dropped = await client.save(slot.index, name, cache.ids)
+        except EngineRefused:
+            self._coming.pop(name, None)
+            raise
+        finally:  # who leaves meanwhile does not keep it from being made
+            if self._coming.get(name) is coming:
+                self._copies[name] = self._coming.pop(name)
+            for gone in dropped:
+                self._copies.pop(gone, None)
+        if name not in self._copies and name not in dropped:
+            await client.discard([name])  # it was forgotten meanwhile
         self._measured_at = time.monotonic()
         self._saving = smooth(self._saving, self._measured_at - began, 0.2)
         self.saved += 1
 
     async def _restore(self, mine: _Copy, slot: Slot, client: EngineClient, *, salt: str | None) -> None:
-        self._copies.pop(mine.name, None)
         slot.ids, began = [], time.monotonic()
-        await client.restore(slot.index, mine.name, cache_salt=salt)
-        slot.ids = mine.cache.ids
-        self._copies[mine.name] = mine  # it stays good until there is a newer one
+        try:
+            await client.restore(slot.index, mine.name, cache_salt=salt)
+        except EngineRefused:
+            self._copies.pop(mine.name, None)
+            raise
+        slot.ids = mine.cache.ids  # the copy stays good until there is a newer one
         self._measured_at = time.monotonic()
         self._restoring = smooth(self._restoring, self._measured_at - began, 0.2)
         self.restored += 1
