@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TypeVar
 
 import pytest
@@ -15,13 +16,13 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from pydantic import SecretStr
-from sqlalchemy import Connection, make_url
+from sqlalchemy import Connection, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from rallychat.errors import SettingsError, StoreError, StoreUnavailable
 from rallychat.messages import Message
 from rallychat.settings import Settings
-from rallychat.store import ConversationStore, migrate
+from rallychat.store import ConversationStore, migrate, processes
 from rallychat.store.tables import metadata
 from tests import postgres
 from tests.api_world import echoing
@@ -196,6 +197,30 @@ async def test_without_the_server_calls_fail_at_once_and_go_on_when_it_is_back(
             await cable.mend()
             assert await store.list() == [conversation]
             await store.create()
+
+
+async def test_when_the_server_is_back_nobody_is_taken_for_dead_who_could_not_say_that_they_live(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(processes, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(processes, "BEAT", 3600.0)  # the test says when
+    async with (
+        ConversationStore.open(at(tmp_path / "a", url)) as one,
+        ConversationStore.open(at(tmp_path / "b", url)) as other,
+    ):
+        conversation = await other.create()
+        await other.answers.begin(conversation.id, parent_id=None, user=Message.of("user", "hi"), model="m")
+        async with one._database.write() as db:  # nothing could be written for a minute
+            await db.execute(text("UPDATE owners SET seen_at = seen_at - interval '1 minute'"))
+        now += 60
+        assert await one.interrupt_orphans() == 0
+        for _ in range(3):
+            await one._processes._beat()
+            assert await one.interrupt_orphans() == 0
+            now += 8
+        await one._processes._beat()
+        assert await one.interrupt_orphans() == 1  # it had time enough
 
 
 async def test_an_operator_is_told_once_that_other_processes_are_not_heard(

@@ -3,12 +3,14 @@
 A process lives while its lock is held, where its lock can be seen: the operating system frees it, however the process
 dies. Processes on other machines, or with another data folder, can only share a PostgreSQL database; there each also
 notes every few seconds that it is alive, by the database's clock, and one that has not for `LAPSE` counts as dead.
+Where this one could not either, the database was away: then all get as long again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
@@ -30,6 +32,9 @@ log = logging.getLogger(__name__)
 BEAT = 5.0
 """Seconds between two notes that this process is alive."""
 LAPSE = timedelta(seconds=20)
+SILENCE = 10.0
+"""Seconds between two such notes of this process from which on the database counts as having been away. No more than
+`LAPSE` less `BEAT`: who noted it just before that has been silent for so much longer."""
 _INTERRUPTED = "The server stopped before this answer was finished."
 _START_TIMEOUT = 60.0
 
@@ -44,6 +49,8 @@ class Processes:
     def __init__(self, database: Database, owner: Owner) -> None:
         self._database = database
         self._owner = owner
+        self._noted = time.monotonic()
+        self._judging_from = self._noted
 
     @asynccontextmanager
     async def joined(self) -> AsyncGenerator[None]:
@@ -72,6 +79,7 @@ class Processes:
             await asyncio.to_thread(self._owner.take)
             if self._database.is_shared:
                 self._owner.find_place()
+                self._noted = time.monotonic()
                 await self._beat()
         finally:
             one_at_a_time.__exit__(None, None, None)
@@ -91,6 +99,10 @@ class Processes:
             async with self._database.write("growing") as db:
                 row = {"id": self._owner.id, "place": self._owner.place, "seen_at": func.now()}
                 await put(db, owners, row)
+        now = time.monotonic()
+        if now - self._noted > SILENCE:
+            self._judging_from = now + LAPSE.total_seconds()
+        self._noted = now
 
     @whole
     async def _leave(self) -> None:
@@ -137,8 +149,16 @@ class Processes:
             rows = await db.execute(
                 select(owners.c.id, owners.c.place, late.label("late")).where(owners.c.id.in_(names))
             )
-            heard = {row.id: None if row.place == self._owner.place else bool(row.late) for row in rows}
+            judging = self._is_judging()
+            heard = {
+                row.id: None if row.place == self._owner.place else judging and bool(row.late) for row in rows
+            }
         return {name: heard.get(name, True) for name in names}
+
+    def _is_judging(self) -> bool:
+        """The others could note that they are alive, as far as this process can tell from its own notes."""
+        now = time.monotonic()
+        return now - self._noted <= SILENCE and now >= self._judging_from
 
     def _unlocked(self, names: Sequence[str]) -> list[str]:
         with starting(self._owner.folder, timeout=_START_TIMEOUT):
