@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
+import zipfile
 from collections.abc import Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -537,6 +539,8 @@ async def test_who_is_let_in_without_login_sees_no_key_of_the_operator_s_and_rev
         async with client(app) as http:
             assert (await http.get("/v1/me/keys")).json()["data"] == []
             assert "backup" not in (await http.get("/account")).text
+            with zipfile.ZipFile(io.BytesIO((await http.get("/v1/me/export")).content)) as archive:
+                assert not [name for name in archive.namelist() if b"backup" in archive.read(name)]
             assert (await http.delete(f"/v1/me/keys/{key.id}")).status_code == 403
             assert (await http.post(f"/account/keys/{key.id}/revoke")).status_code == 403
         assert [each.revoked_at for each in await service.accounts.keys()] == [None]

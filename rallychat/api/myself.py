@@ -31,7 +31,7 @@ from rallychat.api.people_shapes import (
 from rallychat.api.responses.pages import listed
 from rallychat.api.routing import JsonRoute, problems
 from rallychat.api.serving import service_of
-from rallychat.identity import LOCAL_USER, current
+from rallychat.identity import ANYBODY, LOCAL_USER, current
 from rallychat.store.account_types import Session
 
 if TYPE_CHECKING:
@@ -74,10 +74,10 @@ class _Sent(FileResponse):
 
 async def exported(service: ChatService) -> Response:
     """Everything of whoever asks, as a file."""
-    mine = oneself().id
+    person = oneself()
     with ExitStack() as folder:
         path = folder.enter_context(service.store.files.scratch()) / "export.zip"
-        await service.store.belongings.export(mine, path)
+        await service.store.belongings.export(person.id, path, keys=person != ANYBODY)
         return _Sent(path, folder.pop_all())
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,17 +67,18 @@ class Belongings:
         self._folder = folder
         self._exporting = asyncio.Lock()
 
-    async def export(self, user_id: str, path: Path) -> None:
+    async def export(self, user_id: str, path: Path, *, keys: bool = True) -> None:
         """Writes everything of a user into a new ZIP file: conversations with all branches, the rest by table, as JSON.
 
         Secrets (of keys, sessions, passwords) are not in it; they are nowhere. One is made at a time: it takes a
-        connection for as long as it takes.
+        connection for as long as it takes. `keys`: what there is to know of API keys is in it.
         """
+        left_out = _APART | _LEFT_OUT | (frozenset() if keys else {"api_keys"})
         async with self._exporting:
-            await self._export(user_id, path)
+            await self._export(user_id, path, left_out)
 
     @whole
-    async def _export(self, user_id: str, path: Path) -> None:
+    async def _export(self, user_id: str, path: Path, left_out: Set[str]) -> None:
         with zipfile.ZipFile(path, "x", zipfile.ZIP_DEFLATED) as archive:
             async with self._database.read() as db:
                 mine = select(conversations.c.id).where(conversations.c.user_id == user_id)
@@ -88,7 +89,7 @@ class Belongings:
                     )
                 for table in metadata.sorted_tables:
                     which = rows_of(table, user_id)
-                    if which is not None and table.name not in _APART | _LEFT_OUT:
+                    if which is not None and table.name not in left_out:
                         rows = await db.execute(_all(table).where(which))
                         held = [_plain(table, row) for row in rows.mappings()]
                         await asyncio.to_thread(_put, archive, f"{table.name}.json", held)
