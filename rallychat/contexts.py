@@ -81,7 +81,8 @@ class Contexts:
         """The prompt of the branch that ends at `tip`: a question, or an answer that goes on.
 
         Raises:
-            ContextOverflow: what must stay does not fit. InvalidRequest: the question itself is excluded.
+            ContextOverflow: what must stay does not fit. InvalidRequest: the question itself is excluded, or
+                the exchange of an answer that is to go on.
         """
         while True:
             path, memory = await self._store.view(conversation.id, tip=tip)
@@ -108,7 +109,7 @@ class Contexts:
         max_tokens: int | None,
         wish: Wish,
     ) -> Plan:
-        if path[-1].mark == "exclude":
+        if _excluded(path):
             raise InvalidRequest(
                 "This message is excluded, so it cannot be answered.", hint="include it again"
             )
@@ -147,9 +148,11 @@ class Contexts:
     ) -> Plan:
         """The prompt of a request that stores nothing and names a strategy; its report names messages by index."""
         rows = [asked.row(index, message) for index, message in enumerate(messages)]
-        if rows[-1].mark == "exclude":
+        if _excluded(rows):
             raise InvalidRequest("The last message cannot be excluded: it is what is asked.", param="exclude")
         voice, path = self._voice(None, rows, model, engine)
+        if not path:
+            raise InvalidRequest("There is nothing to answer but a system prompt.", param="messages")
         return await plan_turn(
             path,
             voice=voice,
@@ -386,6 +389,13 @@ class Contexts:
     async def set_elsewhere(self, conversation_id: str, wanted: bool | None) -> Conversation:
         """Whether this conversation quotes the person's others from now on; None: as the server is set."""
         return await self._store.update(conversation_id, elsewhere=wanted)
+
+
+def _excluded(path: Sequence[StoredMessage]) -> bool:
+    """The last message of the path, or the exchange it belongs to, may not enter the prompt."""
+    asked = next((at for at in range(len(path) - 1, -1, -1) if path[at].role == "user"), 0)
+    marks = [row.mark for row in path[asked:]]
+    return marks[-1] == "exclude" or ("exclude" in marks and "pin" not in marks)
 
 
 def _question(after: StoredMessage, text: str) -> StoredMessage:

@@ -173,6 +173,32 @@ async def test_stop_keeps_the_partial_answer_and_continue_goes_on_in_the_same_me
         assert end.usage.cached_tokens >= end.usage.prompt_tokens - 2
 
 
+async def test_an_answer_to_a_question_that_is_excluded_does_not_go_on(world: World) -> None:
+    async with world("delay_ms = 5") as service:
+        chat = await conversation(service)
+        await ended(await service.turn(chat, "first"), "first")
+        run = await service.turn(chat, "word " * 100)
+        await first_text(run)
+        await service.stop(run.id)
+        rows = await service.store.path(chat)
+        await service.contexts.mark(rows[-2].id, "exclude")
+        refused = await ended(await service.continue_answer(run.message_id))
+        assert isinstance(refused, Failed)
+        assert "excluded" in refused.message
+        assert (await service.store.message(run.message_id)).text == rows[-1].text
+        await service.contexts.mark(rows[-1].id, "pin")  # then the exchange stays
+        end = await ended(await service.continue_answer(run.message_id, sampling=Sampling(max_tokens=3)))
+        assert isinstance(end, Finished)
+
+
+async def test_a_system_prompt_alone_is_no_question(world: World) -> None:
+    async with world() as service:
+        alone = service.complete([Message.of("system", "Be brief.")], context=Asked("hybrid"))
+        *_, refused = [event async for event in alone]
+        assert isinstance(refused, Failed)
+        assert "nothing to answer" in refused.message
+
+
 async def test_a_complete_answer_cannot_be_continued(world: World) -> None:
     async with world() as service:
         run = await service.turn(await conversation(service), "hi")
