@@ -65,6 +65,7 @@ class Latencies:
         self._known: dict[str, Points] = _read(self._path)
         self._keys: dict[str, tuple[WorkerSpec, str]] = {}
         self._partly: dict[str, Points] = {}
+        self._measuring: set[str] = set()
 
     def pace(self, model_id: str) -> Pace | None:
         """What follows for the budget of a model; None: it was not measured."""
@@ -97,19 +98,24 @@ class Latencies:
         """
         key = key_of(engine.spec)
         lengths = [length for length in LENGTHS if length + 2 * NEW < engine.info.window]
-        if not self._settings.latency_factor or key in self._known or len(lengths) < 2:
+        done = key in self._known or key in self._measuring
+        if not self._settings.latency_factor or done or len(lengths) < 2:
             return
         if not engine.info.slot_affinity or engine.info.instant or engine.queue.busy:
             return
-        ids = await _filler(engine, lengths[-1] + (TRIES + 1) * NEW)
-        points = self._partly.setdefault(key, [])
-        async with engine.slot(ids, priority=Priority.TITLES, apart="only") as slot:
-            for length in lengths[len(points) :]:
-                points.append((length, await _time(engine, slot, ids, length)))
-                if points[-1][1] > points[0][1] * self._settings.latency_factor * 1.25:
-                    break
-                if points[0][1] < FELT:
-                    break
+        self._measuring.add(key)
+        try:
+            ids = await _filler(engine, lengths[-1] + (TRIES + 1) * NEW)
+            points = self._partly.setdefault(key, [])
+            async with engine.slot(ids, priority=Priority.TITLES, apart="only") as slot:
+                for length in lengths[len(points) :]:
+                    points.append((length, await _time(engine, slot, ids, length)))
+                    if points[-1][1] > points[0][1] * self._settings.latency_factor * 1.25:
+                        break
+                    if points[0][1] < FELT:
+                        break
+        finally:
+            self._measuring.discard(key)
         self._known[key] = self._partly.pop(key)
         _write(self._path, self._known)
         log.info("first token after so many tokens, in ms: %s", points)

@@ -124,10 +124,12 @@ class Riding:
         slot = await self._read(scene, making, run, await self._ids(scene, making, ""), apart="only")
         if scene.engine.info.rollback and not scene.engine.queue.others(scene.session):
             slot = await self._catch_up(scene, making, run, slot, apart="only")
-        if run.done:
+        if run.done or slot.session != scene.session:
             return  # too late: the next question finds the old prompt, all of it in its slot
         if not await self._compacting.swap(scene, making):
             return
+        if slot.session != scene.session:
+            return  # somebody needed it more: nobody holds it between two slices
         scene.engine.queue.settle(scene.session, slot)
         if scene.engine.info.rollback:
             await self._follow(scene, making, run)

@@ -172,9 +172,11 @@ async def test_who_pauses_has_room_made_in_idle_time_and_none_beside_answers(
         assert beside == []
 
 
-@pytest.mark.parametrize("ended", [False, True])
-async def test_a_prompt_that_lacks_an_answer_that_has_ended_is_not_swapped_in(
-    ended: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("ended", "taken"), [(False, ""), (True, ""), (False, "after the last slice"), (False, "amid the swap")]
+)
+async def test_a_prompt_that_lacks_an_answer_that_has_ended_or_its_slot_is_not_swapped_in(
+    ended: bool, taken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nothing: Any = None
     making, swapped = Making(nothing, nothing), list[Making]()
@@ -187,22 +189,27 @@ async def test_a_prompt_that_lacks_an_answer_that_has_ended_is_not_swapped_in(
         return [1, 2, 3]
 
     async def read(*_: Any, **__: Any) -> Any:
-        return SimpleNamespace(ids=[1, 2, 3])
+        return slot
 
     async def swap(_: Scene, made: Making) -> bool:
-        run.whole = True
+        run.whole, slot.session = True, "another" if taken else "c"
         swapped.append(made)
         return True
 
     for name, double in (("_due", given), ("_ids", ids), ("_read", read)):
         monkeypatch.setattr(Riding, name, double)
-    queue = SimpleNamespace(others=lambda _: False, settle=lambda *_: None, home=lambda _: None)
+    slot = SimpleNamespace(ids=[1, 2, 3], session="another" if taken == "after the last slice" else "c")
+    settled: list[object] = []
+    queue = SimpleNamespace(
+        others=lambda _: False, settle=lambda _, mine: settled.append(mine), home=lambda _: None
+    )
     engine: Any = SimpleNamespace(info=SimpleNamespace(rollback=True), queue=queue)
     conversation: Any = SimpleNamespace(id="c")
     compacting: Any = SimpleNamespace(swap=swap, lasts=lambda _: None)
     riding = Riding(nothing, nothing, compacting, lambda _: cast("Run", run))
     await riding.ride(Scene(conversation, nothing, engine, None, 0.0), report_of([100]), hurried=True)
-    assert swapped == ([] if ended else [making])
+    assert swapped == ([] if ended or taken == "after the last slice" else [making])
+    assert settled == ([] if ended or taken else [slot])
 
 
 @pytest.mark.usefixtures("unhurried")

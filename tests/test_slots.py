@@ -181,6 +181,17 @@ async def test_who_gives_up_while_waiting_leaves_nothing_behind() -> None:
     assert queue.idle
 
 
+async def test_who_gives_up_takes_no_place_in_a_full_queue_from_that_very_step_on() -> None:
+    queue = ready(1, limit=1)
+    holder, quitter = Visitor(queue), Visitor(queue)
+    await settle()
+    quitter.task.cancel()
+    leaving = asyncio.create_task(holder.leave())
+    async with asyncio.timeout(30), queue.slot([], notify=ignore):
+        await leaving
+    assert queue.idle
+
+
 async def test_who_gives_up_in_the_very_step_of_being_granted_gives_the_slot_back() -> None:
     queue = ready(1)
     holder, quitter = Visitor(queue), Visitor(queue)

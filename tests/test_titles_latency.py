@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rallychat import latency
 from rallychat.engines.protocol import WorkerSpec
 from rallychat.latency import Latencies, key_of, limit_of
 from rallychat.settings import Settings
@@ -109,3 +114,30 @@ def test_another_way_to_run_a_model_is_measured_anew() -> None:
 def test_a_damaged_file_of_measurements_is_as_none(tmp_path: Path) -> None:
     (tmp_path / "latency.json").write_text('{"a": 3}')
     assert Latencies(Settings(data_dir=tmp_path)).pace("m") is None
+
+
+async def test_two_conversations_at_once_measure_a_model_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[int] = []
+
+    async def filler(_: object, count: int) -> list[int]:
+        await asyncio.sleep(0)
+        return list(range(count))
+
+    async def took(_engine: object, _slot: object, _ids: object, length: int) -> float:
+        await asyncio.sleep(0)
+        timed.append(length)
+        return 100.0
+
+    monkeypatch.setattr(latency, "_filler", filler)
+    monkeypatch.setattr(latency, "_time", took)
+    engine: Any = SimpleNamespace(
+        spec=WorkerSpec("llamacpp", "m"),
+        info=SimpleNamespace(window=9000, slot_affinity=True, instant=False),
+        queue=SimpleNamespace(busy=False),
+        slot=lambda *_, **__: nullcontext(),
+    )
+    latencies = Latencies(Settings(data_dir=tmp_path))
+    await asyncio.gather(latencies.measure(engine), latencies.measure(engine))
+    assert timed == list(latency.LENGTHS)

@@ -263,7 +263,7 @@ class SlotQueue:
         idle = [slot for slot in self._slots if not slot.busy]
         if person and self._open and self._without_spared(idle, asked):
             return
-        line = [waiting for waiting in self._line if waiting.person is person]
+        line = [w for w in self._line if w.person is person and not w.granted.done()]
         newest = to_refuse(asked, line, self._pace, limit=self._limit, by_user=person and self.by_user)
         if newest is not None:
             self._line.remove(newest)
