@@ -63,7 +63,7 @@ async def test_an_export_is_refused_and_another_fault_stays_one(
 ) -> None:
     wrong = OSError(errno.ENOSPC, "No space left on device")
 
-    async def full(*_: object) -> NoReturn:
+    async def full(*_: object, **__: object) -> NoReturn:
         raise wrong
 
     monkeypatch.setattr(Belongings, "export", full)

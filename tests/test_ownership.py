@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from rallychat.bench.scripted import scripted
 from rallychat.catalog import Sampling
 from rallychat.chat import ChatService
 from rallychat.engines.slots import Slots
@@ -168,11 +169,14 @@ async def titled(service: ChatService, conversation_id: str) -> bool:
 
 
 async def test_answers_of_several_people_are_saved_while_they_grow(tmp_path: Path) -> None:
+    scripted(tmp_path, "slow", "delay_ms = 5")
     async with ChatService.open(settings(tmp_path)) as service, AsyncExitStack() as stack:
         for user in ("user_her", "user_him"):
             with acting_as(user):
                 conversation = await service.store.create()
-                run = await service.turn(conversation.id, "!count 100000", sampling=Sampling(max_tokens=4000))
+                run = await service.turn(
+                    conversation.id, "!count 100000", model="slow", sampling=Sampling(max_tokens=4000)
+                )
                 stack.push_async_callback(run.stop)
                 async with aclosing(run.attach()) as events:
                     async for event in events:

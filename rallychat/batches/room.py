@@ -8,8 +8,8 @@ from typing import Final
 
 from rallychat.batches.lines import Line
 from rallychat.batches.work import Answer, Outcome
+from rallychat.chat import ChatService
 from rallychat.pool import Pool
-from rallychat.settings import Settings
 
 LOOK: Final = 0.25
 """Seconds between two looks at whether there is room."""
@@ -24,16 +24,19 @@ class Room:
         rest: see `REST`.
     """
 
-    def __init__(self, pool: Pool, settings: Settings, *, rest: float = REST) -> None:
-        self._pool = pool
-        self._settings = settings
+    def __init__(self, service: ChatService, *, rest: float = REST) -> None:
+        self._service = service
         self._rest = rest
+
+    @property
+    def _pool(self) -> Pool:
+        return self._service.pool
 
     def slots(self, model: str) -> int:
         """Sequences that are made at a time."""
         engine = self._pool.find(model)
         told = engine.info.slots if engine is not None and engine.state == "loaded" else None
-        return told or self._settings.slots
+        return told or self._service.settings.slots
 
     def width(self, model: str) -> int:
         """Lines that are worked on at a time."""
@@ -62,7 +65,7 @@ class Room:
         if self._pool.find(model) is not None:
             return True
         loaded = [engine for engine in self._pool.engines() if engine.state in ("loading", "loaded")]
-        if len(loaded) < self._settings.max_loaded:
+        if len(loaded) < self._service.settings.max_loaded:
             return True
         since = time.monotonic() - self._rest
         return any(engine.state == "loaded" and engine.idle and engine.used_at < since for engine in loaded)

@@ -53,7 +53,7 @@ class BatchRunner:
     ) -> None:
         self._service = service
         self._lines = lines
-        self._room = Room(service.pool, service.settings, rest=rest)
+        self._room = Room(service, rest=rest)
         self._turns = Turns(self._room.width)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._working: dict[str, asyncio.Task[Progress]] = {}

@@ -135,13 +135,9 @@ def test_an_answer_in_hebrew_runs_from_the_right_and_its_code_from_the_left(page
     page.get_by_label("Message", exact=True).fill("!say שלום\n\n- אחת\n\n```\nx = 1\n```\n\nEnglish.")
     page.get_by_role("button", name="Send").click()
     answered(page)
-    ways = {
-        name: page.locator(f".answer {name}").first.evaluate("e => getComputedStyle(e).direction")
-        for name in ("p", "ul", "figure")
-    }
-    assert ways == {"p": "rtl", "ul": "rtl", "figure": "ltr"}
-    last = page.locator(".answer p").last.evaluate("e => getComputedStyle(e).unicodeBidi")
-    assert last == "plaintext"
+    for name, way in (("p", "rtl"), ("ul", "rtl"), ("figure", "ltr")):
+        expect(page.locator(f".answer {name}").first).to_have_css("direction", way)
+    expect(page.locator(".answer p").last).to_have_css("unicode-bidi", "plaintext")
 
 
 def test_back_returns_to_the_conversation_before(page: Page) -> None:

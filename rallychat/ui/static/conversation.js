@@ -99,8 +99,8 @@ export async function sync() {
     if (facts.status === 404) begin();
     return;
   }
-  const unheard = facts.run && !live.following();
-  if (facts.tip === chat.tip && facts.run === chat.run && !unheard) learn(facts);
+  if (facts.run && facts.run === run && live.following()) return; // what it tells is what is new
+  if (facts.tip === chat.tip && !facts.run && !run) learn(facts);
   else if (!transcript.edited()) await open(id, { address: "keep" }); // else later: it would take away what is written
 }
 
