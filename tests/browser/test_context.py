@@ -159,3 +159,23 @@ def test_a_strategy_is_chosen_for_one_conversation(small: Served, visiting: Visi
         page.reload()
         page.get_by_role("tab", name="Context").click()
         expect(page.get_by_label("Strategy of this conversation")).to_have_value("last_n")
+
+
+def test_a_field_is_not_taken_away_by_the_one_before_that_is_being_kept(
+    small: Served, visiting: Visiting
+) -> None:
+    with visiting(f"{small.url}/?c={small.do(talk(small, 1))}") as visit:
+        page = visit.page
+        open_context(page)
+        kept: list[Route] = []
+        page.route("**/context", lambda route: kept.append(route), times=1)
+        with page.expect_request("**/context"):
+            page.get_by_label("Strategy of this conversation").select_option("last_n")
+        page.get_by_label("Budget", exact=True).fill("10")
+        page.get_by_label("Budget", exact=True).press("Tab")
+        expect(page.locator("#rc-k-error")).to_contain_text("at least 64")
+        with page.expect_response("**/context"):
+            kept[0].continue_()
+        expect(page.locator(".toast")).to_contain_text("From the next turn on.")
+        page.wait_for_timeout(500)
+        expect(page.locator("#rc-k-error")).to_contain_text("at least 64")

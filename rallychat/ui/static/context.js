@@ -7,6 +7,8 @@ import { chat, on } from "./state.js";
 import { idOf, messageOf } from "./transcript.js";
 
 const TABS = ["settings", "context"];
+/** Where somebody writes, or is told what is wrong with what was written. */
+const WRITING = "textarea:focus, input:focus, .field-error:not([hidden])";
 const asking = latest();
 let stale = true;
 /** Whose context the box shows; what is open may be another one by now. @type {string | null} */
@@ -23,7 +25,7 @@ async function refresh() {
   const isLatest = asking();
   const fresh = id ? await html(`/conversations/${id}/context`).catch((error) => complaint(error)) : "";
   if (!isLatest() || id !== chat.id) return;
-  if (id === shown && box().querySelector("textarea:focus, input:focus")) return; // somebody writes here: later
+  if (id === shown && box().querySelector(WRITING)) return; // somebody writes here: later
   stale = false;
   shown = id;
   redraw(fresh || EMPTY);
@@ -76,6 +78,7 @@ function show(ids) {
 
 /** Does it, says why it could not be done, and looks again. @param {() => Promise<unknown>} work @param {string} [said] */
 async function change(work, said) {
+  const field = document.activeElement;
   let done = true;
   try {
     await work();
@@ -84,7 +87,8 @@ async function change(work, said) {
     done = false;
     toast(/** @type {Error} */ (error).message, { kind: "error" });
   }
-  if (document.activeElement instanceof HTMLElement && box().contains(document.activeElement)) document.activeElement.blur();
+  const stays = field === document.activeElement && box().contains(field); // else somebody went on to another
+  if (stays && field instanceof HTMLElement) field.blur();
   await refresh();
   return done;
 }
