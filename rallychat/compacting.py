@@ -96,9 +96,8 @@ class Compacting:
         known = self._makings.get(scene.session)
         if known is not None and known.memory is not None and await self._stands(scene, known):
             return known
-        self._makings.pop(
-            scene.session, None
-        )  # where nothing is written yet the model is to read what came since
+        # Where nothing is written yet the model is to read what came since.
+        self._makings.pop(scene.session, None)
         found = await self._contexts.due(
             scene.conversation,
             model=scene.model,

@@ -77,12 +77,9 @@ class Recorder:
                 tell(delta)
         plan = growth.plan
         if plan is not None:
-            with suppress(
-                StoreError
-            ):  # they spare work and no more: the answer's end is what has to be stored
-                await self._store.save_spans(
-                    {key: span for key, span in plan.spans.items() if key != answer.id}
-                )
+            others = {key: span for key, span in plan.spans.items() if key != answer.id}
+            with suppress(StoreError):  # they only spare work: what has to be stored is the answer's end
+                await self._store.save_spans(others)
         finish = partial(
             self._store.answers.finish,
             answer.id,

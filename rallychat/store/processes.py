@@ -113,9 +113,8 @@ class Processes:
     @whole
     async def interrupt_orphans(self) -> int:
         """Marks running answers of dead processes as interrupted; returns how many."""
-        ended = await asyncio.to_thread(
-            self._ended
-        )  # first: the dead begin nothing that is waited for afterwards
+        # First: the dead begin nothing that is waited for afterwards.
+        ended = await asyncio.to_thread(self._ended)
         async with self._database.read() as db:
             names = await queries.owners_of_running(db)
         await asyncio.to_thread(forget, [path for path, owner in ended.items() if owner not in names])
