@@ -7,10 +7,12 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -25,9 +27,10 @@ ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][AB0]|\x1b[=>]|\r")
 class Screen:
     """What a program has written to its terminal, without colours and cursor movements."""
 
-    def __init__(self, process: subprocess.Popen[bytes], master: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], master: int, name: str) -> None:
         self.process = process
         self._master = master
+        self._name = name
         self.text = ""
         self._seen = 0
 
@@ -40,6 +43,28 @@ class Screen:
             self._read()
         self._seen = found.end()
         return found[0]
+
+    def asks(self, pattern: str) -> None:
+        """Wait for a question, and until it is waiting for the answer: a signal between the two is for the next key."""
+        self.waits_for(pattern)
+        self._is_read()
+
+    def is_given(self, line: str) -> None:
+        """Type a line, and wait until it has been read and the program waits for more."""
+        self.types(f"{line}\n")
+        self._is_read()
+
+    def _is_read(self) -> None:
+        terminal = os.open(self._name, os.O_RDONLY | os.O_NOCTTY)
+        try:
+            while _unread(terminal) or not self._sleeps():
+                time.sleep(0.01)
+        finally:
+            os.close(terminal)
+
+    def _sleeps(self) -> bool:
+        assert self.process.poll() is None, "the program has ended"
+        return psutil.Process(self.process.pid).status() == psutil.STATUS_SLEEPING
 
     def ends(self) -> int:
         """Read to the end; returns the exit code."""
@@ -82,13 +107,22 @@ def started(*words: str) -> Iterator[Screen]:
         env={**kept, "TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"},
         preexec_fn=lambda: _own_terminal(slave),
     )
+    name = os.ttyname(slave)
     os.close(slave)
     try:
-        yield Screen(process, master)
+        yield Screen(process, master, name)
     finally:
         process.kill()
         process.wait()
         os.close(master)
+
+
+def _unread(terminal: int) -> int:
+    import fcntl
+    import termios
+
+    count = fcntl.ioctl(terminal, termios.FIONREAD, b"\0" * 4)
+    return int.from_bytes(count, sys.byteorder)
 
 
 def _own_terminal(slave: int) -> None:
@@ -140,7 +174,7 @@ def test_a_terminal_that_is_closed_ends_the_program(screen: Screen) -> None:
 
 def test_ctrl_c_ends_a_question_for_a_password(tmp_path: Path) -> None:
     with started("users", "add", "ada", "--data-dir", str(tmp_path)) as screen:
-        screen.waits_for("Password of ada")
+        screen.asks("Password of ada: ")
         screen.types("\x03")
         assert screen.ends() != 0
 
@@ -150,6 +184,13 @@ def test_a_signal_ends_a_question_amid_the_event_loop(tmp_path: Path, number: si
     words = ["users", "add", "ada", "--data-dir", str(tmp_path)]
     assert CliRunner().invoke(app, words, input="a long password\n").exit_code == 0
     with started("users", "remove", "ada", "--data-dir", str(tmp_path)) as screen:
-        screen.waits_for("for good")
+        screen.asks(r"for good\? \[y/N\]: ")
         screen.process.send_signal(number)
+        assert screen.ends() != 0
+
+
+def test_ctrl_c_ends_the_wait_for_a_conversation_on_standard_input(tmp_path: Path) -> None:
+    with started("render", "default", "-", "--data-dir", str(tmp_path)) as screen:
+        screen.is_given("{")
+        screen.types("\x03")
         assert screen.ends() != 0

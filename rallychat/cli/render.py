@@ -14,6 +14,7 @@ from rallychat.cli.options import printable
 from rallychat.errors import InvalidRequest
 from rallychat.messages import Message
 from rallychat.settings import Settings
+from rallychat.signals import interruptible
 from rallychat.transfer.exporting import FORMAT
 from rallychat.transfer.ours import read as read_ours
 
@@ -69,7 +70,8 @@ def read(file: str) -> Conversation:
         InvalidRequest: it cannot be read, or a field is wrong; the message names it.
     """
     try:
-        raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        with interruptible():
+            raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     except OSError as exc:
         raise InvalidRequest(f"{file} cannot be read: {exc.strerror}.") from exc
     try:
