@@ -45,6 +45,9 @@ ASKED = 1024
 """Conversations of which it is remembered that they were named, and how they were asked until that is stored."""
 RECENT = 64
 """Conversations remembered as open, to be warmed again after an engine's restart."""
+WAITING = 128
+"""Conversations whose work waits for idle time. Of more, the one that came first is left until it is opened or goes on:
+at a service that never rests it would wait, and be kept in memory, for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +173,8 @@ class Idle:
         ):  # the task keeps it; what the request was allowed to do is left out
             task = asyncio.create_task(work, name=f"idle {conversation_id}")
         self._tasks[conversation_id] = task
+        if len(self._tasks) > WAITING:
+            self.leave(next(iter(self._tasks)))
 
         def ended(done: asyncio.Task[None]) -> None:
             if after is not None:

@@ -157,6 +157,26 @@ def evaluated(end: Finished) -> int:
     return end.usage.prompt_tokens - end.usage.cached_tokens
 
 
+async def test_a_service_that_never_rests_keeps_so_much_work_waiting_and_no_more(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[str] = []
+
+    async def waiting(conversation_id: str, *_: Any, **__: Any) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left.append(conversation_id)
+
+    async with world() as service:
+        monkeypatch.setattr(service.idle, "_work", waiting)
+        for number in [*range(idle.WAITING), 0, idle.WAITING, idle.WAITING + 1]:
+            await asyncio.sleep(0)  # what was begun before waits by now
+            service.idle.answered(str(number))
+        await until(lambda: len(left) == 2)
+        assert left == ["1", "2"], "0 was answered anew, and waits at the end"
+
+
 async def test_after_an_answer_the_end_of_its_turn_is_already_evaluated(world: World) -> None:
     async with world() as service:
         chat = (await service.store.create()).id
