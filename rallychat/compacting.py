@@ -14,6 +14,7 @@ from rallychat.catalog import Model
 from rallychat.context.types import Compaction, Memory
 from rallychat.contexts import Contexts
 from rallychat.errors import Conflict
+from rallychat.planning import Plan
 from rallychat.pool import Engine, How, Priority, Slot
 from rallychat.recent import Recent
 from rallychat.store import Conversation
@@ -114,6 +115,21 @@ class Compacting:
         if known is not None and known.memory is None:
             making.asked = known.asked
         return making
+
+    async def ahead(
+        self, scene: Scene, *, ask: str = "", memory: Memory | None = None, growing: str | None = None
+    ) -> Plan:
+        """What the next prompt will begin with; see `Contexts.ahead`."""
+        return await self._contexts.ahead(
+            scene.conversation,
+            model=scene.model,
+            engine=scene.engine,
+            max_tokens=scene.max_tokens,
+            wish=scene.wish,
+            memory=memory,
+            ask=ask,
+            growing=growing,
+        )
 
     async def swap(self, scene: Scene, making: Making) -> bool:
         """Commits the memory, unless the conversation has changed under it: then it is dropped."""

@@ -10,31 +10,25 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import aclosing
 from dataclasses import dataclass
 
-from rallychat.answering import FALLBACK, ends_of
+from rallychat.asides import Asides
 from rallychat.catalog import Family, Model, Sampling
 from rallychat.compacting import Compacting, Scene
-from rallychat.context.types import Compaction, Memory, Refused
+from rallychat.context.types import Memory
 from rallychat.contexts import Contexts
-from rallychat.engines.protocol import CompletionRequest, Done, Tokens
 from rallychat.engines.slots import reusable, shared_prefix
 from rallychat.errors import RallyChatError
 from rallychat.identity import acting_as, current
 from rallychat.latency import Latencies
-from rallychat.messages import ContextReport, Event, Message, ReasoningDelta, Started, TextDelta
-from rallychat.parsing import AnswerParser
-from rallychat.planning import Plan
-from rallychat.pool import Apart, Crowded, Engine, Pool, Preempted, Priority
+from rallychat.messages import ContextReport, Event, ReasoningDelta, Started, TextDelta
+from rallychat.pool import Crowded, Engine, Pool, Preempted, Priority
 from rallychat.pool.offload import NEARLY
 from rallychat.recent import Recent
 from rallychat.riding import Riding, lead_of, near
 from rallychat.runs import Emit, Run
 from rallychat.settings import Settings
 from rallychat.store import Conversation, ConversationStore
-from rallychat.texts import title_of
-from rallychat.titles import TITLE_PROMPT, TITLE_TOKENS, checked_title
 from rallychat.wishes import AS_EVER, Habit, Wish
 
 log = logging.getLogger(__name__)
@@ -42,7 +36,7 @@ log = logging.getLogger(__name__)
 REST = 0.3
 """Seconds after an answer before anything begins: who goes on at once is not disturbed."""
 ASKED = 1024
-"""Conversations of which it is remembered that they were named, and how they were asked until that is stored."""
+"""Conversations of which it is remembered how they were asked until that is stored."""
 RECENT = 64
 """Conversations remembered as open, to be warmed again after an engine's restart."""
 WAITING = 128
@@ -80,14 +74,15 @@ class Idle:
         self._settings = settings
         self._store = store
         self._pool = pool
-        self._contexts = contexts
         self._latencies = latencies
         self._voices = voices
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._recent: Recent[str, tuple[str, str]] = Recent(RECENT)
         self._compacting = Compacting(contexts, voices.compacted)
-        self._riding = Riding(store, contexts, self._compacting, voices.growing)
-        self._named: Recent[str, None] = Recent(ASKED)
+        self._asides = Asides(
+            settings, store, self._compacting, family=voices.family, summaries=voices.summaries
+        )
+        self._riding = Riding(store, self._compacting, voices.growing)
         self._habits: Recent[str, Habit] = Recent(ASKED)  # those that are not stored yet
         self._hurried: Recent[str, None] = Recent(ASKED)  # those whose idle time was too short for its work
         self._closed = False
@@ -196,7 +191,7 @@ class Idle:
         await self._keep_habit(conversation_id)
         await self._keep_cache(conversation_id)
         await asyncio.sleep(rest)
-        for step in (self._warm, self._compact, self._title, self._measure, self._warm):
+        for step in (self._warm, self._compact, self._asides.title, self._measure, self._warm):
             try:
                 if not await self._tried(step, conversation_id, since):
                     return
@@ -294,21 +289,11 @@ class Idle:
 
         Nothing, where room would have to be made for it: that is what compaction is for.
         """
-        one, other = await self._ahead(scene, "A", memory), await self._ahead(scene, "9", memory)
+        one = await self._compacting.ahead(scene, ask="A", memory=memory)
+        other = await self._compacting.ahead(scene, ask="9", memory=memory)
         if one.fresh is not None:
             return []
         return one.ids[: shared_prefix(one.ids, other.ids)]
-
-    async def _ahead(self, scene: Scene, ask: str, memory: Memory | None = None) -> Plan:
-        return await self._contexts.ahead(
-            scene.conversation,
-            model=scene.model,
-            engine=scene.engine,
-            max_tokens=scene.max_tokens,
-            wish=scene.wish,
-            memory=memory,
-            ask=ask,
-        )
 
     # --- steps --------------------------------------------------------------------------------------------
 
@@ -337,7 +322,7 @@ class Idle:
         if making is None:
             return
         if making.memory is None:
-            making.memory = await self._memory(scene, making.due)
+            making.memory = await self._asides.memory(scene, making.due)
         ids = await self._prefix(scene, making.memory)
         if not ids:
             return
@@ -364,65 +349,6 @@ class Idle:
         report = (await self._store.message(tip)).report
         return lead_of(report, turns) if report is not None else 0
 
-    async def _memory(self, scene: Scene, due: Compaction) -> Memory:
-        """What the model writes, asked right after the live prompt; what rules write, where that is no good."""
-        sampling = self._voices.summaries(scene.model)
-        try:
-            said, ended = await self._asked(scene, due.ask, due.max_tokens, Priority.COMPACTION, sampling)
-        except Crowded:
-            return due.rules
-        found = due.check(said, ended)
-        if isinstance(found, Refused):
-            log.info("the memory of conversation %s is made by rules: %s", scene.session, found.reason)
-            return due.rules
-        return found
-
-    async def _title(self, scene: Scene) -> None:
-        """A title instead of the first message's beginning, unless a person gave one."""
-        conversation = scene.conversation
-        wanted = self._settings.titles and scene.model.titles
-        if not wanted or not conversation.listed or conversation.id in self._named:
-            return
-        path = await self._store.path(conversation.id)
-        said = next((row.text for row in path if row.role == "user"), "")
-        if len(path) > 4 or not said or conversation.title != title_of(said):
-            return
-        text, _ = await self._asked(
-            scene, TITLE_PROMPT, TITLE_TOKENS, Priority.TITLES, Sampling(temperature=0.0)
-        )
-        self._named[conversation.id] = None
-        title = checked_title(text, said=" ".join(row.text for row in path))
-        if title and (await self._store.get(conversation.id)).title == conversation.title:
-            await self._store.update(conversation.id, title=title)
-
     async def _measure(self, scene: Scene) -> None:
         """How fast this machine is with long prompts, once per model. A single slot is warmed again afterwards."""
         await self._latencies.measure(scene.engine)
-
-    async def _asked(
-        self, scene: Scene, ask: str, max_tokens: int, priority: Priority, sampling: Sampling
-    ) -> tuple[str, bool]:
-        """What the model says to `ask` after the newest answer, and whether it came to an end.
-
-        An engine that cannot drop the tail of a cache is asked in another slot, or not at all.
-        """
-        ids = (await self._ahead(scene, ask)).ids
-        engine, family = scene.engine, self._voices.family(scene.model)
-        given = sampling.over(FALLBACK).as_dict() | {
-            "max_tokens": min(max_tokens, sampling.max_tokens or max_tokens, engine.info.window - len(ids)),
-            "stop": [*family.stop, *(sampling.stop or ())],
-            "stop_token_ids": await ends_of(family, engine.client),
-        }
-        request = CompletionRequest(model=scene.model.adapter or engine.spec.model, prompt=ids, **given)
-        parser, ended = AnswerParser(family.reasoning), False
-        apart: Apart = "no" if engine.info.rollback else "only"
-        async with scene.slot(ids, priority, apart=apart) as slot:
-            async with self._compacting.counted(scene), aclosing(engine.generate(request, slot)) as events:
-                await engine.warm(ids[:-1], slot, adapter=scene.model.adapter)
-                async for event in events:
-                    if isinstance(event, Tokens):
-                        parser.feed(event.text)
-                    elif isinstance(event, Done):
-                        ended = event.reason == "stop"
-        parser.finish()
-        return Message("assistant", parser.parts).text, ended

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from rallychat.compacting import Compacting, Making, Scene
-from rallychat.contexts import Contexts
 from rallychat.engines.slots import reusable
 from rallychat.messages import ContextReport
 from rallychat.pool import Apart, Preempted, Priority, Slot
@@ -100,12 +99,10 @@ class Riding:
     def __init__(
         self,
         store: ConversationStore,
-        contexts: Contexts,
         compacting: Compacting,
         growing: Callable[[str], Run | None],
     ) -> None:
         self._store = store
-        self._contexts = contexts
         self._compacting = compacting
         self._growing = growing
 
@@ -146,15 +143,7 @@ class Riding:
         return making
 
     async def _ids(self, scene: Scene, making: Making, growing: str) -> list[int]:
-        plan = await self._contexts.ahead(
-            scene.conversation,
-            model=scene.model,
-            engine=scene.engine,
-            max_tokens=scene.max_tokens,
-            wish=scene.wish,
-            memory=making.memory,
-            growing=growing,
-        )
+        plan = await self._compacting.ahead(scene, memory=making.memory, growing=growing)
         return plan.ids
 
     async def _read(self, scene: Scene, making: Making, run: Run, ids: list[int], *, apart: Apart) -> Slot:

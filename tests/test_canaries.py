@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import pytest
 
-from rallychat import idle
+from rallychat import asides, idle
 from rallychat.bench.scripted import scripted
 from rallychat.catalog import Sampling
 from rallychat.chat import ChatService
@@ -176,7 +176,7 @@ class Speaker:
 async def test_nobody_ever_gets_a_word_of_another_conversation(
     tmp_path: Path, requests: list[Request], monkeypatch: pytest.MonkeyPatch, slots: int, rollback: bool
 ) -> None:
-    monkeypatch.setattr(idle, "TITLE_PROMPT", RECALL)
+    monkeypatch.setattr(asides, "TITLE_PROMPT", RECALL)
     options = f"batch = 32\nrollback = {str(rollback).lower()}"
     settings = served(tmp_path, options, slots=slots, window=512, summary_prompt=RECALL)
     async with ChatService.open(settings) as service:

@@ -206,7 +206,7 @@ async def test_a_prompt_that_lacks_an_answer_that_has_ended_or_its_slot_is_not_s
     engine: Any = SimpleNamespace(info=SimpleNamespace(rollback=True), queue=queue)
     conversation: Any = SimpleNamespace(id="c")
     compacting: Any = SimpleNamespace(swap=swap, lasts=lambda _: None)
-    riding = Riding(nothing, nothing, compacting, lambda _: cast("Run", run))
+    riding = Riding(nothing, compacting, lambda _: cast("Run", run))
     await riding.ride(Scene(conversation, nothing, engine, None, 0.0), report_of([100]), hurried=True)
     assert swapped == ([] if ended or taken == "after the last slice" else [making])
     assert settled == ([] if ended or taken else [slot])
@@ -461,7 +461,7 @@ async def test_a_slice_that_had_to_make_way_takes_no_more_of_the_time(
     nothing: Any = None
     making = Making(nothing, nothing)
     run: Any = SimpleNamespace(whole=False, done=False)
-    riding = Riding(nothing, nothing, compacting, lambda _: None)
+    riding = Riding(nothing, compacting, lambda _: None)
     read = await riding._read(scene, making, run, [1, 2, 3], apart="no")
     assert read.ids == [1, 2, 3]
     assert pauses == [pytest.approx(0.2 * (1 / SHARE_OTHERS - 1))]
@@ -485,7 +485,7 @@ async def test_a_ride_does_not_wait_for_a_pause_that_was_owed_to_the_answer_befo
     store: Any = SimpleNamespace(path=path)
     compacting: Any = SimpleNamespace(begun=begun)
     conversation: Any = SimpleNamespace(id="c")
-    riding = Riding(store, nothing, compacting, lambda _: None)
+    riding = Riding(store, compacting, lambda _: None)
     found = await riding._due(Scene(conversation, nothing, nothing, None, 0.0), report_of([40]), 7)
     assert found is making
     assert making.again == 0
@@ -508,7 +508,7 @@ async def test_a_slice_grows_by_what_whole_ones_take_and_not_by_the_last_few_tok
     model: Any = SimpleNamespace(adapter="")
     scene = Scene(conversation, model, engine, None, 0.0)
     compacting: Any = SimpleNamespace(counted=lambda _: nullcontext())
-    riding, making = Riding(nothing, nothing, compacting, lambda _: None), Making(nothing, nothing)
+    riding, making = Riding(nothing, compacting, lambda _: None), Making(nothing, nothing)
     run: Any = SimpleNamespace(whole=False, done=False)
     await riding._read(scene, making, run, list(range(9)), apart="no")
     assert making.slice == 16
@@ -545,7 +545,7 @@ async def test_room_that_a_question_came_before_is_made_in_larger_slices(
     scene = Scene(conversation, model, engine, None, 0.0)
     compacting: Any = SimpleNamespace(counted=lambda _: nullcontext())
     riding, making = (
-        Riding(nothing, nothing, compacting, lambda _: None),
+        Riding(nothing, compacting, lambda _: None),
         Making(nothing, nothing, asked=asked),
     )
     run: Any = SimpleNamespace(whole=False, done=False)
