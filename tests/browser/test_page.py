@@ -212,7 +212,39 @@ def test_a_wrong_setting_is_named_and_not_kept(page: Page) -> None:
     page.get_by_title("Settings and context").click()
     page.get_by_label("Top p").fill("7")
     page.get_by_label("Top p").press("Tab")
-    expect(page.locator("#rc-settings-error")).to_have_text("Top p is a number from 0.01 to 1.")
+    wrong = page.locator("#rc-settings-error")
+    expect(wrong).to_have_text("Top p is a number from 0.01 to 1.")
+    page.get_by_label("Message", exact=True).focus()
+    say(page, "hello")
+    answered(page)
+    expect(wrong).to_have_text("Top p is a number from 0.01 to 1.")
+    expect(page.get_by_label("Top p")).to_have_value("7")
+    page.get_by_label("Top p").fill("0.7")
+    page.get_by_label("Top p").press("Tab")
+    expect(wrong).to_be_hidden()
+
+
+def test_settings_that_are_changed_in_quick_succession_are_kept_in_that_order(
+    served: Served, visiting: Visiting
+) -> None:
+    store = served.service.store
+    id_ = served.do(store.create(title="Quickly")).id
+    held: list[Route] = []
+    with visiting(f"{served.url}/?c={id_}") as visit:
+        page = visit.page
+        page.get_by_title("Settings and context").click()
+        page.route(
+            f"**/ui/conversations/{id_}", lambda route: route.continue_() if held else held.append(route)
+        )
+        for label, value in (("Temperature", "0.5"), ("Top k", "3")):
+            page.get_by_label(label).fill(value)
+            page.get_by_label(label).press("Tab")
+        page.wait_for_timeout(200)
+        with page.expect_response(lambda response: "top_k" in (response.request.post_data or "")):
+            held[0].continue_()
+        page.wait_for_timeout(200)
+        kept = served.do(store.get(id_)).sampling
+        assert (kept.temperature, kept.top_k) == (0.5, 3)
 
 
 def test_the_inspector_shows_the_prompt_and_what_was_reused(page: Page) -> None:
@@ -235,6 +267,23 @@ def test_a_server_that_cannot_be_reached_is_said_until_it_can_be(page: Page) -> 
     expect(page.locator("#rc-model-state")).to_have_text("no connection")
     page.context.set_offline(False)
     expect(page.locator("#rc-model-state")).to_have_text("")
+
+
+def test_a_reply_from_before_the_connection_broke_does_not_say_that_it_is_there(page: Page) -> None:
+    late: list[Route] = []
+    state = page.locator("#rc-model-state")
+    page.route("**/ui/models", lambda route: route.abort() if late else late.append(route))
+    page.evaluate("dispatchEvent(new Event('online'))")
+    while not late:
+        page.wait_for_timeout(50)
+    page.evaluate("dispatchEvent(new Event('offline'))")
+    expect(state).to_have_text("no connection")
+    with page.expect_response("**/ui/models"):
+        late[0].continue_()
+    page.wait_for_timeout(200)
+    expect(state).to_have_text("no connection")
+    page.unroute("**/ui/models")
+    expect(state).to_have_text("")
 
 
 def test_the_key_that_opens_the_panel_takes_the_focus_into_it_and_back(page: Page) -> None:

@@ -14,7 +14,7 @@ export const get = (path) => ask("GET", path);
 /** @param {string} path @param {object} [body] */
 export const post = (path, body = {}) => ask("POST", path, body);
 /** @param {string} path @param {object} body */
-export const patch = (path, body) => ask("PATCH", path, body);
+export const patch = (path, body) => inTurn(path, () => ask("PATCH", path, body));
 /** @param {string} path */
 export const remove = (path) => ask("DELETE", path, {});
 
@@ -37,6 +37,25 @@ export function latest() {
       return true;
     };
   };
+}
+
+/** What is under way of each thing that is changed. @type {Map<string, Promise<unknown>>} */
+const changes = new Map();
+
+/** Changes of one thing, one after the other: what was said last is kept last.
+ * @template T @param {string} thing @param {() => Promise<T>} change @returns {Promise<T>} */
+export async function inTurn(thing, change) {
+  const before = changes.get(thing);
+  const mine = (async () => {
+    await before?.catch(() => {});
+    return change();
+  })();
+  changes.set(thing, mine);
+  try {
+    return await mine;
+  } finally {
+    if (changes.get(thing) === mine) changes.delete(thing);
+  }
 }
 
 /** @param {string} method @param {string} path @param {object} [body] @returns {Promise<any>} */

@@ -41,6 +41,7 @@ export async function refresh() {
     if (recall()) return void refresh();
     draw();
   } catch {
+    if (!isLatest()) return;
     byId("rc-model-state").textContent = "no connection";
     document.querySelector(".model-pill")?.setAttribute("data-state", "unavailable");
     timer = setTimeout(refresh, 2000);

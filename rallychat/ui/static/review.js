@@ -1,6 +1,6 @@
 // @ts-check
 /** The review page of one model: what it is, and what a person chooses for it, kept as it is changed. */
-import { html, post } from "./api.js";
+import { html, inTurn, post } from "./api.js";
 import { byId, fragment, onAction } from "./dom.js";
 import { choose, entryOf } from "./models.js";
 import * as composer from "./composer.js";
@@ -89,7 +89,7 @@ async function save(event) {
     const data = new FormData(/** @type {HTMLFormElement} */ (form()));
     const asked = { model, answer: sampling("answer"), summary: sampling("summary"), summary_prompt: data.get("summary_prompt") ?? "", multi_gpu: data.has("multi_gpu"), way: data.get("way") ?? "auto" };
     complain(line, "");
-    const told = await post("/models/choice", asked);
+    const told = await inTurn("/models/choice", () => post("/models/choice", asked));
     if (shown !== model) return;
     fill(told);
     if (box instanceof HTMLInputElement && ["way", "multi_gpu"].includes(box.name)) await again(box);

@@ -7,6 +7,7 @@ import { onModels } from "./models.js";
 import { chat, learn, on } from "./state.js";
 
 const form = () => /** @type {HTMLFormElement} */ (byId("rc-settings"));
+const errorLine = () => byId("rc-settings-error");
 const system = () => fieldOf(form(), "system");
 
 function fill() {
@@ -18,7 +19,7 @@ function fill() {
 
 /** @param {string} text */
 function complain(text) {
-  const line = byId("rc-settings-error");
+  const line = errorLine();
   line.textContent = text;
   line.hidden = !text;
 }
@@ -62,6 +63,6 @@ export function start() {
     await keep({ sampling: {} });
   });
   on("opened", fill);
-  on("facts", fill);
+  on("facts", () => errorLine().hidden && fill());
   onModels(() => hint(form()));
 }
