@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import json
@@ -19,6 +20,10 @@ from rallychat import batches
 from rallychat.api.batch_lines import BatchLines
 from rallychat.batches import Line
 from rallychat.bench.scripted import scripted
+from rallychat.identity import acting_as
+from rallychat.messages import Message, Text
+from rallychat.settings import Settings
+from rallychat.store import ConversationStore
 from tests.cli_world import ROOT, Person
 
 
@@ -99,6 +104,32 @@ def test_a_generation_config_holds_for_every_line(person: Person) -> None:
     flags = ["--gen-config-path", "short.yaml"]
     _, found = answered(person, {"prompt": "abcdef"}, {"prompt": "abcdef", "max_tokens": 2}, flags=flags)
     assert [line["text"] for line in found] == ["ab", "abcd"]
+
+
+async def response_of(name: str, data: Path) -> str:
+    """The id of a stored response of somebody, whose account is made."""
+    async with ConversationStore.open(Settings(data_dir=data)) as store:
+        user = await store.people.add(name, role="member")
+        with acting_as(user.id):
+            said, asked = [Message.of("user", "Hi")], {"instructions": None, "metadata": None}
+            stored, _ = await store.responses.begin(None, said=said, model="echo", request=asked)
+            ending: dict[str, Any] = {"reason": "stop", "usage": None, "timings": None}
+            await store.answers.finish(stored.answer.id, parts=(Text("Ho"),), **ending)
+            return stored.id
+
+
+def test_a_batch_of_an_account_reads_what_that_account_may_read(person: Person) -> None:
+    before = asyncio.run(response_of("ben", person.data))
+    asyncio.run(response_of("eve", person.data))
+    line = openai_line("a", {"input": "Hello", "previous_response_id": before}, "/v1/responses")
+    for flags, status in (([], 404), (["--user", "eve"], 404), (["--user", "ben"], 200)):
+        _, found = answered(person, line, flags=flags)
+        assert found[0]["response"]["status_code"] == status, found
+    (person.home / "out.jsonl").unlink()
+    assert person.types("users", "disable", "ben").code == 0
+    done = person.types("batch", "in.jsonl", "-o", "out.jsonl", "--user", "ben")
+    assert (done.code, "ben is disabled" in done.err) == (1, True)
+    assert not (person.home / "out.jsonl").exists()
 
 
 WRONG: list[tuple[Any, str, str]] = [

@@ -15,6 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prompt_toolkit import PromptSession
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.history import FileHistory, InMemoryHistory
 from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from rich.console import Console
@@ -22,11 +24,13 @@ from rich.console import Console
 from rallychat.bench.scripted import scripted
 from rallychat.chat import ChatService
 from rallychat.cli import slash_context
-from rallychat.cli.chat import Talk, find, key_bindings, show_events
+from rallychat.cli.chat import Talk, find, key_bindings, prompt_session, show_events
 from rallychat.cli.render import read
 from rallychat.cli.slash import COMMANDS
 from rallychat.cli.stream import MarkdownStream
-from rallychat.errors import Conflict, NotFound
+from rallychat.cli.whose import acting_for
+from rallychat.errors import Conflict, Forbidden, NotFound
+from rallychat.identity import acting_as
 from rallychat.messages import (
     ContextReport,
     Event,
@@ -410,6 +414,37 @@ async def test_an_engine_that_dies_ends_the_answer_and_not_the_program(
         await at.types("!crash 3", "Hello")
         assert (await at.texts())[-1] == "Hello"
     assert capsys.readouterr().err
+
+
+async def test_as_an_account_one_goes_on_with_its_conversations_and_that_is_noted(tmp_path: Path) -> None:
+    async with terminal(tmp_path) as at:
+        store = at.service.store
+        await at.types("Without login", "/new")
+        ben = await store.people.add("ben", role="member")
+        async with acting_for(store, "Ben", "user.chat"):
+            assert "Without login" not in await at.types("As Ben", "/list", "/context")
+        assert [row.title for row in await store.list()] == ["Without login"]
+        with acting_as(ben.id):
+            assert [row.title for row in await store.list()] == ["As Ben"]
+        newest = (await store.deeds.list())[0]
+        assert (newest.actor_name, newest.action, newest.target) == ("command line", "user.chat", "ben")
+
+
+async def test_the_conversations_of_a_disabled_account_are_not_opened(tmp_path: Path) -> None:
+    async with ConversationStore.open(Settings(data_dir=tmp_path)) as store:
+        ben = await store.people.add("ben", role="member")
+        await store.people.change(ben.id, disabled=True)
+        with pytest.raises(Forbidden, match="ben is disabled"):
+            async with acting_for(store, "ben", "user.chat"):
+                raise AssertionError("it was opened")
+        assert [deed.action for deed in await store.deeds.list()] == ["user.change", "user.add"]
+
+
+def test_what_is_typed_for_an_account_is_in_no_file_of_its_own(tmp_path: Path) -> None:
+    with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
+        with acting_as("user_ben"):
+            assert isinstance(prompt_session(Settings(data_dir=tmp_path)).history, InMemoryHistory)
+        assert isinstance(prompt_session(Settings(data_dir=tmp_path)).history, FileHistory)
 
 
 async def test_last_is_the_newest_conversation(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from rallychat.api.batch_lines import BatchLines
 from rallychat.catalog.sizing import batch_slots
 from rallychat.chat import ChatService, begin_with
 from rallychat.cli.progress import fetch_with_bar
+from rallychat.cli.whose import acting_for
 from rallychat.errors import InvalidRequest
 from rallychat.settings import Settings
 
@@ -38,12 +39,19 @@ SOME_FAILED = 3
 
 
 async def batch(
-    settings: Settings, source: str, output: str, *, model: str | None = None, overwrite: bool = False
+    settings: Settings,
+    source: str,
+    output: str,
+    *,
+    model: str | None = None,
+    overwrite: bool = False,
+    user: str | None = None,
 ) -> int:
     """Answer every line of `source` into `output`; "-" is standard input or output. Returns the exit code.
 
     Args:
         model: answers every line; None: the one it names, or the default.
+        user: the name of the account that asks; None: whoever needs no login.
 
     Raises:
         RallyChatError: the batch cannot be begun, or not go on. What is done stays done.
@@ -54,12 +62,12 @@ async def batch(
         with reading(source):
             lines = batches.survey(Path(source)) if source != "-" else None
         settings = await sized(settings)
-        async with ChatService.open(settings) as service:
+        async with ChatService.open(settings) as service, acting_for(service.store, user, "user.batch"):
             for note in service.notes:
                 console.print(note, style="yellow", markup=False)
             named = service.settings.model if model else None
             asked = BatchLines(service, model=named, longest=settings.max_body_bytes)
-            facts = facts_of(service, lines, model)
+            facts = facts_of(service, lines, model, user)
             with recorded(output, facts, overwrite=overwrite) as record:
                 with ending(record, console):
                     asking = lines_of(stream, source, longest=settings.max_body_bytes)
@@ -156,7 +164,7 @@ async def lines_of(stream: BinaryIO, source: str, *, longest: int) -> AsyncItera
 
 
 def facts_of(
-    service: ChatService, lines: batches.Survey | None, model: str | None
+    service: ChatService, lines: batches.Survey | None, model: str | None, user: str | None
 ) -> dict[str, object] | None:
     """What the outcomes depend on; None where that cannot be known, so that nothing is resumed."""
     if lines is None:
@@ -167,6 +175,7 @@ def facts_of(
         "model": usual.id,
         "--model": bool(model),
         "generation config": service.sampling(usual).as_dict(),
+        "--user": user,
     }
 
 

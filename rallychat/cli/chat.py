@@ -18,7 +18,9 @@ from rich.console import Console
 from rallychat.chat import ChatService
 from rallychat.cli.options import complain, literal, printable
 from rallychat.cli.stream import MarkdownStream
+from rallychat.cli.whose import acting_for
 from rallychat.errors import NotFound, RallyChatError
+from rallychat.identity import LOCAL_USER, current
 from rallychat.messages import (
     Event,
     Failed,
@@ -47,15 +49,24 @@ ENDINGS = {
 }
 
 
-async def chat(settings: Settings, *, system: str | None = None, resume: str | None = None) -> int:
-    """Chat until Ctrl-D; with standard input that is no terminal, answer it once. Returns the exit code."""
+async def chat(
+    settings: Settings, *, system: str | None = None, resume: str | None = None, user: str | None = None
+) -> int:
+    """Chat until Ctrl-D; with standard input that is no terminal, answer it once. Returns the exit code.
+
+    Args:
+        user: the name of the account whose conversations these are; None: those of whoever needs no login.
+    """
     logging.getLogger("rallychat").addHandler(logging.NullHandler())  # failures are told where they happen
-    if not sys.stdin.isatty():
-        async with ChatService.open(settings) as service:
+    async with ChatService.open(settings) as service, acting_for(service.store, user, "user.chat"):
+        if not sys.stdin.isatty():
             with interruptible():
                 prompt = sys.stdin.read()
             return await answer_once(service, prompt, system=system)
-    async with ChatService.open(settings) as service:
+        if user is None and await service.store.people.any():
+            Console().print(
+                "These are the conversations without login; --user NAME opens an account's.", style="dim"
+            )
         conversation = await find(service, resume) if resume else None
         talk = Talk(service, Console(), conversation, system=system or "")
         with keys_kept():
@@ -240,17 +251,18 @@ def keys_kept() -> Iterator[None]:
 
 
 def prompt_session(settings: Settings) -> PromptSession[str]:
-    """The input line: its history is kept in the data folder; commands complete with Tab."""
+    """The input line; commands complete with Tab. Its history is kept in the data folder, but for accounts'."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
     from prompt_toolkit.completion import WordCompleter
-    from prompt_toolkit.history import FileHistory
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
 
     from rallychat.cli.slash import COMMANDS
 
     settings.data_dir.mkdir(parents=True, exist_ok=True)
+    mine = current().id == LOCAL_USER  # what was said for an account is stored as its own alone
     return PromptSession(
-        history=FileHistory(str(settings.data_dir / "chat_history")),
+        history=FileHistory(str(settings.data_dir / "chat_history")) if mine else InMemoryHistory(),
         auto_suggest=AutoSuggestFromHistory(),
         completer=WordCompleter([f"/{name}" for name in COMMANDS], sentence=True),
         complete_while_typing=False,

@@ -107,6 +107,7 @@ def chat(
     resume: Annotated[
         str | None, typer.Option("--open", help="Go on with a conversation: its id, or `last`.")
     ] = None,
+    user: Whose = None,
     family: FamilyName = None,
     gen_config_path: GenConfig = None,
     gen_config_summarization_path: SummaryGenConfig = None,
@@ -127,7 +128,7 @@ def chat(
         threads=threads,
         offline=offline or None,
     )
-    run(start_chat(settings, system=system, resume=resume))
+    run(start_chat(settings, system=system, resume=resume, user=user))
 
 
 @app.command(cls=Forgiving)
@@ -143,6 +144,7 @@ def batch(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Begin anew, whatever the output holds.")
     ] = False,
+    user: Whose = None,
     gen_config_path: GenConfig = None,
     slots: Annotated[
         int | None, typer.Option(min=1, max=256, help="Answers generated at the same time (by the machine).")
@@ -164,7 +166,7 @@ def batch(
         data_dir=data_dir,
         offline=offline or None,
     )
-    run(answer_lines(settings, source, output, model=model, overwrite=overwrite))
+    run(answer_lines(settings, source, output, model=model, overwrite=overwrite, user=user))
 
 
 @models_app.command("list")

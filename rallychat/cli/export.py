@@ -11,8 +11,8 @@ from typing import IO, TYPE_CHECKING
 import typer
 
 from rallychat.cli.options import printable
+from rallychat.cli.whose import acting_for
 from rallychat.errors import InvalidRequest
-from rallychat.identity import LOCAL_USER, acting_as
 from rallychat.settings import Settings
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ async def export(settings: Settings, file: str, *, markdown: bool, user: str | N
     """
     from rallychat.transfer import everything
 
-    async with _store(settings, user) as store:
+    async with _store(settings, user, "user.export") as store:
         with _written(file) as out:
             async for piece in everything(store, markdown=markdown):
                 out.write(piece)
@@ -47,7 +47,7 @@ async def import_(settings: Settings, file: Path, *, user: str | None) -> int:
     from rallychat.catalog import Catalog
     from rallychat.transfer import import_file
 
-    async with _store(settings, user) as store:
+    async with _store(settings, user, "user.import") as store:
         try:
             report = await import_file(store, file, knows=Catalog.load(settings).knows)
         except OSError as exc:
@@ -112,12 +112,9 @@ def _written(name: str) -> Iterator[IO[bytes]]:
 
 
 @asynccontextmanager
-async def _store(settings: Settings, user: str | None) -> AsyncIterator[ConversationStore]:
+async def _store(settings: Settings, user: str | None, action: str) -> AsyncIterator[ConversationStore]:
     """The conversations, as those of a person; None: what was written without login."""
-    from rallychat.accounts.accounts import checked_name
     from rallychat.store import ConversationStore
 
-    async with ConversationStore.open(settings) as store:
-        whose = LOCAL_USER if user is None else (await store.people.named(checked_name(user))).id
-        with acting_as(whose):
-            yield store
+    async with ConversationStore.open(settings) as store, acting_for(store, user, action, disabled=True):
+        yield store

@@ -1,0 +1,50 @@
+"""`--user`: a command that acts as somebody with an account. The audit log keeps that it did."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from rallychat.cli.options import complain
+from rallychat.errors import Forbidden, StoreError
+from rallychat.identity import acting_as
+
+if TYPE_CHECKING:
+    from rallychat.store import ConversationStore
+
+
+@asynccontextmanager
+async def acting_for(
+    store: ConversationStore, user: str | None, action: str, *, disabled: bool = False
+) -> AsyncIterator[None]:
+    """Until the block ends, what is done is done as the account of this name; None: as whoever needs no login.
+
+    Args:
+        action: what the audit log calls it.
+        disabled: the account may be a disabled one.
+
+    Raises:
+        NotFound: nobody is called so. Forbidden: the account is disabled.
+    """
+    from rallychat.accounts.accounts import checked_name
+
+    if user is None:
+        yield
+        return
+    found = await store.people.named(checked_name(user))
+    if found.disabled and not disabled:
+        hint = f"`rallychat users enable {found.name}` lets it in again"
+        raise Forbidden(f"The account {found.name} is disabled.", hint=hint)
+    await noted(store, action, found.name)
+    with acting_as(found.id):
+        yield
+
+
+async def noted(store: ConversationStore, action: str, target: str) -> None:
+    """Keeps in the audit log what was done here, where there are accounts. A full disk forbids nothing by this."""
+    try:
+        if await store.people.any():
+            await store.deeds.add(action, target)
+    except StoreError as exc:
+        complain(f"The audit log could not be written: {exc.message}", exc.hint)
