@@ -86,7 +86,7 @@ class Idle:
         self._habits: Recent[str, Habit] = Recent(ASKED)  # those that are not stored yet
         self._hurried: Recent[str, None] = Recent(ASKED)  # those whose idle time was too short for its work
         self._closed = False
-        pool.came_back = self._came_back
+        pool.loaded = self._loaded
 
     def leave(self, conversation_id: str) -> None:
         """Somebody says something in this conversation: what was prepared for it is as it is."""
@@ -141,7 +141,11 @@ class Idle:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _came_back(self, engine: Engine) -> None:
+    def _loaded(self, engine: Engine) -> None:
+        """Nobody is answered yet: the time to measure it. After a restart, to warm again what it had."""
+        self._start(f"measure {engine.spec.model}", self._first(engine))
+        if not engine.restarts:
+            return
         mine = [(one, user) for one, (model, user) in self._recent.items() if model == engine.spec.model]
         for conversation_id, user in reversed(mine[-engine.spec.slots :]):
             if conversation_id not in self._tasks:
@@ -352,3 +356,13 @@ class Idle:
     async def _measure(self, scene: Scene) -> None:
         """How fast this machine is with long prompts, once per model. A single slot is warmed again afterwards."""
         await self._latencies.measure(scene.engine)
+
+    async def _first(self, engine: Engine) -> None:
+        """The same before the first question, which may come at any time: then it is done after an answer."""
+        await asyncio.sleep(REST)
+        try:
+            await self._latencies.measure(engine)
+        except (Preempted, Crowded, RallyChatError) as exc:
+            log.info("%s is measured another time: %s", engine.spec.model, type(exc).__name__)
+        except Exception:
+            log.exception("measuring %s failed", engine.spec.model)

@@ -1,4 +1,5 @@
 """How fast this machine is with long prompts: measured once per model in idle time, kept in the data folder.
+Until there was such time, the answers themselves show how fast it reads.
 
 From it follows up to which length a prompt's first token comes nearly as soon as that of a short one.
 """
@@ -31,6 +32,8 @@ NEW = 50
 TRIES = 3
 FELT = 20.0
 """Milliseconds below which nobody feels a difference: such an engine needs no limit."""
+CAREFUL = 1024
+"""Tokens of a prompt up to which a machine that was not measured, and is felt, is taken to be fast."""
 _FILLER = (
     "Paragraph {n}. The {n}th boat left the harbour with {n} crates of lemons, and the keeper of the light wrote "
     "down the hour, the wind and the colour of its sail before he went back to his book about the stars. "
@@ -63,17 +66,19 @@ class Latencies:
         self._settings = settings
         self._path = settings.data_dir / "latency.json"
         self._known: dict[str, Points] = _read(self._path)
-        self._keys: dict[str, tuple[WorkerSpec, str]] = {}
+        self._keys: dict[str, tuple[Engine, str]] = {}
         self._partly: dict[str, Points] = {}
         self._measuring: set[str] = set()
 
     def pace(self, model_id: str) -> Pace | None:
-        """What follows for the budget of a model; None: it was not measured."""
+        """What follows for the budget of a model; None: nothing is known yet."""
         factor = self._settings.latency_factor
-        _, key = self._keys.get(model_id, (None, ""))
-        points = self._known.get(key, [])
-        if not factor or not points:
+        engine, key = self._keys.get(model_id, (None, ""))
+        if not factor or engine is None:
             return None
+        points = self._known.get(key, [])
+        if not points:
+            return _guess(engine)
         limit, reading = limit_of(points, factor), points[0][1] / NEW
         if limit is None:
             return Pace(reading)
@@ -86,8 +91,8 @@ class Latencies:
     def opened(self, model_id: str, engine: Engine) -> None:
         """The model runs here, in this way."""
         known = self._keys.get(model_id)
-        if known is None or known[0] is not engine.spec:
-            self._keys[model_id] = (engine.spec, key_of(engine.spec))
+        if known is None or known[0] is not engine:
+            self._keys[model_id] = (engine, key_of(engine.spec))
 
     async def measure(self, engine: Engine) -> None:
         """Measures an engine that was not measured yet. Another time, where it is busy with something else.
@@ -119,6 +124,18 @@ class Latencies:
         self._known[key] = self._partly.pop(key)
         _write(self._path, self._known)
         log.info("first token after so many tokens, in ms: %s", points)
+
+
+def _guess(engine: Engine) -> Pace | None:
+    """By what reading took in answers so far; None: nobody feels it, or there were none."""
+    reading = engine.queue.costs.reading * 1000
+    if reading * NEW < FELT or not engine.info.slot_affinity or engine.info.instant:
+        return None
+    why = (
+        f"nobody has left this machine the time to measure its speed; a token of a prompt takes it {reading:.1f} ms, "
+        f"and until it is measured {CAREFUL:,} tokens are taken to be as fast as a short prompt"
+    )
+    return Pace(reading, CAREFUL, why)
 
 
 async def _time(engine: Engine, slot: Slot, ids: list[int], length: int) -> float:

@@ -21,6 +21,7 @@ from rallychat.compacting import Compacting
 from rallychat.context.types import Compaction
 from rallychat.contexts import Contexts
 from rallychat.engines.protocol import CompletionRequest, EngineEvent
+from rallychat.latency import Latencies
 from rallychat.messages import ContextReport, Finished, Started, TextDelta
 from rallychat.pool import Engine, Slot
 from rallychat.settings import Settings
@@ -175,6 +176,20 @@ async def test_a_service_that_never_rests_keeps_so_much_work_waiting_and_no_more
             service.idle.answered(str(number))
         await until(lambda: len(left) == 2)
         assert left == ["1", "2"], "0 was answered anew, and waits at the end"
+
+
+async def test_a_machine_is_measured_when_a_model_is_loaded_and_nobody_speaks_yet(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+
+    async def measure(_: Latencies, engine: Engine) -> None:
+        measured.append(engine.spec.model)
+
+    monkeypatch.setattr(Latencies, "measure", measure)
+    async with world() as service:
+        await service.load("scripted")
+        await until(lambda: measured == ["scripted"])
 
 
 async def test_after_an_answer_the_end_of_its_turn_is_already_evaluated(world: World) -> None:

@@ -158,7 +158,8 @@ async def test_idle_work_is_done_for_whose_conversation_it_is_also_after_the_eng
 
         service.store.get = noting  # type: ignore[method-assign]
         with acting_as("user_him"):
-            service.idle._came_back(engine)
+            engine.restarts = 1
+            service.idle._loaded(engine)
         await service.idle.settled()
         assert set(seen) == {"user_her"}
 

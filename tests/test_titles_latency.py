@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from rallychat import latency
 from rallychat.engines.protocol import WorkerSpec
-from rallychat.latency import Latencies, key_of, limit_of
+from rallychat.latency import CAREFUL, FELT, NEW, Latencies, key_of, limit_of
+from rallychat.pool.fairness import Costs
 from rallychat.settings import Settings
 from rallychat.texts import title_of
 from rallychat.titles import checked_title
@@ -114,6 +115,28 @@ def test_another_way_to_run_a_model_is_measured_anew() -> None:
 def test_a_damaged_file_of_measurements_is_as_none(tmp_path: Path) -> None:
     (tmp_path / "latency.json").write_text('{"a": 3}')
     assert Latencies(Settings(data_dir=tmp_path)).pace("m") is None
+
+
+def test_until_a_machine_is_measured_its_answers_say_whether_reading_is_felt(tmp_path: Path) -> None:
+    def engine(milliseconds: float) -> Any:
+        costs = Costs()
+        costs.read(100, milliseconds / 1000 * 100)
+        info = SimpleNamespace(slot_affinity=True, instant=False)
+        return SimpleNamespace(
+            spec=WorkerSpec("llamacpp", "m"), info=info, queue=SimpleNamespace(costs=costs)
+        )
+
+    latencies = Latencies(Settings(data_dir=tmp_path))
+    assert latencies.pace("m") is None, "it was never opened"
+    latencies.opened("m", engine(FELT / NEW / 2))
+    assert latencies.pace("m") is None, "nobody feels that"
+    latencies.opened("m", engine(5.0))
+    pace = latencies.pace("m")
+    assert pace is not None
+    assert pace.reading == pytest.approx(5.0)
+    assert pace.limit == CAREFUL
+    assert "5.0 ms" in pace.why
+    assert Latencies(Settings(data_dir=tmp_path, latency_factor=0)).pace("m") is None
 
 
 async def test_two_conversations_at_once_measure_a_model_once(

@@ -55,11 +55,11 @@ class Engine:
     Args:
         spec: what the worker runs.
         settings: timeouts and the length of the queue.
-        came_back: called after each restart, when it can answer again and its caches are empty.
+        loaded: called when it can answer and its caches are empty, at first and after each restart.
     """
 
     def __init__(
-        self, spec: WorkerSpec, settings: Settings, *, came_back: Callable[[Engine], None] = lambda _: None
+        self, spec: WorkerSpec, settings: Settings, *, loaded: Callable[[Engine], None] = lambda _: None
     ) -> None:
         self.spec = spec
         self.state: State = "loading"
@@ -73,7 +73,7 @@ class Engine:
         self.queue = SlotQueue(spec.slots, limit=settings.max_queue)
         self.offload = Offload(self.queue.costs)
         self._settings = settings
-        self._came_back = came_back
+        self._loaded = loaded
         self._process: WorkerProcess | None = None
         self._discarding: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Condition()
@@ -280,8 +280,7 @@ class Engine:
                 continue
             self._process = process
             await self._become("loaded")
-            if self.restarts:
-                self._came_back(self)
+            self._loaded(self)
             try:
                 code = await process.exited()
             finally:

@@ -57,8 +57,8 @@ class Pool:
     """
 
     def __init__(self, settings: Settings, downloads: Downloads) -> None:
-        self.came_back: Callable[[Engine], None] = lambda _: None
-        """Called with an engine that was restarted, once it can answer again."""
+        self.loaded: Callable[[Engine], None] = lambda _: None
+        """Called with an engine that can answer, its caches empty: at first, and after each restart."""
         self._settings = settings
         self._downloads = downloads
         self._engines: dict[str, Engine] = {}
@@ -118,7 +118,7 @@ class Pool:
             if engine is None:
                 await self._make_room(model.engine_id)
                 spec = worker_spec(model, str(path), self._settings)
-                engine = Engine(spec, self._settings, came_back=lambda it: self.came_back(it))
+                engine = Engine(spec, self._settings, loaded=lambda it: self.loaded(it))
                 self._engines[model.engine_id] = engine
         return engine
 
