@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -20,6 +21,9 @@ from rallychat.bench.server import ServerProcess, running
 from rallychat.engines import wire
 from rallychat.engines.protocol import WorkerSpec
 from rallychat.errors import EngineUnavailable
+
+_TEXT = re.compile(rb'"(?:reasoning_)?content":"[^"]')
+"""In a chunk that says something, be it thought or answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +83,21 @@ class Service:
         tokens = 0
         # The lightest client there is: the one that measures must not take the time it measures.
         path = "/v1/chat/completions"
+        event = b""
         async with wire.request(
             self._address, "POST", path, body=orjson.dumps(body), patience=600
         ) as response:
             if response.status != HTTPStatus.OK:
                 raise EngineUnavailable(f"The service answered {response.status}: {await response.body()!r}")
             async for event in wire.events(response):
-                if not first and b'"content":"' in event and b'"content":""' not in event:
+                if not first and _TEXT.search(event):
                     first = time.monotonic() - began
                 if b'"usage":{' in event:
                     tokens = orjson.loads(event)["usage"]["completion_tokens"]
+        if not first or not tokens:  # else it would count as the quickest of all
+            raise EngineUnavailable(
+                f"The service's answer ended without a token, or amid them: {event[:200]!r}"
+            )
         return tokens, first
 
 
@@ -103,6 +112,8 @@ class Child:
         """See `Arm`."""
         job = {"prompts": [prompt.ids for prompt in prompts], "max_tokens": max_tokens}
         report = await ask(self._process, job)
+        if not all(report["first"]):
+            raise EngineUnavailable(f"{self.name}: an answer ended without a token.")
         return Round(report["tokens"], report["seconds"], tuple(report["first"]))
 
 

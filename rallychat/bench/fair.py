@@ -199,6 +199,8 @@ async def _ask(
                 if silent and isinstance(event, TextDelta | ReasoningDelta):
                     silent = False
                     first(user)
+    if silent:  # of an answer without a token its end is what its person waited for
+        first(user)
 
 
 async def _passed(scene: _Scene, early: Callable[[], bool], *, seconds: float | None = None) -> None:

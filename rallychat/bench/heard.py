@@ -13,7 +13,7 @@ from rallychat.bench.turns import share
 from rallychat.catalog import Sampling
 from rallychat.chat import ChatService
 from rallychat.errors import EngineInterrupted
-from rallychat.messages import Failed, TextDelta
+from rallychat.messages import Failed, ReasoningDelta, TextDelta
 
 
 @dataclass(slots=True)
@@ -27,6 +27,8 @@ class Heard:
     async def turn(self, service: ChatService, chat: str, text: str, *, max_tokens: int) -> None:
         """Says something in a conversation and hears the answer to its end, greedily sampled.
 
+        What the model thinks is heard, too; of an answer without a token its end is.
+
         Raises:
             EngineInterrupted: there was none.
         """
@@ -36,12 +38,13 @@ class Heard:
             async for event in events:
                 if isinstance(event, Failed):
                     raise EngineInterrupted(event.message, hint=event.hint)
-                if isinstance(event, TextDelta):
+                if isinstance(event, TextDelta | ReasoningDelta):
                     now = time.monotonic()
                     begun = self.waiting.pop(chat, None) is not None
                     (self.first if begun else self.gaps).append((now - at) * 1000)
                     at = now
-        self.waiting.pop(chat, None)
+        if self.waiting.pop(chat, None) is not None:
+            self.first.append((time.monotonic() - at) * 1000)
 
     def given_up(self) -> int:
         """Who still waits counts with what they have waited; returns how many these are."""

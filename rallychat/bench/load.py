@@ -37,6 +37,9 @@ from rallychat.sources import weights_path
 
 PATIENCE = 120.0
 WINDOW = 2048
+CUT, EMPTY = "the stream ended early", "not a token was said"
+DELTAS = frozenset({"response.output_text.delta", "response.reasoning_text.delta"})
+TEXTS = ("content", "reasoning_content")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,19 +95,20 @@ class Ours:
     async def _say(self, turn: Turn, conversation: str) -> Said:
         line = Plain(self._http, self._server.model, max_tokens=turn.max_tokens, temperature=0)
         sent = Sent(turn.text, os.urandom(8).hex(), conversation)
-        began, first = time.monotonic(), 0.0
+        began, first, usage = time.monotonic(), 0.0, None
         try:
             async with aclosing(line.events(sent)) as events:
                 async for event in events:
-                    if not first and event["type"] == "response.output_text.delta":
+                    kind = event.get("type", "error")
+                    if not first and kind in DELTAS:
                         first = time.monotonic() - began
-                    if event["type"] == "response.failed":
-                        return Said(failure=str(event["response"]["error"]))
+                    if kind in ("response.failed", "error"):
+                        return Said(failure=str(event.get("response", event)["error"])[:200])
                     usage = (event.get("response") or {}).get("usage")
         except (Cut, Refused, KeyError) as exc:
             return Said(failure=str(exc)[:200])
-        if not usage:
-            return Said(failure="the stream ended early")
+        if not usage or not first:
+            return Said(failure=CUT if not usage else EMPTY)
         cached = usage["input_tokens_details"]["cached_tokens"]
         return Said(first * 1000, usage["output_tokens"], usage["input_tokens"], cached)
 
@@ -168,13 +172,13 @@ class Direct:
                         return Said(failure=str(chunk["error"])[:200]), answer
                     usage = chunk.get("usage") or usage
                     for choice in chunk["choices"]:
-                        text = choice["delta"].get("content") or ""
-                        first = first or (time.monotonic() - began if text else 0.0)
+                        text, thought = (choice["delta"].get(name) or "" for name in TEXTS)
+                        first = first or (time.monotonic() - began if text or thought else 0.0)
                         answer += text
         except httpx.HTTPError as exc:
             return Said(failure=f"{type(exc).__name__} {exc}"), answer
-        if not usage:
-            return Said(failure="the stream ended early"), answer
+        if not usage or not first:
+            return Said(failure=CUT if not usage else EMPTY), answer
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
         return Said(first * 1000, usage["completion_tokens"], usage["prompt_tokens"], cached), answer
 
