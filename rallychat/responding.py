@@ -117,6 +117,7 @@ async def unstored(
     before = [row.message for row in await _before(service, at)]
     if at.conversation is not None:
         instructions = instructions or at.conversation.system
+        sampling = sampling.over(at.conversation.sampling)
     messages = [*before, *said]
     told = [instructions] if instructions else []
     while messages[0].role == "system":

@@ -148,6 +148,46 @@ def test_a_conversation_and_its_items(client: OpenAI) -> None:
     assert missing.value.code == "conversation_not_found"
 
 
+def test_a_conversation_begins_with_a_persona_and_is_answered_as_it_says(client: OpenAI) -> None:
+    pirate = {
+        "name": "Pirate",
+        "system": "Arr.",
+        "model": "slow",
+        "sampling": {"max_tokens": 3, "stop": ["9"]},
+    }
+    persona = client.post("/personas", body=pirate, cast_to=dict[str, Any])
+    made = client.conversations.create(extra_body={"persona": persona["id"], "sampling": {"stop": ["8"]}})
+    Conversation.model_validate(made.model_dump(exclude_unset=True), strict=True)
+    assert {name: getattr(made, name) for name in ("system", "model", "sampling")} == {
+        "system": "Arr.",
+        "model": "slow",
+        "sampling": {"max_tokens": 3, "stop": ["8"]},
+    }
+    client.delete(f"/personas/{persona['id']}", cast_to=dict[str, Any])
+    answer = client.responses.create(input="!count 20", conversation=made.id)
+    below = client.responses.create(input="!count 20", previous_response_id=answer.id, store=False)
+    for each in (answer, below):
+        assert each.usage is not None
+        assert (each.model, each.status, each.usage.output_tokens) == ("slow", "incomplete", 3)
+        assert each.context["segments"][0]["kind"] == "system"  # type: ignore[attr-defined]
+
+
+def test_system_prompt_model_and_sampling_of_a_conversation_are_changed(client: OpenAI) -> None:
+    made = client.conversations.create(
+        extra_body={"system": "Arr.", "model": "slow", "sampling": {"top_k": 3}}
+    )
+    path = f"/conversations/{made.id}"
+    kept = client.patch(path, body={"model": None, "sampling": {}, "pinned": True}, cast_to=dict[str, Any])
+    assert (kept["system"], kept["model"], kept["sampling"], kept["pinned"]) == ("Arr.", None, {}, True)
+    assert client.conversations.retrieve(made.id).to_dict() == kept
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.patch(path, body={"model": "no-such", "title": "Not kept"}, cast_to=dict[str, Any])
+    assert missing.value.code == "model_not_found"
+    assert client.conversations.retrieve(made.id).to_dict() == kept
+    with pytest.raises(openai.NotFoundError):
+        client.conversations.create(extra_body={"persona": "persona_none"})
+
+
 def test_an_empty_conversation_has_an_empty_list(client: OpenAI) -> None:
     made = client.conversations.create()
     assert list(client.conversations.items.list(made.id)) == []

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from rallychat.api.idempotency import IdempotencyKey, StatefulRoute
+from rallychat.api.manner import manner_of, taken_over
 from rallychat.api.responses.answers import (
     ConversationDeleted,
     ConversationList,
@@ -40,10 +41,13 @@ _READ = problems(400, 403, 404, 500, 503)
 async def create_conversation(
     request: Request, asked: ConversationRequest, idempotency_key: IdempotencyKey = None
 ) -> Response:
-    """A new conversation, with items if any are given."""
+    """A new conversation, with items if any are given, and answered as a persona if one is named."""
     service = service_of(request)
     said = messages_of(asked.items, param="items") if asked.items else []
-    made = await service.store.create(title=first_title(said), metadata=asked.metadata, said=said)
+    manner = asked.manner(service)
+    if asked.persona is not None:
+        manner = taken_over(await service.store.personas.get(asked.persona), manner, service)
+    made = await service.store.create(title=first_title(said), metadata=asked.metadata, said=said, **manner)
     return json_response(described(made))
 
 
@@ -167,4 +171,5 @@ def described(conversation: Conversation) -> dict[str, Any]:
         "archived": conversation.archived,
         "folder": conversation.folder,
         "deleted_at": int(deleted.timestamp()) if deleted else None,
+        **manner_of(conversation),
     }

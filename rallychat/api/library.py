@@ -12,6 +12,7 @@ from starlette.responses import Response, StreamingResponse
 
 from rallychat.api.conversations import described
 from rallychat.api.idempotency import IdempotencyKey, KeyedRoute
+from rallychat.api.manner import MANNER, Manner
 from rallychat.api.responses.answers import ConversationOut
 from rallychat.api.responses.items import place_of
 from rallychat.api.responses.pages import Limit, listed
@@ -37,7 +38,7 @@ _FILE: dict[int | str, dict[str, Any]] = {
 }
 
 
-class Filing(Asked):
+class Filing(Manner):
     """Body of `PATCH /v1/conversations/{conversation_id}`; what is left out stays."""
 
     title: Annotated[str, Field(max_length=200)] = ""
@@ -121,13 +122,15 @@ async def empty_trash(request: Request) -> Response:
 
 @router.patch(_ONE, response_model=None, responses={200: {"model": ConversationOut}, **_MADE})
 async def file_conversation(request: Request, conversation_id: str, asked: Filing) -> Response:
-    """Renames, pins, archives or files it."""
+    """Renames, pins, archives or files it; changes how it is answered."""
     store = service_of(request).store
-    given: dict[str, Any] = {name: getattr(asked, name) for name in asked.model_fields_set}
-    title = given.pop("title", None)
-    changed = await store.library.file(conversation_id, **given)
-    if title is not None:
-        changed = await store.update(conversation_id, title=title)
+    settled = asked.manner(service_of(request))
+    filed: dict[str, Any] = {name: getattr(asked, name) for name in asked.model_fields_set - MANNER}
+    if "title" in filed:
+        settled["title"] = filed.pop("title")
+    changed = await store.library.file(conversation_id, **filed)
+    if settled:
+        changed = await store.update(conversation_id, **settled)
     return json_response(described(changed))
 
 

@@ -9,11 +9,10 @@ from pydantic import Field
 from starlette.responses import Response
 
 from rallychat.api.idempotency import IdempotencyKey, KeyedRoute
+from rallychat.api.manner import Manner, manner_of
 from rallychat.api.responses.pages import listed
 from rallychat.api.routing import ANY_OBJECT, json_response, problems
-from rallychat.api.schemas import Asked
 from rallychat.api.serving import service_of
-from rallychat.catalog.types import SamplingFacts
 from rallychat.store import Persona
 
 router = APIRouter(route_class=KeyedRoute, tags=["personas"])
@@ -22,13 +21,10 @@ _MADE = problems(400, 401, 403, 404, 409, 413, 415, 500, 503)
 _READ = problems(401, 403, 404, 500, 503)
 
 
-class PersonaRequest(Asked):
+class PersonaRequest(Manner):
     """Body of `POST /v1/personas`."""
 
     name: Annotated[str, Field(min_length=1, max_length=100)]
-    system: Annotated[str, Field(max_length=200_000)] = ""
-    model: Annotated[str, Field(max_length=200)] | None = None
-    sampling: SamplingFacts = SamplingFacts()
 
 
 class PersonaUpdate(PersonaRequest):
@@ -81,17 +77,11 @@ def persona_out(persona: Persona) -> dict[str, Any]:
         "id": persona.id,
         "object": "persona",
         "name": persona.name,
-        "system": persona.system,
-        "model": persona.model,
-        "sampling": persona.sampling.as_dict(),
+        **manner_of(persona),
         "created_at": int(persona.created_at.timestamp()),
     }
 
 
 def _given(request: Request, asked: PersonaRequest) -> dict[str, Any]:
-    given: dict[str, Any] = {name: getattr(asked, name) for name in asked.model_fields_set}
-    if "sampling" in given:
-        given["sampling"] = asked.sampling.value()
-    if given.get("model") is not None:
-        given["model"] = service_of(request).named(given["model"]).id
-    return given
+    named = {"name": asked.name} if "name" in asked.model_fields_set else {}
+    return named | asked.manner(service_of(request))

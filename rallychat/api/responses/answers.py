@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator
 from rallychat.api.answers import ContextOut
 from rallychat.api.responses.items import Status
 from rallychat.api.responses.objects import ResponseStatus
+from rallychat.catalog.types import SamplingFacts
 
 
 class _Answer(BaseModel):
@@ -185,6 +186,9 @@ class ConversationOut(_Answer):
     archived: bool
     folder: str | None
     deleted_at: int | None
+    system: str
+    model: str | None
+    sampling: SamplingFacts
 
 
 class ConversationList(_Answer):

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from rallychat.api.manner import Manner
 from rallychat.api.schemas import INT32, MOST_MESSAGES, SEEDS, Asked, Nothing, TextFormat, Zero
 from rallychat.catalog.types import Sampling
 from rallychat.context.strategies import strategy_named
@@ -337,11 +338,14 @@ class ResponseRequest(Asked):
             raise InvalidRequest(f"'truncation' cannot be '{self.truncation}': {said}.", param="truncation")
 
 
-class ConversationRequest(Asked):
-    """Body of `POST /v1/conversations`."""
+class ConversationRequest(Manner):
+    """Body of `POST /v1/conversations`. Beside `items` and `metadata` all are extensions."""
 
     items: Annotated[list[Item], Field(max_length=MOST_ITEMS)] | None = None
     metadata: Metadata | None = None
+    persona: Name | None = Field(
+        None, description="Id of one whose system prompt, model and sampling it begins with."
+    )
 
 
 class ConversationUpdate(Asked):
