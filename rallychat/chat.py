@@ -79,12 +79,14 @@ class ChatService(Stateless):
         model: str | None = None,
         sampling: Sampling = ANY,
         wish: Wish = AS_EVER,
+        key: str | None = None,
     ) -> Run:
         """Says `text` in a conversation. The message is stored when this returns; the answer grows in the run.
 
         Args:
             parent_id: the message it follows; the conversation's newest if not given, None to start a new root.
             wish: how the context of this answer is kept.
+            key: the idempotency key that leads to the answer from now on; so in all that begins one.
 
         Raises:
             NotFound: no such conversation or model. Conflict: it is still answering. InvalidRequest: no text.
@@ -94,10 +96,12 @@ class ChatService(Stateless):
         parent = conversation.tip_id if parent_id is UNSET else parent_id
         title = "" if conversation.title else title_of(text)
         return await self._answer(
-            conversation, parent, user, title=title, model=model, sampling=sampling, wish=wish
+            conversation, parent, user, title=title, model=model, sampling=sampling, wish=wish, key=key
         )
 
-    async def regenerate(self, message_id: str, *, model: str | None = None, sampling: Sampling = ANY) -> Run:
+    async def regenerate(
+        self, message_id: str, *, model: str | None = None, sampling: Sampling = ANY, key: str | None = None
+    ) -> Run:
         """Another answer beside `message_id` (an answer, or a user's message that has none)."""
         row = await self.store.message(message_id)
         conversation = await self.free_conversation(row.conversation_id)
@@ -106,20 +110,28 @@ class ChatService(Stateless):
             raise InvalidRequest(
                 "This answer follows no message, so it cannot be made again.", param="message_id"
             )
-        return await self._answer(conversation, parent, None, model=model, sampling=sampling)
+        return await self._answer(conversation, parent, None, model=model, sampling=sampling, key=key)
 
     async def edit(
-        self, message_id: str, text: str, *, model: str | None = None, sampling: Sampling = ANY
+        self,
+        message_id: str,
+        text: str,
+        *,
+        model: str | None = None,
+        sampling: Sampling = ANY,
+        key: str | None = None,
     ) -> Run:
         """Says something else in place of a user's message. What was there stays as another branch."""
         row = await self.store.message(message_id)
         if row.role != "user":
             raise InvalidRequest("Only your own messages can be edited.", param="message_id")
         return await self.turn(
-            row.conversation_id, text, parent_id=row.parent_id, model=model, sampling=sampling
+            row.conversation_id, text, parent_id=row.parent_id, model=model, sampling=sampling, key=key
         )
 
-    async def continue_answer(self, message_id: str, *, sampling: Sampling = ANY) -> Run:
+    async def continue_answer(
+        self, message_id: str, *, sampling: Sampling = ANY, key: str | None = None
+    ) -> Run:
         """Goes on where an answer ended. A different model than the answer's own is not used."""
         row = await self.store.message(message_id)
         if row.role != "assistant":
@@ -128,7 +140,7 @@ class ChatService(Stateless):
             raise Conflict("This answer is complete.", hint="ask for more in a message of your own")
         conversation = await self.free_conversation(row.conversation_id)
         model = self.talked_to(row.model or conversation.model)
-        answer = await self.store.answers.resume(row.id, alone=True)
+        answer = await self.store.answers.resume(row.id, alone=True, key=key)
         return await self.run_answer(conversation, answer, None, model, sampling)
 
     async def delete(self, conversation_id: str, *, forever: bool = False) -> None:
@@ -229,10 +241,11 @@ class ChatService(Stateless):
         model: str | None,
         sampling: Sampling,
         wish: Wish = AS_EVER,
+        key: str | None,
     ) -> Run:
         chosen = self.talked_to(model or conversation.model)
         said, answer = await self.store.answers.begin(
-            conversation.id, parent_id=parent_id, user=user, model=chosen.id, title=title, alone=True
+            conversation.id, parent_id=parent_id, user=user, model=chosen.id, title=title, alone=True, key=key
         )
         return await self.run_answer(conversation, answer, said, chosen, sampling, wish=wish)
 

@@ -29,6 +29,7 @@ async def page(
         (folder / "catalog" / "models" / f"{name}.toml").write_text(facts)
     async with ChatService.open(Settings(data_dir=folder, **{"model": "echo", **given})) as service:
         app = FastAPI()
+        app.state.service, app.state.pending_keys = service, {}
         for each in (list_routes, conversation_routes, context_routes, turn_routes, model_routes):
             app.include_router(each.router(service), prefix="/ui")
         transport = httpx.ASGITransport(app)

@@ -1,8 +1,9 @@
 """Idempotency keys: a request that is sent again with its key gets the first one's answer, not a second run.
 
-Two ways. An answer that is stored as a response is found by its id, from the moment it begins: whoever comes with
-the key sees that response, growing or whole. Any other answer is kept as the bytes that were sent; whoever comes
-while they are being made waits for them. Only what succeeded is kept: after an error the key is free again.
+Two ways. An answer that is stored as a response, or as a turn of the page, is found by its id, from the moment it
+begins: whoever comes with the key sees that one, growing or whole. Any other answer is kept as the bytes that were
+sent; whoever comes while they are being made waits for them. Only what succeeded is kept: after an error the key is
+free again.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 from fastapi import Header, Request
+from fastapi.routing import APIRoute
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -51,20 +53,7 @@ class KeyedRoute(JsonRoute):
     def get_route_handler(self) -> _Handler:
         """The handler FastAPI calls."""
         handler = super().get_route_handler()
-        known = any(field.alias == "idempotency-key" for field in self.dependant.header_params)
-        if self.reads_itself or not known:
-            return handler
-
-        async def handle(request: Request) -> Response:
-            key = request.headers.get("idempotency-key", "")
-            if not re.fullmatch(_FORM, key):
-                return await handler(request)
-            body = await request.body()
-            again = Request(request.scope, _read_again(body, request.receive))
-            fingerprint = fingerprint_of(request, body)
-            return await answered_once(request, key, fingerprint, lambda: handler(again))
-
-        return handle
+        return keyed(handler) if takes_key(self) and not self.reads_itself else handler
 
 
 class StatefulRoute(KeyedRoute):
@@ -89,6 +78,26 @@ class UploadRoute(StatefulRoute):
     """A route whose body is too long to be held."""
 
     reads_itself = True
+
+
+def takes_key(route: APIRoute) -> bool:
+    """Whether the function of a route has the parameter."""
+    return any(field.alias == "idempotency-key" for field in route.dependant.header_params)
+
+
+def keyed(handler: _Handler) -> _Handler:
+    """The handler, of whose requests with one key the first is answered, and the others with it."""
+
+    async def handle(request: Request) -> Response:
+        key = request.headers.get("idempotency-key", "")
+        if not re.fullmatch(_FORM, key):
+            return await handler(request)
+        body = await request.body()
+        again = Request(request.scope, _read_again(body, request.receive))
+        fingerprint = fingerprint_of(request, body)
+        return await answered_once(request, key, fingerprint, lambda: handler(again))
+
+    return handle
 
 
 def key_of(request: Request) -> str | None:

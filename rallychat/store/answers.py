@@ -41,6 +41,7 @@ class AnswerStore:
         model: str,
         title: str = "",
         alone: bool = False,
+        key: str | None = None,
     ) -> tuple[StoredMessage | None, StoredMessage]:
         """Stores a person's message (if given) under `parent_id` and a running, empty answer under that.
 
@@ -49,6 +50,7 @@ class AnswerStore:
 
         Args:
             title: the conversation's, if it has none.
+            key: the idempotency key that leads to this answer from now on.
 
         Raises:
             NotFound: no such conversation, or no such parent in it.
@@ -56,7 +58,7 @@ class AnswerStore:
                 answer begun so in this conversation, in whichever process.
         """
         model = codec.checked(model, param="model")
-        begun = again(lambda: self._begin(conversation_id, parent_id, user, model, title, alone=alone))
+        begun = again(lambda: self._begin(conversation_id, parent_id, user, model, title, key, alone=alone))
         return await to_the_end(begun, abandoned=lambda pair: self._abandon(pair[1].id))
 
     async def _begin(
@@ -66,6 +68,7 @@ class AnswerStore:
         user: Message | None,
         model: str,
         title: str,
+        key: str | None,
         *,
         alone: bool,
     ) -> tuple[StoredMessage | None, StoredMessage]:
@@ -94,10 +97,14 @@ class AnswerStore:
             await db.execute(insert(messages), [asked, answer] if asked else [answer])
             await queries.set_tip(db, conversation_id, answer["id"], at=now, answering=alone)
             await entitle(db, row, title)
+            await queries.lead(db, key, answer["id"])
         return codec.message_from(asked) if asked else None, codec.message_from(answer)
 
-    async def resume(self, message_id: str, *, alone: bool = False) -> StoredMessage:
+    async def resume(self, message_id: str, *, alone: bool = False, key: str | None = None) -> StoredMessage:
         """Sets an ended answer running again, to be continued where it stopped; it becomes the tip.
+
+        Args:
+            key: as for `begin`.
 
         Raises:
             Conflict: it is still being written, is no answer, or other messages already follow it; if it is
@@ -106,7 +113,8 @@ class AnswerStore:
         if await self._is_running(message_id):
             await self._processes.interrupt_orphans()  # perhaps its process has died since `open`
         return await to_the_end(
-            again(lambda: self._resume(message_id, alone=alone)), abandoned=lambda row: self._abandon(row.id)
+            again(lambda: self._resume(message_id, key, alone=alone)),
+            abandoned=lambda row: self._abandon(row.id),
         )
 
     @whole
@@ -114,7 +122,7 @@ class AnswerStore:
         async with self._database.read() as db:
             return bool((await queries.message_row(db, message_id))["status"] == "running")
 
-    async def _resume(self, message_id: str, *, alone: bool) -> StoredMessage:
+    async def _resume(self, message_id: str, key: str | None, *, alone: bool) -> StoredMessage:
         running = {"status": "running", "finish_reason": None, "error": None, "stop_at": None}
         this, children = messages.c.id == message_id, messages.c.parent_id == message_id
         async with self._database.write() as db:
@@ -130,6 +138,7 @@ class AnswerStore:
             now = datetime.now(UTC)
             await queries.set_tip(db, row["conversation_id"], message_id, at=now, answering=alone)
             await queries.changed(db, conversations.c.id == row["conversation_id"])
+            await queries.lead(db, key, message_id)
         return codec.message_from(row | running)
 
     async def _abandon(self, message_id: str) -> None:

@@ -33,6 +33,7 @@ from rallychat.store.tables import (
     messages,
     responses,
 )
+from rallychat.store.types import response_id
 
 _WITHOUT_REPORT = [column for column in messages.c if column is not messages.c.report]
 
@@ -220,6 +221,14 @@ async def set_cuts(db: AsyncConnection, message_id: str, cuts: Sequence[int]) ->
     """Notes how an answer was told, if it is a response."""
     this = responses.c.message_id == message_id
     await db.execute(update(responses).where(this).values(cuts=[*cuts]))
+
+
+async def lead(db: AsyncConnection, key: str | None, answer: str) -> None:
+    """An idempotency key, if one is given, leads to this answer from now on."""
+    if key is not None:
+        this = (idempotency_keys.c.user_id == current().id, idempotency_keys.c.key == key)
+        leads = {"response_id": response_id(answer), "owner": None}
+        await db.execute(update(idempotency_keys).where(*this).values(**leads))
 
 
 async def drop_claims(db: AsyncConnection, owners: Sequence[str]) -> None:

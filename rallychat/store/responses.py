@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import delete, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rallychat.errors import NotFound
@@ -17,8 +17,8 @@ from rallychat.store.database import Database
 from rallychat.store.ids import new_id
 from rallychat.store.items import entitle, insert_chain, is_followed, new_row, take_out
 from rallychat.store.owners import Owner
-from rallychat.store.tables import conversations, idempotency_keys, messages, responses
-from rallychat.store.types import Conversation, StoredMessage, StoredResponse, response_id
+from rallychat.store.tables import conversations, messages, responses
+from rallychat.store.types import Conversation, StoredMessage, StoredResponse, message_of
 from rallychat.store.whole import again, to_the_end, whole
 from rallychat.unset import UNSET, Unset
 
@@ -92,10 +92,7 @@ class ResponseStore:
             if parent_id is UNSET or not conversation["listed"]:  # a chain is seen from its newest answer
                 in_view = parent_id is UNSET
                 await queries.set_tip(db, conversation_id, answer["id"], at=now, answering=in_view)
-            if key is not None:
-                mine = (idempotency_keys.c.user_id == current().id, idempotency_keys.c.key == key)
-                leads = {"response_id": response_id(answer["id"]), "owner": None}
-                await db.execute(update(idempotency_keys).where(*mine).values(**leads))
+            await queries.lead(db, key, answer["id"])
         response = StoredResponse(codec.message_from(answer), noted, None)
         return response, codec.conversation_from(conversation)
 
@@ -157,11 +154,11 @@ async def _unlisted(db: AsyncConnection, now: datetime) -> str:
 
 
 async def _rows(db: AsyncConnection, response: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    message_id = f"msg_{response.removeprefix('resp_')}"
-    if response.startswith("resp_") and codec.is_id(message_id):
-        said = select(messages).where(messages.c.id == message_id, queries.of_mine())
+    this = message_of(response)
+    if response.startswith("resp_") and codec.is_id(this):
+        said = select(messages).where(messages.c.id == this, queries.of_mine())
         message = (await db.execute(said)).mappings().one_or_none()
-        found = await db.execute(select(responses).where(responses.c.message_id == message_id))
+        found = await db.execute(select(responses).where(responses.c.message_id == this))
         row = found.mappings().one_or_none()
         if message is not None and row is not None:
             return dict(message), dict(row)

@@ -180,6 +180,11 @@ def response_id(message_id: str) -> str:
     return f"resp_{message_id.removeprefix('msg_')}"
 
 
+def message_of(response: str) -> str:
+    """`resp_0643…` -> `msg_0643…`."""
+    return f"msg_{response.removeprefix('resp_')}"
+
+
 @dataclass(frozen=True, slots=True)
 class Hit:
     """A place where something was found. `message` is None where the title alone has it."""

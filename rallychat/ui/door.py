@@ -17,6 +17,7 @@ from fastapi.routing import APIRoute
 
 from rallychat.accounts.permissions import is_admin
 from rallychat.api.errors import problem_of, without_places
+from rallychat.api.idempotency import keyed, takes_key
 from rallychat.api.routing import StrictRequest
 from rallychat.chat import ChatService
 from rallychat.errors import Conflict, Forbidden, RallyChatError, StoreError
@@ -27,18 +28,26 @@ _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class PageRoute(APIRoute):
-    """A route of the page: refuses what comes from elsewhere, answers our errors as `{"error": …}`."""
+    """A route of the page: refuses what comes from elsewhere, answers our errors as `{"error": …}`.
+
+    It knows idempotency keys, if its function takes one.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The handler, with the door in front of it."""
-        handle = super().get_route_handler()
+        handler = super().get_route_handler()
+
+        async def strict(request: Request) -> Response:
+            return await handler(StrictRequest(request.scope, request.receive))
+
+        handle = keyed(strict) if takes_key(self) else strict
 
         async def guarded(request: Request) -> Response:
             refusal = _refusal(request)
             if refusal is not None:
                 return _error(403, "forbidden", refusal, "open the page itself and try again")
             try:
-                return await handle(StrictRequest(request.scope, request.receive))
+                return await handle(request)
             except RallyChatError as exc:
                 message = without_places(exc.message) if isinstance(exc, StoreError) else exc.message
                 problem = problem_of(exc)

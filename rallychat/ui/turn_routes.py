@@ -1,28 +1,33 @@
 """Routes of the page for turns: say, answer again, edit, continue, stop, switch branches, watch.
 
-Each change answers with what to show: `html` replaces every message behind `after` (None: all of them).
+Each change answers with what to show: `html` replaces every message behind `after` (None: all of them). Where `html` is
+None the turn was begun by an earlier request with the same idempotency key: the conversation is to be opened as it is.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from rallychat.api.idempotency import IdempotencyKey, announce, key_of, response_of
 from rallychat.catalog.types import SamplingFacts
 from rallychat.chat import ChatService
 from rallychat.errors import NotFound, RallyChatError
 from rallychat.runs import Run
 from rallychat.store import StoredMessage
+from rallychat.store.types import message_of
 from rallychat.ui import fragments, transcript
 from rallychat.ui.door import PageRoute
 from rallychat.ui.streaming import event, watch
 
 _MESSAGE_LENGTH = 1_000_000
+Begun = tuple[Run, str | None]
+"""A turn, and the message behind which it is shown."""
 
 
 class Said(BaseModel):
@@ -51,46 +56,60 @@ class Turns:
     def __init__(self, service: ChatService) -> None:
         self.service = service
 
-    async def say(self, said: Said) -> dict[str, Any]:
+    async def say(self, said: Said, key: str | None) -> Begun:
         """Says it in a conversation; in a new one, which is not kept if it cannot be said."""
         if said.conversation is not None:
             tip = (await self.service.store.get(said.conversation)).tip_id
-            return await self.shown(await self.service.turn(said.conversation, said.text), after=tip)
+            return await self.service.turn(said.conversation, said.text, key=key), tip
         model = self.service.named(said.model).id if said.model else None
         begun = await self.service.store.create(
             system=said.system, model=model, sampling=said.sampling.value()
         )
         try:
-            run = await self.service.turn(begun.id, said.text)
+            return await self.service.turn(begun.id, said.text, key=key), None
         except RallyChatError:
             await self.service.store.delete(begun.id)
             raise
-        return await self.shown(run, after=None)
 
-    async def again(self, message_id: str) -> dict[str, Any]:
+    async def again(self, message_id: str, key: str | None) -> Begun:
         """Another answer beside this one."""
-        run = await self.service.regenerate(message_id)
-        return await self.shown(run, after=await self._parent(run.message_id))
+        run = await self.service.regenerate(message_id, key=key)
+        return run, run.user_message_id
 
-    async def edit(self, message_id: str, text: str) -> dict[str, Any]:
+    async def edit(self, message_id: str, text: str, key: str | None) -> Begun:
         """Another message beside this one, and its answer."""
-        parent = await self._parent(message_id)
-        return await self.shown(await self.service.edit(message_id, text), after=parent)
+        parent = (await self.service.store.message(message_id)).parent_id
+        return await self.service.edit(message_id, text, key=key), parent
 
-    async def go_on(self, message_id: str) -> dict[str, Any]:
+    async def go_on(self, message_id: str, key: str | None) -> Begun:
         """More of an answer that ended early."""
-        run = await self.service.continue_answer(message_id)
-        return await self.shown(run, after=await self._parent(message_id))
+        run = await self.service.continue_answer(message_id, key=key)
+        return run, run.user_message_id
+
+    async def once(self, request: Request, begin: Callable[[str | None], Awaitable[Begun]]) -> dict[str, Any]:
+        """What a turn shows that has begun; one that the request's key leads to is not begun again."""
+        if (response := response_of(request)) is not None:
+            return await self.found(message_of(response))
+        run, after = await begin(key_of(request))
+        announce(request)
+        return {**await self._changed(run.conversation_id, after), "run": run.id}
+
+    async def found(self, message_id: str) -> dict[str, Any]:
+        """Where an answer is that was begun before, and the run that still makes it."""
+        row = await self.service.store.message(message_id)
+        run = await self.service.follow(row.id) if row.status == "running" else None
+        return {
+            "conversation": row.conversation_id,
+            "after": None,
+            "html": None,
+            "run": run.id if run else None,
+        }
 
     async def switch(self, message_id: str) -> dict[str, Any]:
         """The branch through this message."""
         row = await self.service.store.message(message_id)
         await self.service.store.select(row.conversation_id, message_id)
         return await self._changed(row.conversation_id, row.parent_id)
-
-    async def shown(self, run: Run, *, after: str | None) -> dict[str, Any]:
-        """What the page puts behind `after` now that `run` has begun."""
-        return {**await self._changed(run.conversation_id, after), "run": run.id}
 
     async def watch(self, run: Run, row: StoredMessage) -> AsyncGenerator[bytes, None]:
         """The run of a message as server-sent events, then the finished message, unless it was deleted meanwhile."""
@@ -109,9 +128,6 @@ class Turns:
         html = await asyncio.to_thread(fragments.messages, views)
         return {"conversation": conversation_id, "after": after, "html": html, "run": None}
 
-    async def _parent(self, message_id: str) -> str | None:
-        return (await self.service.store.message(message_id)).parent_id
-
 
 def router(service: ChatService) -> APIRouter:
     """The routes."""
@@ -119,20 +135,26 @@ def router(service: ChatService) -> APIRouter:
     turns = Turns(service)
 
     @routes.post("/turns")
-    async def say(said: Said) -> dict[str, Any]:
-        return await turns.say(said)
+    async def say(request: Request, said: Said, idempotency_key: IdempotencyKey = None) -> dict[str, Any]:
+        return await turns.once(request, lambda key: turns.say(said, key))
 
     @routes.post("/messages/{message_id}/regenerate")
-    async def regenerate(message_id: str) -> dict[str, Any]:
-        return await turns.again(message_id)
+    async def regenerate(
+        request: Request, message_id: str, idempotency_key: IdempotencyKey = None
+    ) -> dict[str, Any]:
+        return await turns.once(request, lambda key: turns.again(message_id, key))
 
     @routes.post("/messages/{message_id}/edit")
-    async def edit(message_id: str, edited: Edited) -> dict[str, Any]:
-        return await turns.edit(message_id, edited.text)
+    async def edit(
+        request: Request, message_id: str, edited: Edited, idempotency_key: IdempotencyKey = None
+    ) -> dict[str, Any]:
+        return await turns.once(request, lambda key: turns.edit(message_id, edited.text, key))
 
     @routes.post("/messages/{message_id}/continue")
-    async def go_on(message_id: str) -> dict[str, Any]:
-        return await turns.go_on(message_id)
+    async def go_on(
+        request: Request, message_id: str, idempotency_key: IdempotencyKey = None
+    ) -> dict[str, Any]:
+        return await turns.once(request, lambda key: turns.go_on(message_id, key))
 
     @routes.post("/messages/{message_id}/select")
     async def select(message_id: str) -> dict[str, Any]:

@@ -271,6 +271,54 @@ def test_a_chat_that_is_begun_before_another_answer_has_begun_stays_a_new_one(pa
     expect(page.locator(".said")).to_have_text(["Said in the new chat"])
 
 
+def lose_a_reply(page: Page, path: str) -> None:
+    """The next request of this path arrives; what it is answered does not."""
+
+    def lose(route: Route) -> None:
+        route.fetch()
+        route.abort()
+
+    page.route(path, lose, times=1)
+
+
+def test_a_first_message_whose_reply_was_lost_is_sent_again_and_said_once(page: Page, served: Served) -> None:
+    before = len(served.do(served.service.store.list(limit=1000)))
+    lose_a_reply(page, "**/ui/turns")
+    say(page, "Lost on its way")
+    expect(page.get_by_text("The server does not answer.")).to_be_visible()
+    page.reload()
+    box = page.get_by_label("Message", exact=True)
+    expect(box).to_have_value("Lost on its way")
+    page.get_by_role("button", name="Send", exact=True).click()
+    answered(page)
+    expect(page.locator(".said")).to_have_text(["Lost on its way"])
+    expect(box).to_have_value("")
+    assert len(served.do(served.service.store.list(limit=1000))) == before + 1
+
+
+def test_a_text_that_was_changed_after_its_reply_was_lost_is_another_message(page: Page) -> None:
+    say(page, "The first")
+    answered(page)
+    lose_a_reply(page, "**/ui/turns")
+    say(page, "The second")
+    expect(page.get_by_text("The server does not answer.")).to_be_visible()
+    answered(page, 2)  # the page finds what has arrived
+    say(page, "The third")
+    answered(page, 3)
+    expect(page.locator(".said")).to_have_text(["The first", "The second", "The third"])
+
+
+def test_an_answer_made_again_whose_reply_was_lost_is_made_once(page: Page) -> None:
+    say(page, "Again")
+    answered(page)
+    lose_a_reply(page, "**/ui/messages/*/regenerate")
+    page.get_by_role("button", name="Answer again").click()
+    expect(page.get_by_text("The server does not answer.")).to_be_visible()
+    page.get_by_role("button", name="Answer again").click()
+    expect(page.locator(".branch-count")).to_have_text("2/2")
+    answered(page)
+
+
 CONVERTED = """(box) => box.dispatchEvent(
     new KeyboardEvent("keydown", { key: "Enter", keyCode: 229, bubbles: true, cancelable: true })
 )"""

@@ -1,9 +1,9 @@
 // @ts-check
 /** What can be done with a message: copy, edit, answer again, continue, branch, other versions; and copying code. */
-import { get, latest, post } from "./api.js";
+import { get, latest, newKey, post } from "./api.js";
 import { changed, open, place } from "./conversation.js";
 import { entered, onAction, toast, use } from "./dom.js";
-import { chat, emit, tellTabs } from "./state.js";
+import { chat, emit, on, tellTabs } from "./state.js";
 import { idOf } from "./transcript.js";
 
 /** @param {string} text */
@@ -44,13 +44,26 @@ function told(action) {
   };
 }
 
+/** Keys of what was asked for and has no reply yet: asked for again, it is not made twice. @type {Map<string, string>} */
+const keys = new Map();
+
+/** As `post`, for what makes something. @param {string} path @param {object} [body] */
+async function make(path, body = {}) {
+  const asked = `${path} ${JSON.stringify(body)}`;
+  const key = keys.get(asked) ?? newKey();
+  keys.set(asked, key);
+  const made = await post(path, body, key);
+  keys.delete(asked);
+  return made;
+}
+
 const asking = latest();
 
-/** Asks for another branch and shows it, unless a later one is shown by then. @param {string} path @param {object} [body] */
-async function branch(path, body) {
+/** Asks for another branch and shows it, unless a later one is shown by then. @param {() => Promise<any>} ask */
+async function branch(ask) {
   const from = place();
   const isLatest = asking();
-  const change = await post(path, body);
+  const change = await ask();
   if (isLatest()) await changed(change, from);
 }
 
@@ -89,7 +102,7 @@ async function edit(element) {
   });
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    void told(() => branch(`/messages/${id}/edit`, { text: box.value }))(form);
+    void told(() => branch(() => make(`/messages/${id}/edit`, { text: box.value })))(form);
   });
   said.after(form);
   message.classList.add("editing");
@@ -99,7 +112,7 @@ async function edit(element) {
 
 /** A new conversation of what was said up to here. @param {HTMLElement} element */
 async function fork(element) {
-  const made = await post(`/v1/conversations/${chat.id}/fork`, { message_id: idOf(element) });
+  const made = await make(`/v1/conversations/${chat.id}/fork`, { message_id: idOf(element) });
   await open(made.id);
   tellTabs(made.id);
   emit("listed");
@@ -128,13 +141,14 @@ export function start() {
     "branch",
     told(async (element) => {
       if (chat.run) throw new Error("An answer is being written. Stop it, or wait for its end.");
-      await branch(`/messages/${element.dataset.to}/select`);
+      await branch(() => post(`/messages/${element.dataset.to}/select`));
     }),
   );
   for (const name of ["regenerate", "continue"]) {
     onAction(
       name,
-      told((element) => branch(`/messages/${idOf(element)}/${name}`)),
+      told((element) => branch(() => make(`/messages/${idOf(element)}/${name}`))),
     );
   }
+  on("opened", () => keys.clear()); // one sees what there is: asked for now, it is meant anew
 }

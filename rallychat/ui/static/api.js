@@ -11,12 +11,15 @@ export class ApiError extends Error {
 
 /** @param {string} path */
 export const get = (path) => ask("GET", path);
-/** @param {string} path @param {object} [body] */
-export const post = (path, body = {}) => ask("POST", path, body);
+/** `key`: sent again with it, the same is not done twice. @param {string} path @param {object} [body] @param {string} [key] */
+export const post = (path, body = {}, key) => ask("POST", path, body, key);
 /** @param {string} path @param {object} body */
 export const patch = (path, body) => inTurn(path, () => ask("PATCH", path, body));
 /** @param {string} path */
 export const remove = (path) => ask("DELETE", path, {});
+
+/** A key for `post`. Over plain http on a local network there is no `crypto.randomUUID`. */
+export const newKey = () => [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 
 /** @param {string} path @returns {Promise<string>} */
 export async function html(path) {
@@ -58,19 +61,19 @@ export async function inTurn(thing, change) {
   }
 }
 
-/** @param {string} method @param {string} path @param {object} [body] @returns {Promise<any>} */
-async function ask(method, path, body) {
-  const response = await answered(method, path, body);
+/** @param {string} method @param {string} path @param {object} [body] @param {string} [key] @returns {Promise<any>} */
+async function ask(method, path, body, key) {
+  const response = await answered(method, path, body, key);
   return response.json();
 }
 
-/** @param {string} method @param {string} path @param {object} [body] */
-async function answered(method, path, body) {
+/** @param {string} method @param {string} path @param {object} [body] @param {string} [key] */
+async function answered(method, path, body, key) {
   let response;
   try {
     response = await fetch(path.startsWith("/v1/") ? path.slice(1) : `ui${path}`, {
       method,
-      headers: body ? { "content-type": "application/json" } : {},
+      headers: { ...(body && { "content-type": "application/json" }), ...(key && { "idempotency-key": key }) },
       body: body ? JSON.stringify(body) : undefined,
     });
   } catch {

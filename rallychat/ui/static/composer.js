@@ -1,13 +1,15 @@
 // @ts-check
 /** The box one writes in: grows, sends with Enter, turns into Stop while an answer grows, forgets nothing. */
-import { post } from "./api.js";
+import { ApiError, newKey, post } from "./api.js";
 import { changed, place } from "./conversation.js";
 import { byId, entered, fragment, isPhone, onAction, toast } from "./dom.js";
 import { examples, onModels } from "./models.js";
 import { chat, on } from "./state.js";
 
 const input = () => /** @type {HTMLTextAreaElement} */ (byId("rc-input"));
-const draftKey = () => `rallychat.draft.${chat.id ?? "new"}`;
+const draftKey = (id = chat.id) => `rallychat.draft.${id ?? "new"}`;
+/** What was sent of a draft, and its key, until a reply has come. */
+const triedKey = () => `rallychat.tried.${chat.id ?? "new"}`;
 let sending = false;
 
 export const focus = () => {
@@ -25,8 +27,25 @@ function changedText() {
   box.style.height = "auto";
   box.style.height = `${Math.min(box.scrollHeight, innerHeight * 0.4)}px`;
   if (box.value) sessionStorage.setItem(draftKey(), box.value);
-  else sessionStorage.removeItem(draftKey());
+  else {
+    sessionStorage.removeItem(draftKey());
+    sessionStorage.removeItem(triedKey());
+  }
   buttons();
+}
+
+/** The key of what is sent: that of the try before, if nothing has changed since. @param {string} tried @param {object} body */
+function keyOf(tried, body) {
+  const sent = JSON.stringify(body);
+  const before = JSON.parse(sessionStorage.getItem(tried) ?? "{}");
+  if (before.sent === sent) return before.key;
+  const key = newKey();
+  try {
+    sessionStorage.setItem(tried, JSON.stringify({ sent, key }));
+  } catch {
+    // there is no room for a text as long as this: the key is for one try
+  }
+  return key;
 }
 
 function buttons() {
@@ -42,15 +61,20 @@ async function send() {
   sending = true;
   buttons();
   const draft = draftKey();
+  const tried = triedKey();
   const from = place();
   const fresh = { system: chat.system, model: chat.model, sampling: chat.sampling };
+  const body = { text, conversation: chat.id, ...(chat.id ? {} : fresh) };
   try {
-    const change = await post("/turns", { text, conversation: chat.id, ...(chat.id ? {} : fresh) });
+    const change = await post("/turns", body, keyOf(tried, body));
     sessionStorage.removeItem(draft);
+    sessionStorage.removeItem(tried);
     if (input().value === text) input().value = "";
+    else if (place() === from) sessionStorage.setItem(draftKey(change.conversation), input().value); // written meanwhile
     await changed(change, from);
     changedText();
   } catch (error) {
+    if (error instanceof ApiError && error.status === 404) sessionStorage.removeItem(tried); // what it made is gone
     toast(/** @type {Error} */ (error).message, { kind: "error" });
   } finally {
     sending = false;

@@ -59,9 +59,9 @@ export function begin({ address = "push" } = {}) {
 export const place = () => opening;
 
 /**
- * Shows what a change answered: new messages, and the run that now grows. `from`: the place where it was asked for; what
- * is open by now may be another one.
- * @param {{conversation: string, after: string | null, html: string, run: string | null}} change @param {number} from
+ * Shows what a change answered: new messages, and the run that now grows; without messages it was made by a try before,
+ * and much may have happened since. `from`: the place where it was asked for; what is open by now may be another one.
+ * @param {{conversation: string, after: string | null, html: string | null, run: string | null}} change @param {number} from
  */
 export async function changed(change, from) {
   if (chat.id === null) {
@@ -70,9 +70,9 @@ export async function changed(change, from) {
     history.replaceState(null, "", `?c=${encodeURIComponent(change.conversation)}`);
   } else if (chat.id !== change.conversation) return;
   tellTabs(change.conversation);
-  if (!transcript.replaceAfter(change.after, change.html)) {
+  if (change.html === null || !transcript.replaceAfter(change.after, change.html)) {
     await open(change.conversation, { address: "keep" });
-    return;
+    return emit("listed");
   }
   learn({ run: change.run });
   transcript.toEnd();
