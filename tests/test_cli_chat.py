@@ -37,10 +37,15 @@ from rallychat.messages import (
     Failed,
     Finished,
     Loading,
+    Message,
     Queued,
     ReasoningDelta,
+    Segment,
     Started,
+    Text,
     TextDelta,
+    Timings,
+    Usage,
 )
 from rallychat.settings import Settings
 from rallychat.store import Conversation, ConversationStore, Memory, Shelf, StoredMessage
@@ -221,7 +226,9 @@ async def test_nothing_that_was_said_commands_the_terminal(tmp_path: Path) -> No
             "/system",
             "/regenerate",
             "/memory",
+            "/memory versions",
             "/pin",
+            "/context",
             "/context full",
             f"/open {made.id}",
         )
@@ -320,9 +327,111 @@ async def test_a_wrong_parameter_is_refused_by_name(
 
 async def test_the_context_is_shown_in_parts_and_in_full(tmp_path: Path) -> None:
     async with terminal(tmp_path) as at:
-        shown = await at.types("Hello", "/context", "/context full")
-        assert "reused from the cache" in shown
+        shown = await at.types("Hello", "/context", "/context full", "/context whole")
+        assert "1 message word by word in the prompt" in shown
         assert "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nHello" in shown
+
+
+async def test_the_report_names_what_the_prompt_was_made_of_and_what_became_of_each_message(
+    tmp_path: Path,
+) -> None:
+    async with terminal(tmp_path) as at:
+        await at.types("My [parrot] is Zorro.", "I live in Ghent.", "I like chess.")
+        chat, rows, answers = stored(at), await at.rows(), at.service.store.answers
+        asked = Message.of("user", "Who is Zorro?")
+        question, answer = await answers.begin(chat.id, parent_id=rows[-1].id, user=asked, model="echo")
+        assert question is not None
+        ids = [row.id for row in rows]
+        report = ContextReport(
+            strategy="hybrid",
+            window=4096,
+            budget=3040,
+            prompt_tokens=1234,
+            segments=(
+                Segment("memory", None, 1100),
+                Segment("retrieved", ids[0], 20, 3.456, "words"),
+                Segment("user", question.id, 114),
+            ),
+            kept=(question.id,),
+            compacted=tuple(ids[1:4]),
+            dropped=tuple(ids[4:]),
+            retrieved=(ids[0],),
+            why="the oldest turns left",
+            high_mark=2188,
+            budget_why="the machine is slow",
+            memory=7,
+            divergence="older turns became memory",
+        )
+        usage, timings = Usage(1234, 5, 1000), Timings(0, 300, 900)
+        said = (Text("A parrot."),)
+        await answers.finish(
+            answer.id, parts=said, reason="stop", usage=usage, timings=timings, report=report
+        )
+        shown = flat(await at.types("/context"))
+    for told in (
+        "1,234 of 3,040 tokens; older turns are compacted from 2,188 on. Why: the machine is slow.",
+        "The window is 4,096 tokens.",
+        "Reused 1,000 tokens Read anew 234 tokens Answer 5 tokens",
+        "Parts Memory 1,100, Quoted 20, You 114",
+        "The prompt was read anew because older turns became memory.",
+        "1 message word by word in the prompt You Who is Zorro?",
+        "1 message quoted beside your question, as they fit it You My [parrot] is Zorro. score 3.46 by words",
+        "3 messages became memory Answer My [parrot] is Zorro. You I live in Ghent. Answer I live in Ghent.",
+        "2 messages left out to make room You I like chess. Answer I like chess.",
+        "hybrid: the oldest turns left.",
+        "Version 7 of the memory stood in the prompt.",
+    ):
+        assert told in shown
+
+
+def flat(shown: str) -> str:
+    """Without the lines and columns of the screen."""
+    return " ".join(shown.split())
+
+
+async def test_of_very_many_messages_the_newest_are_shown(tmp_path: Path) -> None:
+    async with terminal(tmp_path) as at:
+        shown = await at.types(*(f"Note {n}." for n in range(15)), "/context")
+        kept = (await at.rows())[-1].report
+        assert kept is not None
+        assert f"… and {len(kept.kept) - 20} before these" in shown
+
+
+async def test_a_budget_is_chosen_and_left_to_the_window_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with terminal(tmp_path) as at:
+        assert "What the window" in await at.types("/budget")
+        assert at.talk.conversation is None
+        assert "At most 1,200 tokens" in await at.types("Hello", "/budget 1200", "more")
+        report = (await at.rows())[-1].report
+        assert report is not None
+        assert report.budget == 1200
+        await at.types("/budget 9", "/budget much")
+        assert stored(at).budget == 1200
+        told = capsys.readouterr().err
+        assert "at least 64" in told
+        assert "'much'" in told
+        await at.types("/budget default")
+        assert stored(at).budget is None
+
+
+async def test_versions_of_the_memory_are_listed_and_one_that_was_undone_is_taken_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with terminal(tmp_path) as at:
+        assert "There are none yet." in await at.types("Hello", "/memory versions")
+        chat, until = stored(at).id, (await at.rows())[-1].id
+        await at.service.contexts.commit(chat, Memory("facts", "- red [keys]", until, (until,), "model"))
+        shown = flat(await at.types("/memory undo", "/memory versions"))
+        assert "Nothing is remembered any more." in shown
+        assert "1 written by the model, of 1 message, undone - red [keys]" in shown
+        shown = flat(await at.types("/memory restore 1", "/memory versions"))
+        assert "version 1, facts, by model" in shown
+        assert "*1 written by the model, of 1 message - red [keys]" in shown
+        await at.types("/memory restore 7", "/memory restore", "/memory forget")
+        told = capsys.readouterr().err
+        assert [said in told for said in ("'7'", "Which version?", "'forget'")] == [True, True, True]
 
 
 async def test_whether_other_conversations_are_quoted_is_shown_chosen_and_left_to_the_server(

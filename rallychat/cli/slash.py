@@ -227,34 +227,6 @@ async def edit(talk: Talk, _: str) -> None:
         await talk.show(talk.service.edit(mine[-1].id, changed, model=talk.model))
 
 
-async def context(talk: Talk, text: str) -> None:
-    """What the model saw for the last answer."""
-    current = await _stored(talk)
-    seen = await talk.service.inspect(current.id)
-    if text == "full":
-        talk.console.print(printable(seen.text), markup=False, highlight=False, soft_wrap=True)
-        return
-    report = seen.report
-    if report is None:
-        talk.console.print("Nothing was answered yet.", style="dim")
-        return
-    table = Table("part", "tokens", box=None, pad_edge=False)
-    table.columns[1].justify = "right"
-    for segment in report.segments:
-        table.add_row(segment.kind, str(segment.tokens))
-    talk.console.print(table)
-    reused = seen.usage.cached_tokens if seen.usage else report.reused_tokens
-    talk.console.print(
-        f"[dim]{report.prompt_tokens} of {report.window} tokens; {reused} reused from the cache; "
-        f"{len(report.kept)} messages word by word, {len(report.compacted)} in the memory, {len(report.retrieved)} "
-        f"quoted, {len(report.elsewhere)} of other conversations, "
-        f"{len(report.dropped)} left out, {len(report.excluded)} excluded. "
-        f"/context full prints the exact text.[/]"
-    )
-    if report.divergence:
-        talk.console.print(f"The cache could not be used in full: {literal(report.divergence)}", style="dim")
-
-
 async def export(talk: Talk, name: str) -> None:
     """Write the conversation to a file: the branch in view as Markdown, or all of it for .json."""
     current, branch = await _stored(talk), await _rows(talk)
@@ -294,16 +266,19 @@ COMMANDS = {
     "regenerate": Command("/regenerate", "answer the last message again", regenerate),
     "continue": Command("/continue", "go on where the last answer ended", continue_),
     "edit": Command("/edit", "change your last message", edit),
-    "context": Command("/context [full]", "what the model saw for the last answer", context),
+    "context": Command("/context [full]", "what the model saw for the last answer", slash_context.context),
     "strategy": Command("/strategy [NAME]", "how the conversation is kept short", slash_context.strategy),
+    "budget": Command(
+        "/budget [TOKENS|default]", "how long the conversation's prompts may be", slash_context.budget
+    ),
     "elsewhere": Command(
         "/elsewhere [on|off|default]",
         "whether your other conversations are quoted",
         slash_context.elsewhere,
     ),
     "memory": Command(
-        "/memory [edit|undo]",
-        "what is remembered of older turns; change it, or undo it",
+        "/memory [edit|undo|versions|restore NUMBER]",
+        "what is remembered of older turns; change it, undo it, or take back that a version was undone",
         slash_context.memory,
     ),
     "pin": Command("/pin [NUMBER]", "keep a message in the prompt for good", slash_context.pin),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, Literal
 
 from fastapi import APIRouter
@@ -12,12 +10,9 @@ from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from rallychat.chat import ChatService
-from rallychat.context.strategies import names
-from rallychat.errors import NotFound
-from rallychat.store import Conversation, StoredMessage
-from rallychat.ui import context_view, fragments
-from rallychat.ui.context_view import Keeping, keeping_of
+from rallychat.ui import fragments
 from rallychat.ui.door import PageRoute
+from rallychat.ui.inspecting import inspected
 
 
 class Marked(BaseModel):
@@ -63,14 +58,7 @@ def router(service: ChatService) -> APIRouter:
 
     @routes.get("/conversations/{conversation_id}/context")
     async def context(conversation_id: str) -> HTMLResponse:
-        conversation = await service.store.get(conversation_id)
-        path = await service.store.path(conversation_id)
-        if not path:
-            return HTMLResponse(fragments.context(None))
-        keeping = await _keeping(service, conversation)
-        inspection = await service.inspect(conversation_id)
-        others = await _others(service, inspection.report.elsewhere if inspection.report else ())
-        view = context_view.view_of(conversation_id, inspection, path, keeping, others)
+        view = await inspected(service, conversation_id)
         return HTMLResponse(await asyncio.to_thread(fragments.context, view))
 
     @routes.patch("/conversations/{conversation_id}/context")
@@ -104,27 +92,3 @@ def router(service: ChatService) -> APIRouter:
         return {"version": (await contexts.restore_memory(conversation_id, wanted.version)).version}
 
     return routes
-
-
-async def _others(service: ChatService, ids: Sequence[str]) -> list[StoredMessage]:
-    """Messages of other conversations, but for those that are gone."""
-    found = []
-    for message_id in ids:
-        with suppress(NotFound):
-            found.append(await service.store.message(message_id))
-    return found
-
-
-async def _keeping(service: ChatService, conversation: Conversation) -> Keeping:
-    model = service.resolve(conversation.model)
-    usual = service.contexts.strategy(None, model).name
-    return keeping_of(
-        names(),
-        chosen=conversation.strategy,
-        usual=usual,
-        budget=conversation.budget,
-        elsewhere=conversation.elsewhere,
-        usually_elsewhere=service.settings.elsewhere,
-        memories=await service.contexts.memories(conversation.id),
-        in_force=await service.contexts.memory(conversation.id),
-    )

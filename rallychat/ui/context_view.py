@@ -126,11 +126,13 @@ class ContextView:
 
     conversation: str
     model_name: str
+    report: ContextReport | None
     numbers: Sequence[tuple[str, str]]
     bar: PromptBar | None
     strategy: str
     why: str
     divergence: str
+    kept: Sequence[MessageLine]
     fates: Sequence[Fate]
     plot: TurnPlot | None
     keeping: Keeping
@@ -151,11 +153,13 @@ def view_of(
     return ContextView(
         conversation=conversation_id,
         model_name=inspection.model.name,
+        report=report,
         numbers=_numbers(inspection, reused),
         bar=bar_of(report, reused) if report and report.window else None,
         strategy=report.strategy if report else "",
         why=report.why if report else "",
         divergence=_named(report.divergence, path) if report else "",
+        kept=[_line(row, None, "") for row in path if report and row.id in report.kept],
         fates=_fates(report, path, others),
         plot=plot_of(path),
         keeping=keeping,
