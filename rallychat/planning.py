@@ -97,7 +97,7 @@ async def plan_turn(
         ContextOverflow: not even what must stay fits.
     """
     path = _without_barred(path)
-    turns = turns_as(path, _base(voice, memory))
+    turns = turns_as(path, _base(voice, path, memory))
     sized = await _fitting(path, turns, voice, strategy, budget, memory)
     sized = await _with_less_memory(path, turns, sized, voice, budget)
     if path[-1].role == "user":
@@ -113,7 +113,7 @@ async def plan_turn(
     return Plan(
         ids=ids,
         report=report_of(path, sized, strategy, budget, previous or [], ids),
-        key=token_log.said_key(_base(voice, sized.selection.memory)),
+        key=token_log.said_key(_base(voice, path, sized.selection.memory)),
         spans={name: span for name, span in spans.items() if span != known.get(name)},
         fresh=sized.selection.memory if sized.selection.fresh else None,
     )
@@ -226,9 +226,8 @@ async def _with_quotes(
     if there:
         return replace(sized, quotes=[quote for quote in taken if quote.line in there])
     while taken:
-        shown = replace(
-            question, span=TokenSpan(f"{_base(voice, sized.selection.memory)}:", (), block(taken))
-        )
+        base = _base(voice, path, sized.selection.memory)
+        shown = replace(question, span=TokenSpan(f"{base}:", (), block(taken)))
         quoted = await _sized([*path[:-1], shown], sized.selection, voice)
         if quoted.total <= budget.limit:
             return replace(quoted, quotes=taken)
@@ -240,7 +239,7 @@ async def _sized(path: Sequence[StoredMessage], selection: Selection, voice: Voi
     inside = {*selection.kept, *selection.blank}
     rows = [row for row in path if row.id in inside]
     memory = selection.memory.text if selection.memory else ""
-    base = _base(voice, selection.memory)
+    base = _base(voice, path, selection.memory)
     entries = await _aside(
         sum(len(row.text) for row in rows) + len(memory),
         lambda: token_log.entries(
@@ -265,10 +264,15 @@ async def _sized(path: Sequence[StoredMessage], selection: Selection, voice: Voi
     )
 
 
-def _base(voice: Voice, memory: Memory | None) -> str:
-    """Names the log: ids made with another memory in front are not used again, nor are quotes beside them."""
-    stands = f"{memory.until}:{memory.text}" if memory else ""
-    return token_log.log_base(*voice.facts, stands)
+def _base(voice: Voice, path: Sequence[StoredMessage], memory: Memory | None) -> str:
+    """Names the log: ids made with another memory in front are not used again, nor are quotes beside them.
+
+    What a memory ends with counts by its date, which it has in a copy of the conversation, too.
+    """
+    if memory is None:
+        return token_log.log_base(*voice.facts, "")
+    ends = next((row.created_at.isoformat() for row in path if row.id == memory.until), "")
+    return token_log.log_base(*voice.facts, f"{ends}:{memory.text}")
 
 
 def leading_system(system: str, path: Sequence[StoredMessage]) -> tuple[str, list[StoredMessage]]:

@@ -352,6 +352,26 @@ async def test_a_branch_that_leaves_before_the_memory_does_not_have_it() -> None
     assert plan.report.kept == ("m1", "m2", talk.path[2].id)
 
 
+async def test_a_copy_of_a_conversation_goes_on_with_the_same_ids_under_its_memory() -> None:
+    talk = hybrid()
+    await talk.turn("my cat is called Miro", "noted")
+    for n in range(14):
+        await talk.turn(f"t{n} " + "filler " * 20, "ok " * 5)
+    await talk.turn("what is my cat called ?", "Miro")
+    talk.add("user", "thanks")
+    memory = talk.memories[-1]
+    copy = [replace(row, id=f"copied {row.id}") for row in talk.path]
+    covers = tuple(f"copied {name}" for name in memory.covers)
+    known = replace(memory, until=f"copied {memory.until}", covers=covers)
+    prompts, costs = [], []
+    for path, its_memory in ((talk.path, memory), (copy, known)):
+        before = talk.tokens.asked
+        prompts.append((await talk.plan(path, its_memory)).ids)
+        costs.append(talk.tokens.asked - before)
+    assert prompts[0] == prompts[1]
+    assert costs[0] == costs[1]
+
+
 async def test_more_pins_than_the_window_holds_are_an_error_that_says_so() -> None:
     talk = hybrid(300)
     for n in range(6):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from rallychat.errors import Conflict, NotFound
-from rallychat.messages import Message, Text
+from rallychat.messages import ContextReport, Message, Segment, Text, Timings, Usage
 from rallychat.settings import Settings
 from rallychat.store import ConversationStore, Memory, StoredMessage, TokenSpan, branches, codec
 from rallychat.store.branches import FEW
@@ -105,6 +106,58 @@ async def test_what_was_made_from_versions_that_are_no_longer_those_is_not_store
     with pytest.raises(Conflict):
         await store.contexts.remember(chat, memory, known=known)
     assert [m.active for m in await store.contexts.memories(chat)] == [False, True]
+
+
+async def test_a_copy_has_what_is_kept_of_its_messages_and_remembered_of_them(
+    store: ConversationStore,
+) -> None:
+    chat = (await store.create()).id
+    one, two = await exchange(store, chat, "a", "b")
+    await store.contexts.remember(chat, Memory("ledger", "left", two, (one, two)))
+    asked, row = await store.answers.begin(chat, parent_id=two, user=Message.of("user", "c"), model="m")
+    assert asked is not None
+    ids = (one, two, asked.id, row.id)
+    segments = (
+        Segment("memory", None, 4),
+        Segment("elsewhere", "msg_other", 2),
+        Segment("user", asked.id, 9),
+    )
+    report = ContextReport("hybrid", 99, 80, 15, segments, (asked.id,), compacted=(one, two), memory=3)
+    ended: dict[str, Any] = {"reason": "length", "usage": Usage(15, 3), "timings": Timings(total_ms=5.0)}
+    span = TokenSpan("k:said", (7,))
+    await store.answers.finish(row.id, parts=(Text("d"),), report=report, span=span, **ended)
+    late = await exchange(store, chat, "later", "on")
+    for made in (
+        Memory("summary", "of what follows, too", two, (*ids, *late), "model"),
+        Memory("ledger", "a person's", two, (one, two), "user"),
+    ):
+        await store.contexts.remember(chat, made)
+    await store.contexts.set_active(chat, 1, active=False)
+    await store.contexts.mark(one, "pin")
+    await store.save_spans({one: TokenSpan("k:1", (1, 2), "quoted")})
+    copy = (await store.library.fork(chat, row.id)).id
+    path, memory = await store.view(copy)
+    new = dict(zip(ids, (row.id for row in path), strict=True))
+    assert [(row.mark, row.span) for row in path] == [
+        ("pin", TokenSpan("k:1", (1, 2), "quoted")),
+        (None, None),
+        (None, None),
+        (None, span),
+    ]
+    assert (path[3].finish_reason, path[3].usage, path[3].timings) == tuple(ended.values())
+    assert path[3].report == replace(
+        report,
+        segments=(*segments[:2], replace(segments[2], message_id=new[asked.id])),
+        kept=(new[asked.id],),
+        compacted=(new[one], new[two]),
+        memory=2,
+    )
+    known = await store.contexts.memories(copy)
+    assert [(m.version, m.text, m.until, m.covers, m.edited_by, m.active) for m in known] == [
+        (1, "left", new[two], (new[one], new[two]), "rules", False),
+        (2, "a person's", new[two], (new[one], new[two]), "user", True),
+    ]
+    assert memory == known[1]
 
 
 async def test_a_branch_read_again_shows_what_changed(store: ConversationStore) -> None:

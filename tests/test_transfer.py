@@ -289,13 +289,14 @@ async def test_what_is_exported_comes_in_again_as_the_same_tree(
     first = await store.library.take_in(Imported(f"t:{tree!r}"[:200], "T", tuple(nodes), len(nodes) - 1))
     if first is None:
         return
-    rows = list(await store.library.tree(first.id))
-    path = written(tmp_path, document([as_json(first, rows)]))
+    entire = await store.library.entire(first.id)
+    rows = list(entire.messages)
+    path = written(tmp_path, document([as_json(entire)]))
     assert (await import_file(store, path)).already_here == 1
     with acting_as("somebody-else"):
         await import_file(store, path)
         copy = (await store.list(limit=1))[0]
-        again = list(await store.library.tree(copy.id))
+        again = list((await store.library.entire(copy.id)).messages)
         assert sorted(row.text for row in again) == sorted(row.text for row in rows)
         assert [row.text for row in await store.path(copy.id)] == [
             shape(rows)[at][2] for at in _way(shape(rows))

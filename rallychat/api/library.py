@@ -159,11 +159,11 @@ async def export_conversation(
 ) -> Response:
     """One conversation as a file: JSON that can be imported again, or Markdown of the branch in view."""
     store = service_of(request).store
-    conversation = await store.get(conversation_id)
     if kind == "markdown":
+        conversation = await store.get(conversation_id)
         body = as_markdown(conversation, await store.path(conversation_id)).encode()
     else:
-        body = document([as_json(conversation, await store.library.tree(conversation_id))])
+        body = document([as_json(await store.library.entire(conversation_id))])
     name = f"{conversation_id}.{'md' if kind == 'markdown' else 'json'}"
     media = "text/markdown; charset=utf-8" if kind == "markdown" else "application/json"
     return Response(body, media_type=media, headers={"content-disposition": f'attachment; filename="{name}"'})

@@ -16,7 +16,7 @@ from rallychat.errors import InvalidRequest
 from rallychat.settings import Settings
 
 if TYPE_CHECKING:
-    from rallychat.store import Conversation, ConversationStore, StoredMessage
+    from rallychat.store import ConversationStore, Entire, StoredMessage
 
 PARTLY = 3
 """Exit code where conversations of the file were left out."""
@@ -62,9 +62,7 @@ async def import_(settings: Settings, file: Path, *, user: str | None) -> int:
     return PARTLY if left else 0
 
 
-def write_one(
-    name: str, conversation: Conversation, tree: Sequence[StoredMessage], branch: Sequence[StoredMessage]
-) -> Path:
+def write_one(name: str, entire: Entire, branch: Sequence[StoredMessage]) -> Path:
     """Write a conversation to a file: JSON with all branches if it ends in .json, else the branch as Markdown.
 
     Raises:
@@ -74,7 +72,7 @@ def write_one(
 
     path = _path(name)
     is_json = path.suffix == ".json"
-    said = document([as_json(conversation, tree)]) if is_json else as_markdown(conversation, branch).encode()
+    said = document([as_json(entire)]) if is_json else as_markdown(entire.conversation, branch).encode()
     with _written(str(path)) as file:
         file.write(said)
     return path

@@ -230,8 +230,8 @@ async def edit(talk: Talk, _: str) -> None:
 async def export(talk: Talk, name: str) -> None:
     """Write the conversation to a file: the branch in view as Markdown, or all of it for .json."""
     current, branch = await _stored(talk), await _rows(talk)
-    tree = await talk.service.store.library.tree(current.id)
-    path = write_one(name or f"{current.id}.md", current, tree, branch)
+    entire = await talk.service.store.library.entire(current.id)
+    path = write_one(name or f"{current.id}.md", entire, branch)
     talk.console.print(f"Written to {literal(str(path))}", style="dim")
 
 

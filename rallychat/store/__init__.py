@@ -9,6 +9,8 @@ from rallychat.store.library import Shelf
 from rallychat.store.store import ConversationStore
 from rallychat.store.types import (
     Conversation,
+    Ending,
+    Entire,
     Hit,
     Imported,
     ImportedMessage,
@@ -24,6 +26,8 @@ __all__ = [
     "BatchStore",
     "Conversation",
     "ConversationStore",
+    "Ending",
+    "Entire",
     "FileStore",
     "Hit",
     "Imported",

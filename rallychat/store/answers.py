@@ -18,7 +18,7 @@ from rallychat.store.items import entitle
 from rallychat.store.owners import Owner
 from rallychat.store.processes import Processes
 from rallychat.store.tables import conversations, messages
-from rallychat.store.types import StoredMessage, TokenSpan
+from rallychat.store.types import Ending, StoredMessage, TokenSpan
 from rallychat.store.whole import again, to_the_end, whole
 
 _NO_COLUMNS: dict[str, Any] = dict.fromkeys(messages.c.keys())
@@ -198,11 +198,8 @@ class AnswerStore:
         """
         ended: dict[str, Any] = {
             "status": "complete",
-            "finish_reason": reason,
-            "error": None if error is None else codec.mended(error),
             "parts": codec.parts_mended(parts),
-            "usage": codec.figures_json(usage),
-            "timings": codec.figures_json(timings),
+            **codec.ending_columns(Ending(reason, error, usage, timings)),
             "report": codec.report_json(report),
             **codec.span_columns(span),
         }

@@ -13,11 +13,13 @@ import orjson
 from rallychat.catalog.types import Sampling
 from rallychat.errors import InvalidRequest, StoreError
 from rallychat.messages import ContextReport, Part, Reasoning, Segment, Text, Timings, Usage
-from rallychat.store.types import Conversation, Memory, StoredMessage, TokenSpan
+from rallychat.store.types import Conversation, Ending, Memory, StoredMessage, TokenSpan
 from rallychat.unset import UNSET, Unset
 
 _PARTS: dict[str, type[Part]] = {"text": Text, "reasoning": Reasoning}
 _Value = TypeVar("_Value", Usage, Timings, Sampling)
+_NAMING = ("kept", "dropped", "compacted", "excluded", "pinned", "retrieved", "elsewhere")
+"""What of a report names messages."""
 _FIELDS: dict[type, frozenset[str]] = {
     kind: frozenset(field.name for field in fields(kind))
     for kind in (Usage, Timings, Sampling, ContextReport)
@@ -98,6 +100,18 @@ def metadata_json(metadata: Mapping[str, str]) -> dict[str, str]:
     return {checked(k, param="metadata"): checked(v, param="metadata") for k, v in metadata.items()}
 
 
+def folder_name(name: str | None) -> str | None:
+    """A folder's name without spaces around it; None and what is empty: no folder.
+
+    Raises:
+        InvalidRequest: it is longer than 100 characters, or cannot be stored.
+    """
+    short = checked((name or "").strip(), param="folder")
+    if len(short) > 100:
+        raise InvalidRequest("A folder's name has at most 100 characters.", param="folder")
+    return short or None
+
+
 def settled(
     *,
     title: str | Unset,
@@ -147,6 +161,28 @@ def report_json(report: ContextReport | None) -> dict[str, Any] | None:
     written["segments"] = [_segment(segment) for segment in report.segments]
     written["divergence"] = mended(report.divergence)
     return written
+
+
+def report_renamed(
+    written: dict[str, Any] | None, names: Mapping[str, str], versions: Mapping[int, int]
+) -> dict[str, Any] | None:
+    """The JSON of a report with other names for its messages, and numbers for its memory, as a copy has them."""
+    if written is None:
+        return None
+    changed = {key: [names.get(name, name) for name in written.get(key) or ()] for key in _NAMING}
+    segments = [[kind, names.get(name, name), *more] for kind, name, *more in written["segments"]]
+    memory = versions.get(written.get("memory") or 0, 0)
+    return {**written, **changed, "segments": segments, "memory": memory}
+
+
+def ending_columns(end: Ending) -> dict[str, Any]:
+    """How an answer ended, and what it took."""
+    return {
+        "finish_reason": end.reason,
+        "error": None if end.error is None else mended(end.error),
+        "usage": figures_json(end.usage),
+        "timings": figures_json(end.timings),
+    }
 
 
 def _segment(segment: Segment) -> list[Any]:

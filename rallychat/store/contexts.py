@@ -49,7 +49,7 @@ class ContextStore:
         """Every version, oldest first, those that were undone among them."""
         async with self._database.read() as db:
             await queries.conversation_row(db, conversation_id)
-            return await _memories(db, conversation_id)
+            return await memories_of(db, conversation_id)
 
     @whole
     async def remember(
@@ -149,13 +149,43 @@ async def memory_of(
         return None
     if newest([memory := codec.memory_from(row)], ids):
         return memory
-    return newest(await _memories(db, conversation_id), ids)
+    return newest(await memories_of(db, conversation_id), ids)
 
 
-async def _memories(db: AsyncConnection, conversation_id: str) -> list[Memory]:
+async def memories_of(db: AsyncConnection, conversation_id: str) -> list[Memory]:
+    """Every version of a conversation's memory, oldest first."""
     mine = select(memories).where(memories.c.conversation_id == conversation_id)
     rows = await db.execute(mine.order_by(memories.c.version))
     return [codec.memory_from(row) for row in rows.mappings()]
+
+
+async def copy_memories(
+    db: AsyncConnection, conversation_id: str, made: Sequence[Memory], names: Mapping[str, str]
+) -> dict[int, int]:
+    """Gives a new conversation the versions that are made of its messages alone, numbered anew in their order.
+
+    Args:
+        names: what its messages are called in `made`, and what they are called here.
+
+    Returns:
+        The new number of each version that was taken.
+    """
+    now = datetime.now(UTC)
+    taken = [memory for memory in made if names.keys() >= {memory.until, *memory.covers}]
+    renamed = [
+        replace(
+            memory,
+            version=version,
+            until=names[memory.until],
+            covers=tuple(names[name] for name in memory.covers),
+            created_at=memory.created_at or now,
+        )
+        for version, memory in enumerate(taken, 1)
+    ]
+    if renamed:
+        rows = [{"conversation_id": conversation_id, **_columns(memory)} for memory in renamed]
+        await db.execute(insert(memories), rows)
+    return {old.version: new.version for old, new in zip(taken, renamed, strict=True)}
 
 
 async def _check_versions(db: AsyncConnection, conversation_id: str, known: Versions | None) -> None:

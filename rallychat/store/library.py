@@ -9,17 +9,15 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Text, and_, cast, delete, exists, insert, or_, select, update
+from sqlalchemy import ColumnElement, Text, and_, cast, delete, exists, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from rallychat.errors import InvalidRequest, NotFound
-from rallychat.identity import current
-from rallychat.store import codec, queries, search
+from rallychat.errors import NotFound
+from rallychat.store import codec, copies, queries, search
+from rallychat.store.contexts import memories_of
 from rallychat.store.database import Database
-from rallychat.store.ids import new_id
-from rallychat.store.items import new_row
 from rallychat.store.tables import conversations, messages
-from rallychat.store.types import Conversation, Hit, Imported, StoredMessage
+from rallychat.store.types import Conversation, Entire, Hit, Imported, StoredMessage
 from rallychat.store.whole import whole
 from rallychat.unset import UNSET, Unset
 
@@ -94,7 +92,7 @@ class Library:
         if archived is not UNSET:
             given["archived"] = archived
         if folder is not UNSET:
-            given["folder"] = folder_name(folder)
+            given["folder"] = codec.folder_name(folder)
         async with self._database.write() as db:
             row = await queries.conversation_row(db, conversation_id)
             if given:
@@ -215,85 +213,34 @@ class Library:
     async def fork(self, conversation_id: str, message_id: str) -> Conversation:
         """A new conversation of the branch up to and with a message, with the same settings."""
         async with self._database.write() as db:
-            row = await queries.conversation_row(db, conversation_id)
-            end = await queries.message_row(db, message_id, conversation_id=conversation_id)
-            queries.refuse_running(end)
-            path = await db.execute(queries.path_query(conversation_id, message_id, [*messages.c]))
-            now = datetime.now(UTC)
-            kept = {name: row[name] for name in ("title", "system", "model", "sampling", "folder")}
-            kept |= {name: row[name] for name in ("strategy", "budget", "elsewhere")}
-            made: dict[str, Any] = {
-                "id": new_id("conv"),
-                "listed": True,
-                "metadata": {},
-                "tip_id": None,
-                **kept,
-            }
-            made |= {"created_at": now, "updated_at": now}
-            await db.execute(insert(conversations).values(**made, user_id=current().id))
-            parent: str | None = None
-            copies = []
-            for said in path.mappings():
-                copy = dict(said) | new_row(made["id"], parent_id=parent, after=parent) | _said(dict(said))
-                copies.append(copy)
-                parent = copy["id"]
-            await db.execute(insert(messages), copies)
-            await queries.set_tip(db, made["id"], copies[-1]["id"])
-        return codec.conversation_from(made | {"tip_id": parent})
+            return codec.conversation_from(await copies.branch_off(db, conversation_id, message_id))
 
     @whole
     async def take_in(self, brought: Imported) -> Conversation | None:
         """Stores a conversation from elsewhere; None where it is here already, in the trash too."""
         codec.checked(brought.origin, param="origin")
-        now = datetime.now(UTC)
-        begun = brought.created_at or now
-        row: dict[str, Any] = {
-            "id": new_id("conv"),
-            "tip_id": None,
-            "created_at": begun,
-            "origin": brought.origin,
-        }
-        row |= {"updated_at": brought.updated_at or begun, "listed": True, "pinned": brought.pinned}
-        row |= {"archived": brought.archived, "folder": folder_name(brought.folder)}
-        row |= codec.settled(
-            title=brought.title,
-            system=brought.system,
-            model=brought.model,
-            sampling=brought.sampling,
-            metadata={},
-        )
-        rows: list[dict[str, Any]] = []
-        for node in brought.messages:
-            parent = None if node.parent is None else rows[node.parent]["id"]
-            said = new_row(row["id"], parent_id=parent, after=rows[-1]["id"] if rows else None)
-            said |= {"role": node.role, "parts": codec.parts_mended(node.parts), "status": "complete"}
-            said |= {"model": node.model, "created_at": node.created_at or begun}
-            said |= {"finish_reason": "stop"} if node.role == "assistant" else {}
-            rows.append(said)
+        row, rows = copies.rows_of(brought)
         c = conversations.c
         async with self._database.write() as db:
             itself = c.id == brought.origin.removeprefix("rallychat:")  # our own export of what is still here
             same = select(c.id).where(queries.mine(), or_(itself, c.origin == brought.origin)).limit(1)
             if (await db.scalars(same)).first() is not None:
                 return None
-            await db.execute(insert(conversations).values(**row, user_id=current().id))
-            if rows:
-                await db.execute(insert(messages), rows)
-                tip = rows[-1 if brought.tip is None else brought.tip]["id"]
-                await queries.set_tip(db, row["id"], tip)
-                row["tip_id"] = tip
+            await copies.take_in(db, row, rows, brought)
         return codec.conversation_from(row)
 
     @whole
-    async def tree(self, conversation_id: str) -> Sequence[StoredMessage]:
-        """The messages of every branch, parents before children."""
+    async def entire(self, conversation_id: str) -> Entire:
+        """One conversation with all its messages and memories, as they are at one moment."""
+        here = select(*_COLUMNS).where(messages.c.conversation_id == conversation_id).order_by(messages.c.id)
         async with self._database.read() as db:
-            await queries.conversation_row(db, conversation_id)
-            here = (
-                select(*_COLUMNS).where(messages.c.conversation_id == conversation_id).order_by(messages.c.id)
+            row = await queries.conversation_row(db, conversation_id)
+            said = (await db.execute(here)).mappings()
+            return Entire(
+                codec.conversation_from(row),
+                tuple(codec.message_from({**one, "span_ids": None}) for one in said),
+                tuple(await memories_of(db, conversation_id)),
             )
-            rows = (await db.execute(here)).mappings()
-            return [codec.message_from({**row, "span_ids": None}) for row in rows]
 
 
 def folded(text: str) -> str:
@@ -308,18 +255,6 @@ def _folded(letter: str) -> str:
     plain = base if marks and all(map(unicodedata.combining, marks)) else letter
     low = plain.lower()
     return low if len(low) == 1 else plain
-
-
-def folder_name(name: str | None) -> str | None:
-    """A folder's name without spaces around it; None and what is empty: no folder.
-
-    Raises:
-        InvalidRequest: it is longer than 100 characters, or cannot be stored.
-    """
-    short = codec.checked((name or "").strip(), param="folder")
-    if len(short) > 100:
-        raise InvalidRequest("A folder's name has at most 100 characters.", param="folder")
-    return short or None
 
 
 def snippet(text: str, words: Sequence[str]) -> tuple[str, tuple[tuple[int, int], ...]]:
@@ -365,12 +300,6 @@ def _literal(word: str) -> str:
     """For LIKE, in JSON."""
     quoted = codec.to_json(word)[1:-1]
     return quoted.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-
-
-def _said(row: dict[str, Any]) -> dict[str, Any]:
-    """What a copy has of a message: not whose process wrote it, nor what named other messages."""
-    names = ("role", "parts", "model", "status", "finish_reason", "error", "usage", "timings", "created_at")
-    return {name: row[name] for name in (*names, "mark")}
 
 
 def _on(query: Any, shelf: Shelf) -> Any:

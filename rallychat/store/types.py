@@ -220,14 +220,41 @@ class Persona:
 
 
 @dataclass(frozen=True, slots=True)
+class Entire:
+    """A conversation with the messages of every branch, parents before children, and every version of its memory."""
+
+    conversation: Conversation
+    messages: tuple[StoredMessage, ...]
+    memories: tuple[Memory, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How an answer ended, and what it took."""
+
+    reason: FinishReason = "stop"
+    error: str | None = None
+    usage: Usage | None = None
+    timings: Timings | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ImportedMessage:
-    """One node of a tree from elsewhere. `parent` is the place of its parent in the list, None of a root."""
+    """One node of a tree from elsewhere. `parent` is the place of its parent in the list, None of a root.
+
+    `repr` shows what it says: by that an import knows again what has no name.
+    """
 
     role: Role
     parts: tuple[Part, ...]
     parent: int | None
     model: str | None = None
     created_at: datetime | None = None
+    name: str = field(default="", repr=False)
+    """What memories call it."""
+    end: Ending | None = field(default=None, repr=False)
+    """Of an answer; None: it is not known, so it counts as complete."""
+    mark: Mark | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,3 +273,9 @@ class Imported:
     pinned: bool = False
     archived: bool = False
     folder: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    strategy: str | None = None
+    budget: int | None = None
+    elsewhere: bool | None = None
+    memories: tuple[Memory, ...] = ()
+    """Oldest first; messages by their `name`."""

@@ -9,14 +9,15 @@ from typing import Any, Final
 import orjson
 
 from rallychat.errors import NotFound
-from rallychat.store import Conversation, ConversationStore, StoredMessage
+from rallychat.store import Conversation, ConversationStore, Entire, StoredMessage
 
 FORMAT: Final = "rallychat"
 VERSION: Final = 1
 
 
-def as_json(conversation: Conversation, tree: Sequence[StoredMessage]) -> dict[str, Any]:
+def as_json(entire: Entire) -> dict[str, Any]:
     """One conversation with the messages of all its branches."""
+    conversation = entire.conversation
     return {
         "id": conversation.id,
         "title": conversation.title,
@@ -38,7 +39,7 @@ def as_json(conversation: Conversation, tree: Sequence[StoredMessage]) -> dict[s
                 "created_at": row.created_at.isoformat(),
                 "parts": [{"kind": part.kind, "text": part.text} for part in row.parts],
             }
-            for row in tree
+            for row in entire.messages
         ],
     }
 
@@ -66,11 +67,11 @@ async def everything(store: ConversationStore, *, markdown: bool = False) -> Asy
     yield b"" if markdown else b'{"format":"rallychat","version":1,"conversations":['
     for conversation_id in await store.library.every():
         with suppress(NotFound):  # deleted meanwhile
-            conversation = await store.get(conversation_id)
             if markdown:
+                conversation = await store.get(conversation_id)
                 said = as_markdown(conversation, await store.path(conversation.id)).encode()
             else:
-                said = orjson.dumps(as_json(conversation, await store.library.tree(conversation.id)))
+                said = orjson.dumps(as_json(await store.library.entire(conversation_id)))
             yield said if first else (b"\n---\n\n" if markdown else b",\n") + said
             first = False
     yield b"" if markdown else b"]}\n"
