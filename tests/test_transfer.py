@@ -10,15 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from rallychat.errors import InvalidRequest
-from rallychat.identity import acting_as
-from rallychat.messages import Message, Reasoning, Role, Text
+from rallychat.messages import Message, Reasoning, Text
 from rallychat.settings import Settings
-from rallychat.store import ConversationStore, Imported, ImportedMessage, StoredMessage
-from rallychat.transfer import as_json, document, everything, import_file
+from rallychat.store import ConversationStore
+from rallychat.transfer import everything, import_file
 
 
 @pytest.fixture
@@ -257,61 +254,6 @@ async def test_a_conversation_that_cannot_be_read_is_named_and_the_others_are_ta
         "Conversation 2 was left out: it is not an object.",
     ]
     assert report.left_out == {"messages that follow each other in a circle": 2}
-
-
-TREES: st.SearchStrategy[list[tuple[int, Role, str]]] = st.lists(
-    st.tuples(
-        st.integers(0, 100),
-        st.sampled_from(["user", "assistant"]),
-        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20),
-    ),
-    min_size=1,
-    max_size=12,
-)
-
-
-def shape(rows: list[StoredMessage]) -> list[tuple[int | None, str, str]]:
-    at = {row.id: place for place, row in enumerate(rows)}
-    return [(at[row.parent_id] if row.parent_id else None, row.role, row.text) for row in rows]
-
-
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(TREES)
-async def test_what_is_exported_comes_in_again_as_the_same_tree(
-    store: ConversationStore, tmp_path: Path, tree: list[tuple[int, Role, str]]
-) -> None:
-    nodes = [
-        ImportedMessage(
-            role, Message.of(role, f"{at}{text}").parts, up % (at + 1) - 1 if up % (at + 1) else None
-        )
-        for at, (up, role, text) in enumerate(tree)
-    ]
-    first = await store.library.take_in(Imported(f"t:{tree!r}"[:200], "T", tuple(nodes), len(nodes) - 1))
-    if first is None:
-        return
-    entire = await store.library.entire(first.id)
-    rows = list(entire.messages)
-    path = written(tmp_path, document([as_json(entire)]))
-    assert (await import_file(store, path)).already_here == 1
-    with acting_as("somebody-else"):
-        await import_file(store, path)
-        copy = (await store.list(limit=1))[0]
-        again = list((await store.library.entire(copy.id)).messages)
-        assert sorted(row.text for row in again) == sorted(row.text for row in rows)
-        assert [row.text for row in await store.path(copy.id)] == [
-            shape(rows)[at][2] for at in _way(shape(rows))
-        ]
-        await store.library.erase(copy.id)
-
-
-def _way(rows: list[tuple[int | None, str, str]]) -> list[int]:
-    """The places from the root to the last row."""
-    way: list[int] = []
-    at: int | None = len(rows) - 1
-    while at is not None:
-        way.insert(0, at)
-        at = rows[at][0]
-    return way
 
 
 async def test_an_export_chooses_no_model_that_the_catalog_does_not_have(

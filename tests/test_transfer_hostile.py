@@ -98,7 +98,8 @@ async def test_nothing_in_the_middle_of_a_list_ends_it(store: ConversationStore,
 
 _KNOWN = """mapping message author role content content_type parts parent current_node metadata recipient thoughts
     summary text language chat history messages currentId parentId files params system model timestamp created_at
-    title create_time id conversation sampling tip folder type kind pinned"""
+    title create_time id conversation sampling tip folder type kind pinned finish_reason error usage timings mark status
+    metadata strategy budget elsewhere memories until covers active"""
 NAMES = st.sampled_from(_KNOWN.split())
 WORDS = st.sampled_from(
     ["user", "assistant", "system", "tool", "text", "code", "thoughts", "a", "b", "\0", "\ud800"]
@@ -110,7 +111,10 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
     max_leaves=25,
 )
 SAID = st.fixed_dictionaries(
-    {}, optional=dict.fromkeys(("role", "content", "parts", "files", "parent"), VALUES)
+    {},
+    optional=dict.fromkeys(
+        ("role", "content", "parts", "files", "parent", "finish_reason", "usage", "mark", "error"), VALUES
+    ),
 )
 MESSAGE = st.fixed_dictionaries(
     {
@@ -136,6 +140,7 @@ def test_a_conversation_of_any_shape_is_read_or_refused(
         (openwebui.read, rest | {"chat": {"history": {"messages": named}}}),
         (ours.read, rest | {"messages": any_}),
         (ours.read, rest | {"messages": said}),
+        (ours.read, rest | {"messages": said, "tip": None, "memories": any_}),
     ]
     for read, record in shapes:
         with suppress(InvalidRequest):
@@ -205,6 +210,38 @@ async def test_a_name_that_is_no_text_is_reported_as_one(
     report = await import_file(store, tmp_path / "file")
     assert report.failed == 1
     assert orjson.dumps(report.problems)
+
+
+@pytest.mark.parametrize(
+    ("message", "about", "named"),
+    [
+        ({"finish_reason": "tired"}, {}, "'messages.0.finish_reason': Input should be 'stop'"),
+        ({"usage": {"prompt_tokens": -1}}, {}, "'messages.0.usage.prompt_tokens': Input should be greater"),
+        ({"usage": {"prompt_tokens": 2**40}}, {}, "'messages.0.usage.prompt_tokens': Input should be less"),
+        ({"usage": [1]}, {}, "'messages.0.usage': Input should be"),
+        ({"timings": {"total_ms": "1"}}, {}, "'messages.0.timings.total_ms': Input should be a valid number"),
+        ({"mark": "star"}, {}, "'messages.0.mark': Input should be 'pin' or 'exclude'"),
+        ({"error": 7}, {}, "'messages.0.error': Input should be a valid string"),
+        ({}, {"budget": 10}, "'budget': Input should be greater"),
+        ({}, {"budget": 2**31}, "'budget': Input should be less"),
+        ({}, {"elsewhere": 1}, "'elsewhere': Input should be a valid boolean"),
+        ({}, {"metadata": {"a": 1}}, "'metadata.a': Input should be a valid string"),
+        ({}, {"metadata": {str(n): "" for n in range(17)}}, "'metadata': Dictionary should have at most 16"),
+        ({}, {"metadata": {"a": "\0"}}, "'metadata' holds a NUL character"),
+        ({}, {"memories": {}}, "'memories' is no list of at most 10000 versions"),
+        ({}, {"memories": [{}] * 10_001}, "'memories' is no list of at most 10000 versions"),
+        ({}, {"memories": [{"kind": "ledger", "text": ""}]}, "'memories.0.until': Field required"),
+        ({}, {"memories": [3]}, "'memories.0': Input should be"),
+    ],
+)
+async def test_what_is_wrong_of_how_it_was_kept_is_named(
+    store: ConversationStore, tmp_path: Path, message: Any, about: Any, named: str
+) -> None:
+    said = {"id": "q", "role": "assistant", "parts": [{"kind": "text", "text": "hi"}], **message}
+    (tmp_path / "file").write_text(json.dumps([{"tip": "q", "messages": [said], **about}]))
+    report = await import_file(store, tmp_path / "file")
+    assert (report.failed, await store.list()) == (1, [])
+    assert report.problems[0].startswith(f"Conversation 1 was left out: {named}")
 
 
 async def test_an_import_may_be_cancelled_while_it_reads(

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any, Final
 
 import orjson
 
 from rallychat.errors import NotFound
-from rallychat.store import Conversation, ConversationStore, Entire, StoredMessage
+from rallychat.store import Conversation, ConversationStore, Entire, Memory, StoredMessage
 
 FORMAT: Final = "rallychat"
 VERSION: Final = 1
 
 
 def as_json(entire: Entire) -> dict[str, Any]:
-    """One conversation with the messages of all its branches."""
+    """One conversation with the messages of all its branches, and what is remembered of them."""
     conversation = entire.conversation
     return {
         "id": conversation.id,
@@ -29,18 +30,47 @@ def as_json(entire: Entire) -> dict[str, Any]:
         "pinned": conversation.pinned,
         "archived": conversation.archived,
         "folder": conversation.folder,
+        "metadata": dict(conversation.metadata),
+        "strategy": conversation.strategy,
+        "budget": conversation.budget,
+        "elsewhere": conversation.elsewhere,
         "tip": conversation.tip_id,
-        "messages": [
-            {
-                "id": row.id,
-                "parent": row.parent_id,
-                "role": row.role,
-                "model": row.model,
-                "created_at": row.created_at.isoformat(),
-                "parts": [{"kind": part.kind, "text": part.text} for part in row.parts],
-            }
-            for row in entire.messages
-        ],
+        "messages": [_message(row) for row in entire.messages],
+        "memories": [_memory(memory) for memory in entire.memories],
+    }
+
+
+def _message(row: StoredMessage) -> dict[str, Any]:
+    """A message; of how it ended, and what it took, what is known. One that still grows ends here."""
+    known = {
+        "finish_reason": "interrupted" if row.status == "running" else row.finish_reason,
+        "error": row.error,
+        "usage": row.usage and asdict(row.usage),
+        "timings": row.timings and asdict(row.timings),
+        "mark": row.mark,
+    }
+    return {
+        "id": row.id,
+        "parent": row.parent_id,
+        "role": row.role,
+        "model": row.model,
+        "created_at": row.created_at.isoformat(),
+        "parts": [{"kind": part.kind, "text": part.text} for part in row.parts],
+        **{name: value for name, value in known.items() if value is not None},
+    }
+
+
+def _memory(memory: Memory) -> dict[str, Any]:
+    """A version of the memory: the list is in their order."""
+    return {
+        "kind": memory.kind,
+        "text": memory.text,
+        "until": memory.until,
+        "covers": memory.covers,
+        "edited_by": memory.edited_by,
+        "why": memory.why,
+        "active": memory.active,
+        "created_at": memory.created_at.isoformat() if memory.created_at else None,
     }
 
 

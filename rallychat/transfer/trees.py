@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import MAXYEAR, MINYEAR, UTC, datetime
+from heapq import heappop, heappush
 from typing import Any
 
 from rallychat.errors import InvalidRequest
 from rallychat.messages import Part, Reasoning, Role, Text
-from rallychat.store import Imported, ImportedMessage
+from rallychat.store import Ending, Imported, ImportedMessage
+from rallychat.store.types import Mark
 
 
 @dataclass(slots=True)
@@ -24,6 +26,10 @@ class Said:
     """What the answers below begin with thinking."""
     model: str | None = None
     at: datetime | None = None
+    end: Ending | None = None
+    mark: Mark | None = None
+    stays: bool = False
+    """Also where it says nothing: an answer that failed before its first word."""
 
 
 @dataclass(slots=True)
@@ -37,25 +43,28 @@ class Read:
 def planted(
     nodes: Mapping[str, tuple[str | None, Said]], current: str | None, left_out: Counter[str]
 ) -> tuple[tuple[ImportedMessage, ...], int | None]:
-    """Messages from nodes of (parent, said), siblings in their order; and where the branch in view ends."""
+    """Messages from nodes of (parent, said), in their order as far as parents come first; where the view ends."""
+    order = {name: at for at, name in enumerate(nodes)}
     children: dict[str | None, list[str]] = {}
     for name, (parent, _) in nodes.items():
         children.setdefault(parent if parent in nodes else None, []).append(name)
     made: list[ImportedMessage] = []
     place: dict[str, int | None] = {}
-    waiting: list[tuple[str, int | None, str]] = [
-        (name, None, "") for name in reversed(children.get(None, []))
+    waiting: list[tuple[int, str, int | None, str]] = [
+        (order[name], name, None, "") for name in children.get(None, [])
     ]
     while waiting:
-        name, above, thought = waiting.pop()
+        _, name, above, thought = heappop(waiting)
         said = nodes[name][1]
         thought = "\n\n".join(filter(None, (thought, said.thought)))
-        if said.role is not None and said.parts:
+        if said.role is not None and (said.parts or said.stays):
             head: tuple[Part, ...] = (Reasoning(thought),) if thought and said.role == "assistant" else ()
-            made.append(ImportedMessage(said.role, head + said.parts, above, said.model, said.at))
+            node = ImportedMessage(said.role, head + said.parts, above, said.model, said.at)
+            made.append(replace(node, name=name, end=said.end, mark=said.mark))
             above, thought = len(made) - 1, ""
         place[name] = above
-        waiting += [(child, above, thought) for child in reversed(children.get(name, []))]
+        for child in children.get(name, []):
+            heappush(waiting, (order[child], child, above, thought))
     if lost := len(nodes) - len(place):
         left_out["messages that follow each other in a circle"] += lost
     return tuple(made), place.get(current) if current else None
