@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Literal
 
@@ -108,7 +108,7 @@ class _Told:
                 yield _delta(part, fresh)
 
 
-def _cut(parts: Sequence[Part], cuts: Sequence[int], *, to_the_end: bool) -> Iterator[Delta]:
+def _cut(parts: Sequence[Part], cuts: Iterable[int], *, to_the_end: bool) -> Iterator[Delta]:
     lengths = iter(cuts)
     for part in parts:
         at = 0
@@ -122,8 +122,13 @@ def _cut(parts: Sequence[Part], cuts: Sequence[int], *, to_the_end: bool) -> Ite
 
 
 def retold(parts: Sequence[Part], cuts: Sequence[int]) -> Iterator[Delta]:
-    """A stored answer in the deltas it was told in; what the cuts do not cover comes as one delta a part."""
-    return _cut(parts, cuts, to_the_end=True)
+    """A stored answer in the deltas it was told in; what the cuts do not cover comes as one delta a part.
+
+    So does an empty part, which holds the place of something that was taken out.
+    """
+    lengths = iter(cuts)
+    for part in parts:
+        yield from _cut([part], lengths, to_the_end=True) if part.text else [_delta(part, "")]
 
 
 def _delta(part: Part, text: str) -> Delta:

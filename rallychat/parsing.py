@@ -33,7 +33,7 @@ class AnswerParser:
     @property
     def parts(self) -> tuple[Part, ...]:
         """Everything parsed so far."""
-        return tuple(kind("".join(texts)) for kind, texts in self._parts if any(texts))
+        return tuple(kind("".join(texts)) for kind, texts in self._parts)
 
     def feed(self, text: str) -> list[Delta]:
         """More raw text; returns what is now certain."""

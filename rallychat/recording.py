@@ -49,7 +49,7 @@ class Recorder:
 
     def open(self, answer: StoredMessage, parser: AnswerParser) -> Growth:
         """A growth for `answer`, saved from now on until it is concluded."""
-        cuts = [len(part.text) for part in answer.parts]
+        cuts = [len(part.text) for part in answer.parts if part.text]
         growth = self._growths[answer.id] = Growth(parser, cuts=cuts)
         self._store.journal.begin(answer.id, answer.parts)
         return growth

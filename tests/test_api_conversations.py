@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from rallychat.api.responses.pages import page
 from rallychat.errors import NotFound, StoreUnavailable
 from rallychat.store import codec
-from tests.responses_world import asked, items, world
+from tests.responses_world import asked, items, told, world
 
 THOUGHT = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm"}]}
 SAID = {
@@ -124,6 +125,52 @@ async def test_taking_an_item_out_leaves_what_followed_it(tmp_path: Path) -> Non
             assert (tip is None) == (left == [])
         await asked(http, "Anew", conversation=made)
         assert await items(http, made) == ["Anew", "Anew"]
+
+
+async def test_of_two_who_take_out_the_same_item_one_finds_it_gone(tmp_path: Path) -> None:
+    async with world(tmp_path) as (http, _):
+        made = (await http.post("/v1/conversations", json={"items": [user("Q"), THOUGHT, SAID]})).json()["id"]
+        path = f"/v1/conversations/{made}/items"
+        thought = (await http.get(path, params={"order": "asc"})).json()["data"][1]["id"]
+        both = await asyncio.gather(*(http.delete(f"{path}/{thought}") for _ in range(2)))
+        assert sorted(done.status_code for done in both) == [200, 404]
+        assert await items(http, made) == ["Q", "AB"]
+
+
+async def test_taking_one_item_out_renames_no_other_of_its_answer(tmp_path: Path) -> None:
+    async with world(tmp_path) as (http, _):
+        made = (await http.post("/v1/conversations", json={})).json()["id"]
+        thoughts = "!say <think>1</think>2<think>3</think>4<think>5</think>6"
+        response = await asked(http, thoughts, model="thinking", conversation=made)
+        path = f"/v1/conversations/{made}/items"
+        left = [item["id"] for item in response["output"]]
+        assert len(left) == 6
+        for at in (2, 0, 1, 2, 0):  # amid, at the beginning, at the end
+            gone = left.pop(at)
+            assert (await http.delete(f"{path}/{gone}")).status_code == 200
+            assert (await http.delete(f"{path}/{gone}")).status_code == 404
+            assert (await http.get(f"{path}/{gone}")).status_code == 404
+            listed = (await http.get(path, params={"order": "asc"})).json()["data"]
+            now = (await http.get(f"/v1/responses/{response['id']}")).json()
+            assert [item["id"] for item in listed[1:]] == [item["id"] for item in now["output"]] == left
+            done = [
+                event["item"]["id"]
+                for event in await told(http, response["id"])
+                if event["type"] == "response.output_item.done"
+            ]
+            assert done == left
+
+
+async def test_an_empty_text_of_a_client_is_an_item_as_any_other(tmp_path: Path) -> None:
+    async with world(tmp_path) as (http, _):
+        silent = {"role": "assistant", "content": ""}
+        body = {"items": [user("Q"), THOUGHT, silent, user(""), silent]}
+        made = (await http.post("/v1/conversations", json=body)).json()["id"]
+        path = f"/v1/conversations/{made}/items"
+        assert await items(http, made) == ["Q", "Hm", "", "", ""]
+        for item in (await http.get(path, params={"order": "asc"})).json()["data"]:
+            assert (await http.delete(f"{path}/{item['id']}")).status_code == 200
+        assert await items(http, made) == []
 
 
 async def test_an_item_of_the_middle_is_not_in_the_next_prompt(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ ATTEMPTS: dict[str, Attempt] = {
     "remember": lambda s, h: s.contexts.remember(h.conversation, Memory("facts", "x", h.said)),
     "set_active": lambda s, h: s.contexts.set_active(h.conversation, 1, active=False),
     "append": lambda s, h: s.items.append(h.conversation, [HELLO]),
-    "remove": lambda s, h: s.items.remove(h.conversation, h.said, parts=[0]),
+    "remove": lambda s, h: s.items.remove(h.conversation, h.said, which=lambda _: [0]),
     "response": lambda s, h: s.responses.get(h.response),
     "response delete": lambda s, h: s.responses.delete(h.response),
     "response begin": lambda s, h: s.responses.begin(

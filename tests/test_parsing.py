@@ -46,6 +46,7 @@ def test_what_only_looks_like_a_tag_comes_out_at_the_end() -> None:
 
 def test_a_continued_answer_goes_on_inside_what_it_was_in() -> None:
     assert parsed(["more</think>done"], resume=(Reasoning("hm "),)) == (Reasoning("hm more"), Text("done"))
+    assert parsed(["!"], resume=(Reasoning(""), Text("Hi"))) == (Reasoning(""), Text("Hi!"))  # one taken out
 
 
 @given(

@@ -176,6 +176,19 @@ async def test_a_branch_read_again_shows_what_changed(store: ConversationStore) 
     assert (await store.path(chat))[0] == before[0]
 
 
+async def test_what_is_taken_out_is_quoted_no_more(store: ConversationStore) -> None:
+    chat, other = (await store.create()).id, (await store.create()).id
+    one, _ = await exchange(store, chat, "My cat is called Miro", "Lovely")
+    two, three = await exchange(store, chat, "What is my cat called?", "Miro")
+    four, _ = await exchange(store, other, "And my dog?", "Rex")
+    quoting, plain = TokenSpan("k:a", (1, 2), "[User: My cat is called Miro]"), TokenSpan("k:b", (3,))
+    await store.save_spans({two: quoting, three: plain, four: quoting})
+    await store.path(chat)
+    await store.items.remove(chat, one, which=lambda row: range(len(row.parts)))
+    assert [row.span for row in (await store.path(chat))[1:]] == [None, plain]
+    assert (await store.path(other))[0].span == quoting
+
+
 async def test_strategy_and_budget_are_the_conversation_s(store: ConversationStore) -> None:
     chat = (await store.create()).id
     changed = await store.update(chat, strategy="ledger", budget=900)
@@ -197,8 +210,8 @@ async def test_a_branch_kept_by_one_process_shows_what_another_changed(tmp_path:
             there.save_spans({two: TokenSpan("k:said", (1, 2, 3))}),
             there.save_spans({two: TokenSpan("k:said", (1, 2, 4))}),  # as long as the one before
             there.contexts.mark(one, None),
-            there.items.remove(chat, three, parts=[0]),
-            there.items.remove(chat, four, parts=[0]),
+            there.items.remove(chat, three, which=lambda _: [0]),
+            there.items.remove(chat, four, which=lambda _: [0]),
         ]
         for change in changes:
             kept = await here.path(chat)

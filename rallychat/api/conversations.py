@@ -133,11 +133,14 @@ async def retrieve_item(request: Request, conversation_id: str, item_id: str) ->
 )
 async def delete_item(request: Request, conversation_id: str, item_id: str) -> Response:
     """Takes an item out; what followed it follows what was before it."""
-    service = service_of(request)
-    row = await row_of(service, conversation_id, item_id)
-    parts = parts_of(row, place_of(item_id))
-    await service.store.items.remove(conversation_id, row.id, parts=parts)
-    return json_response(described(await service.store.get(conversation_id)))
+    store = service_of(request).store
+    await store.get(conversation_id)
+    place = place_of(item_id)
+    try:
+        await store.items.remove(conversation_id, place.message_id, which=lambda row: parts_of(row, place))
+    except NotFound:
+        raise NotFound("item", item_id) from None
+    return json_response(described(await store.get(conversation_id)))
 
 
 async def row_of(service: ChatService, conversation_id: str, item_id: str) -> StoredMessage:

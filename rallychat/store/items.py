@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -48,10 +48,15 @@ class ItemStore:
         return [codec.message_from(row) for row in rows]
 
     @whole
-    async def remove(self, conversation_id: str, message_id: str, *, parts: Collection[int]) -> None:
-        """Takes parts, by their index, out of a message.
+    async def remove(
+        self, conversation_id: str, message_id: str, *, which: Callable[[StoredMessage], Collection[int]]
+    ) -> None:
+        """Takes parts out of a message, and with them what is quoted in this conversation.
 
         A message that has none left goes; what followed it follows its parent.
+
+        Args:
+            which: their indices in the message as it is now.
 
         Raises:
             NotFound: there is no such message. Conflict: it is still being written.
@@ -59,13 +64,29 @@ class ItemStore:
         async with self._database.write() as db:
             row = await queries.message_row(db, message_id, conversation_id=conversation_id)
             queries.refuse_running(row)
-            left = [part for index, part in enumerate(row["parts"]) if index not in parts]
+            left = _without(row["parts"], which(codec.message_from(row)))
+            await _forget_quotes(db, conversation_id)
             if left:
                 shorter = {"parts": left, **codec.span_columns(None)}
                 await db.execute(update(messages).where(messages.c.id == message_id).values(**shorter))
                 await queries.changed(db, conversations.c.id == conversation_id)
             else:
                 await take_out(db, row)
+
+
+def _without(parts: Sequence[dict[str, str]], gone: Collection[int]) -> list[dict[str, str]]:
+    """What is left of a message. Where others follow an empty part holds the place: items are named by theirs."""
+    left = [part | {"text": ""} if index in gone else part for index, part in enumerate(parts)]
+    if len(parts) - 1 in gone:
+        while left and not left[-1]["text"]:
+            left.pop()
+    return left
+
+
+async def _forget_quotes(db: AsyncConnection, conversation_id: str) -> None:
+    """Nothing is quoted in front of messages any more: quotes may hold what is taken out."""
+    quoted = (messages.c.conversation_id == conversation_id, messages.c.span_quoted.is_not(None))
+    await db.execute(update(messages).where(*quoted).values(**codec.span_columns(None)))
 
 
 async def entitle(db: AsyncConnection, conversation: dict[str, Any], title: str) -> None:

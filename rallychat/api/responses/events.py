@@ -53,9 +53,12 @@ class Telling:
         return [self._event("response.in_progress", response=self._response | {"status": "in_progress"})]
 
     def delta(self, delta: TextDelta | ReasoningDelta) -> list[Event]:
-        """More of it."""
+        """More of it. An empty one holds a place, which names count."""
         kind: type[Part] = Text if type(delta) is TextDelta else Reasoning
         events = self.started()
+        if not delta.text:
+            self._numbers[kind] += 1
+            return [*events, *self._close("completed")]
         if kind is not self._kind:
             events += [*self._close("completed"), *self._open(kind)]
         self._texts.append(delta.text)

@@ -89,12 +89,14 @@ def status_of(row: StoredMessage) -> Status:
 
 
 def _runs(message_id: str, parts: Sequence[Part]) -> Iterator[tuple[str, type[Part], list[str], list[int]]]:
+    """Neighbouring parts of a kind, with their name; empty ones before others hold a place, and are counted alone."""
     numbers = {Text: 0, Reasoning: 0}
     for kind, group in itertools.groupby(enumerate(parts), lambda pair: type(pair[1])):
         numbered = list(group)
         numbers[kind] += 1
-        name = name_of(message_id, kind, numbers[kind])
-        yield name, kind, [part.text for _, part in numbered], [index for index, _ in numbered]
+        name, texts = name_of(message_id, kind, numbers[kind]), [part.text for _, part in numbered]
+        if any(texts) or numbered[-1][0] == len(parts) - 1:
+            yield name, kind, texts, [index for index, _ in numbered]
 
 
 def _item(name: str, kind: type[Part], texts: Sequence[str]) -> dict[str, Any]:
