@@ -54,6 +54,8 @@ class Growth:
     cached_tokens: int = 0
     until: float | None = None
     """When who asked stops waiting for its turn, by the monotonic clock; None as soon as that has come."""
+    admitted: bool = False
+    """It had a slot; where it needs another one, it is not refused."""
     reached: bool = False
     """It was given to the engine; who has not been cannot be what the engine died of."""
     sipped: int = 0
@@ -242,9 +244,10 @@ async def _attempt(
         session=session,
         since=growth.began,
         until=growth.until,
+        again=growth.admitted,
     )
     async with asked as slot:
-        growth.until = None
+        growth.until, growth.admitted = None, True
         if not so_far:
             growth.queued_ms = growth.elapsed_ms()
             emit(Started(plan.report))

@@ -32,14 +32,20 @@ async def until(true: Callable[[], bool]) -> None:
 
 
 async def answer(
-    service: ChatService, user: str, text: str, *, model: str | None = "slow", sampling: Sampling = ANY
+    service: ChatService,
+    user: str,
+    text: str,
+    *,
+    model: str | None = "slow",
+    sampling: Sampling = ANY,
+    priority: Priority = Priority.CHAT,
 ) -> tuple[str, bool, bool]:
     """What is said, whether it waited before it began, and whether it was told to wait amid its words."""
     said: list[str] = []
     waited = paused = False
     with acting_as(user):
-        events = service.complete([Message.of("user", text)], model=model, sampling=sampling)
-        async for event in events:
+        asked = [Message.of("user", text)]
+        async for event in service.complete(asked, model=model, sampling=sampling, priority=priority):
             match event:
                 case TextDelta(text=more):
                     said.append(more)
@@ -71,6 +77,23 @@ async def test_one_answer_of_a_flood_makes_way_and_is_asked_again_with_what_it_h
         assert bool(before) is was_paused
     assert engine.queue.pauses == sum(paused for _, _, paused in done) == 1
     assert engine.queue.idle
+
+
+async def test_an_answer_that_has_made_way_is_not_refused_by_a_line_that_is_full_by_now(
+    tmp_path: Path,
+) -> None:
+    write_models(tmp_path)
+    async with ChatService.open(settings(tmp_path, slots=1, max_queue=1)) as service:
+        await service.load("slow")
+        engine = await service.pool.open(service.resolve("slow"))
+        first = asyncio.create_task(answer(service, "a", "!count 30", priority=Priority.PATIENT))
+        await until(lambda: engine.queue.slots[0].said > 3)
+        second = asyncio.create_task(answer(service, "b", "hello b", priority=Priority.PATIENT))
+        await until(lambda: engine.queue.waiting == 1)
+        assert (await answer(service, "c", "hello c"))[0] == "hello c"
+        said = [text for text, _, _ in await asyncio.gather(first, second)]
+    assert said[0].endswith(" 28 29 30")
+    assert said[1] == "hello b"
 
 
 @pytest.mark.real

@@ -13,7 +13,7 @@ from rallychat.bench.fair import jain
 from rallychat.errors import Busy, Full
 from rallychat.identity import acting_as
 from rallychat.messages import Queued
-from rallychat.pool import Preempted, Priority, Slot
+from rallychat.pool import How, Preempted, Priority, Slot
 from rallychat.pool.affinity import UNUSED, Asked
 from rallychat.pool.fairness import DEBT, QUANTUM, SLICE, Claim, Shares, order, to_pause
 from rallychat.pool.people import THOUGHT, spared
@@ -40,7 +40,8 @@ class Guest:
         since = asyncio.get_running_loop().time()
         while True:
             try:
-                async with queue.slot([1], notify=self.told.append, session=session, since=since) as slot:
+                how = How(notify=self.told.append, session=session, since=since, again=self.paused > 0)
+                async with queue.slot([1], **how) as slot:
                     self.slot, slot.ids = slot, self.ids
                     leave, wanted = (asyncio.ensure_future(e.wait()) for e in (self._leave, slot.wanted))
                     try:
@@ -234,6 +235,40 @@ async def test_a_flood_that_fills_the_line_refuses_itself_and_nobody_else() -> N
     with pytest.raises(Busy):
         await flood[-1].task
     await gone(other, *flood)
+    assert queue.idle
+
+
+async def test_where_a_flood_makes_room_in_line_its_answers_that_have_begun_keep_their_places() -> None:
+    queue = ready(2, limit=2)
+    first, second, third = (Guest(queue, "a") for _ in range(3))
+    await settle()
+    others = [Guest(queue, "b")]
+    await settle()
+    assert (second.paused, second.slot) == (1, None)
+    others.append(Guest(queue, "c"))
+    await settle()
+    assert not second.task.done()
+    with pytest.raises(Busy, match="2 requests"):
+        await third.task
+    await gone(first, second, *others)
+    assert queue.idle
+
+
+async def test_who_had_a_slot_before_is_not_refused_however_full_the_line_is() -> None:
+    queue = ready(1, limit=0)
+    holder = Guest(queue, "a")
+    await settle()
+
+    async def come_back() -> None:
+        async with queue.slot([1], again=True):
+            pass
+
+    with acting_as("b"):
+        other = asyncio.create_task(come_back())
+    await settle()
+    assert queue.waiting == 1
+    await holder.leave()
+    await other
     assert queue.idle
 
 

@@ -159,6 +159,8 @@ class How(TypedDict, total=False):
     """When it was first asked, by the monotonic clock; now, if not given."""
     until: float | None
     """When it waits no longer, by the monotonic clock; None: it waits as long as that takes."""
+    again: bool
+    """It had a slot before and goes on in another: it is not refused, however full the line is."""
 
 
 def unheard(_: Queued) -> None:
@@ -177,6 +179,7 @@ class Asked:
     beside: bool = False
     since: float = field(default_factory=time.monotonic)
     until: float | None = None
+    again: bool = False
     user: str = field(default_factory=lambda: current().id)
 
     @property

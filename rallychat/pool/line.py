@@ -94,6 +94,8 @@ def to_refuse(
 ) -> Waiting | None:
     """Who was refused so that one more may wait: the newest of who has most in a full line; None: there is room.
 
+    What had a slot before keeps its place: half of it may have been said.
+
     Args:
         line: those that wait for the same kind of service.
         by_user: who has more than `asked`'s user makes room; else nobody does.
@@ -104,9 +106,9 @@ def to_refuse(
     if len(line) < limit:
         return None
     lines = Counter(waiting.asked.user for waiting in line)
-    longest, most = max(lines.items(), key=lambda item: item[1], default=("", 0))
-    if by_user and lines[asked.user] + 1 < most:
-        newest = max((w for w in line if w.asked.user == longest), key=lambda w: w.arrival)
+    newcomers = [waiting for waiting in line if not waiting.asked.again]
+    newest = max(newcomers, key=lambda w: (lines[w.asked.user], w.arrival), default=None)
+    if by_user and newest is not None and lines[asked.user] + 1 < (most := lines[newest.asked.user]):
         newest.granted.set_exception(_refusal(Busy, most, pace))
         return newest
     others = asked.priority is Priority.CHAT and lines and not lines[asked.user]

@@ -259,6 +259,8 @@ class SlotQueue:
 
     def _admit(self, asked: Asked) -> None:
         """Refuses who finds the line full, unless another has more in it: then that one's newest is refused."""
+        if asked.again:
+            return
         person = asked.priority is Priority.CHAT
         idle = [slot for slot in self._slots if not slot.busy]
         if person and self._open and self._without_spared(idle, asked):
