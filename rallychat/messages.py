@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "cancelled", "interrupted", "error"]
 """Why an answer ended: the model stopped, a token limit, a person, a dead engine or server, a failure."""
+ENDED_EARLY: Final[Mapping[FinishReason, str]] = {
+    "length": "Token limit reached.",
+    "cancelled": "Stopped.",
+    "interrupted": "Interrupted.",
+    "error": "This answer failed.",
+}
+"""What is said of an answer that is not whole."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 
+from rallychat.catalog import Sampling
 from rallychat.retention import emptying_trash
 from rallychat.settings import Settings
 from tests.responses_world import ENDLESS, asked, next_run, said_something, text_of, world
@@ -116,6 +117,23 @@ async def test_what_is_exported_is_imported_elsewhere_and_not_twice(tmp_path: Pa
         assert [row.text for row in await service.store.path(copy.id)] == ["one", "two"]
         broken = await http.post("/v1/conversations/import", content=everything[:-30])
         assert (broken.status_code, "not valid JSON" in broken.text) == (400, True)
+
+
+async def test_an_answer_that_was_cut_off_goes_on_where_it_is_imported(tmp_path: Path) -> None:
+    async with world(tmp_path) as (http, service):
+        chat = (await service.store.create()).id
+        await (await service.turn(chat, "!count 9", sampling=Sampling(max_tokens=3))).wait()
+        cut = (await service.store.path(chat))[-1]
+        exported = (await http.get(f"/v1/conversations/{chat}/export")).content
+        await http.delete(f"/v1/conversations/{chat}", params={"forever": True})
+        assert (await http.post("/v1/conversations/import", content=exported)).json()["imported"] == 1
+        (copy,) = await service.store.list()
+        answer = (await service.store.path(copy.id))[-1]
+        assert (answer.finish_reason, answer.usage, answer.timings) == ("length", cut.usage, cut.timings)
+        await (await service.continue_answer(answer.id)).wait()
+        whole = (await service.store.path(copy.id))[-1]
+        assert (whole.finish_reason, whole.text.startswith(cut.text)) == ("stop", True)
+        assert len(whole.text) > len(cut.text)
 
 
 async def test_personas_are_made_changed_and_forgotten(tmp_path: Path) -> None:

@@ -189,6 +189,7 @@ async def test_a_link_shows_an_answer_as_it_was_while_it_goes_on_and_after(store
     grown = (await store.shares.read(before.token))[1][-1]
     assert growing == grown
     assert (grown.parts, grown.status, grown.error) == ((Reasoning("hm"), Text("public")), "complete", None)
+    assert grown.finish_reason == "cancelled"
     shown = (await store.shares.read(after.token))[1][-1]
     assert (shown.parts, shown.finish_reason) == (whole, "length")
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from rallychat.errors import InvalidRequest
-from rallychat.messages import Message, Reasoning, Text
+from rallychat.messages import FinishReason, Message, Part, Reasoning, Text
 from rallychat.settings import Settings
 from rallychat.store import ConversationStore
-from rallychat.transfer import everything, import_file
+from rallychat.transfer import as_markdown, everything, import_file
 
 
 @pytest.fixture
@@ -265,6 +265,33 @@ async def test_an_export_chooses_no_model_that_the_catalog_does_not_have(
     report = await import_file(store, written(tmp_path, held), knows=lambda name: name == "echo")
     assert sorted(one.model or "" for one in await store.list()) == ["", "", "echo"]
     assert report.left_out == {"models that are not in the catalog": 2}
+
+
+async def test_markdown_says_of_an_answer_that_is_not_whole_why(store: ConversationStore) -> None:
+    chat = await store.create(title="Terns")
+    said = [Message.of("system", "Be brief."), Message.of("user", "Hi")]
+    tip = (await store.items.append(chat.id, said))[-1].id
+    ended: dict[str, Any] = {"usage": None, "timings": None}
+    told: list[str] = []
+    endings: list[tuple[FinishReason, tuple[Part, ...], str | None]] = [
+        ("stop", (Text("Whole"),), None),
+        ("cancelled", (Text("Ha"),), None),
+        ("interrupted", (Text("Half"),), "The engine died."),
+        ("error", (), "It broke."),
+    ]
+    for reason, parts, error in endings:
+        _, row = await store.answers.begin(chat.id, parent_id=tip, user=None, model="echo")
+        path = await store.path(chat.id)
+        assert as_markdown(chat, path).endswith("\n\n## echo\n\n*Still being written.*\n")
+        await store.answers.finish(row.id, parts=parts, reason=reason, error=error, **ended)
+        told.append(as_markdown(chat, await store.path(chat.id)))
+    before = "# Terns\n\n## System\n\nBe brief.\n\n## You\n\nHi\n\n## echo\n\n"
+    assert [text.removeprefix(before) for text in told] == [
+        "Whole\n",
+        "Ha\n\n*Stopped.*\n",
+        "Half\n\n*Interrupted.* The engine died.\n",
+        "*This answer failed.* It broke.\n",
+    ]
 
 
 async def test_an_export_has_every_conversation_whatever_happens_while_it_is_written(

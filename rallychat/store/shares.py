@@ -105,8 +105,10 @@ def _as_it_was(tip: StoredMessage, length: int | None) -> StoredMessage:
         if length > 0:
             parts.append(replace(part, text=part.text[:length]))
         length -= len(part.text)
-    unknown = dict.fromkeys(("finish_reason", "error", "usage", "timings", "report", "span"))
-    return replace(tip, parts=tuple(parts), status="complete", **unknown)  # type: ignore[arg-type]
+    unknown = dict.fromkeys(("error", "usage", "timings", "report", "span"))
+    # only an answer that was not whole is continued
+    ended = replace(tip, parts=tuple(parts), status="complete", finish_reason="cancelled")
+    return replace(ended, **unknown)  # type: ignore[arg-type]
 
 
 async def _is_shut_out(db: AsyncConnection, user_id: str) -> bool:

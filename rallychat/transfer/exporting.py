@@ -10,6 +10,7 @@ from typing import Any, Final
 import orjson
 
 from rallychat.errors import NotFound
+from rallychat.messages import ENDED_EARLY
 from rallychat.store import Conversation, ConversationStore, Entire, Memory, StoredMessage
 
 FORMAT: Final = "rallychat"
@@ -81,14 +82,21 @@ def document(written: Sequence[dict[str, Any]]) -> bytes:
 
 
 def as_markdown(conversation: Conversation, rows: Sequence[StoredMessage]) -> str:
-    """Title, then each message under the name of who said it."""
+    """Title, then each message under the name of who said it; an answer that is not whole says why."""
     parts = [f"# {conversation.title or 'Conversation'}"]
     if conversation.system:
         parts.append(f"*System:* {conversation.system}")
     for row in rows:
-        who = "You" if row.role == "user" else (row.model or "Model")
-        parts.append(f"## {who}\n\n{row.text.strip()}")
-    return "\n\n".join(parts) + "\n"
+        who = {"user": "You", "system": "System"}.get(row.role) or row.model or "Model"
+        parts += [f"## {who}", row.text.strip(), _notice(row)]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _notice(row: StoredMessage) -> str:
+    if row.status == "running":
+        return "*Still being written.*"
+    told = ENDED_EARLY.get(row.finish_reason) if row.finish_reason else None
+    return f"*{told}* {row.error or ''}".rstrip() if told else ""
 
 
 async def everything(store: ConversationStore, *, markdown: bool = False) -> AsyncIterator[bytes]:

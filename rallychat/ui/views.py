@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Literal
 
-from rallychat.messages import FinishReason
+from rallychat.messages import ENDED_EARLY, FinishReason
 from rallychat.store import Conversation, StoredMessage
 
 UNTITLED = "New chat"
@@ -44,7 +44,7 @@ class MessageView:
     @property
     def can_continue(self) -> bool:
         """The answer ended early, and nothing was said after it."""
-        ended_early = self.message.finish_reason in ("cancelled", "interrupted", "length", "error")
+        ended_early = self.message.finish_reason in ENDED_EARLY
         return self.is_tip and ended_early and bool(self.message.text) and self.message.status == "complete"
 
     @property
@@ -76,13 +76,13 @@ class MessageView:
 def _notice(reason: FinishReason | None, error: str | None) -> Notice | None:
     match reason:
         case "cancelled":
-            return Notice("stopped", "Stopped.")
+            return Notice("stopped", ENDED_EARLY[reason])
         case "length":
-            return Notice("limit", "Token limit reached.", "The answer is longer than it was allowed to be.")
+            return Notice("limit", ENDED_EARLY[reason], "The answer is longer than it was allowed to be.")
         case "interrupted":
-            return Notice("failed", "Interrupted.", error or "What had arrived is kept.")
+            return Notice("failed", ENDED_EARLY[reason], error or "What had arrived is kept.")
         case "error":
-            return Notice("failed", "This answer failed.", error or "The server's log says why.")
+            return Notice("failed", ENDED_EARLY[reason], error or "The server's log says why.")
         case _:
             return None
 
