@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fastapi.routing import APIRoute
 
-from rallychat.store import ConversationStore, idempotency
+from rallychat.api.app import ROUTERS
+from rallychat.api.idempotency import takes_key
+from rallychat.store import ConversationStore, Memory, idempotency
 from tests.api_world import chat
 from tests.responses_world import events_of, items, next_run, said_something, text_of, told, world
 
@@ -24,6 +28,21 @@ CREATING: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "Hi"},
     "/v1/conversations": {"metadata": {"a": "b"}},
 }
+
+_ONE = "/v1/conversations/{conversation_id}"
+TAKING = {
+    "/v1/responses",
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/conversations",
+    "/v1/conversations/import",
+    *(f"{_ONE}/{what}" for what in ("items", "fork", "shares", "memory", "memory/undo", "memory/restore")),
+    "/v1/personas",
+    "/v1/files",
+    "/v1/batches",
+}
+TOLD_ONCE = {"/v1/users", "/v1/invites", "/v1/users/{user_id}/keys", "/v1/me/keys"}
+"""What these tell, or are told, is kept nowhere."""
 
 
 async def post(http: httpx.AsyncClient, path: str, body: dict[str, Any], key: str = "k") -> httpx.Response:
@@ -69,6 +88,47 @@ async def test_copies_links_and_personas_are_made_once(tmp_path: Path) -> None:
             await service.store.shares.list(),
         )
     assert [len(each) for each in found] == [1, 2, 1]
+
+
+async def test_an_import_and_what_is_remembered_are_done_once(tmp_path: Path) -> None:
+    async with world(tmp_path) as (http, service):
+        made = await service.store.create(title="An island")
+        run = await service.turn(made.id, "Hello")
+        await run.wait()
+        await service.store.contexts.remember(made.id, Memory("facts", "one", run.message_id))
+        exported = (await http.get("/v1/conversations/export")).json()
+        memory = f"/v1/conversations/{made.id}/memory"
+        doing: dict[str, Any] = {
+            "/v1/conversations/import": exported,
+            memory: {"text": "two", "version": 1},
+            f"{memory}/undo?version=2": {},
+            f"{memory}/restore": {"version": 2},
+        }
+        for path, body in doing.items():
+            first, again = [await post(http, path, body, key=path[-6:]) for _ in range(2)]
+            assert (first.status_code, first.text) == (again.status_code, again.text) == (200, first.text)
+            assert again.headers["idempotent-replayed"] == "true"
+            other = await post(http, path, {**body, "else": 1}, key=path[-6:])
+            assert (other.status_code, other.json()["error"]["code"]) == (409, "idempotency_key_reused")
+        other = await post(http, f"{memory}/undo?version=3", {}, key="sion=2")
+        assert (other.status_code, other.json()["error"]["code"]) == (409, "idempotency_key_reused")
+
+
+async def test_every_post_takes_a_key_or_refuses_it_by_name(tmp_path: Path) -> None:
+    taken, refused = set(), set()
+    async with world(tmp_path) as (http, _):
+        for route in (route for router in ROUTERS for route in router.routes):
+            if not isinstance(route, APIRoute) or "POST" not in (route.methods or ()):
+                continue
+            answer = await post(http, re.sub("{.*?}", "none", route.path), {})
+            if takes_key(route):
+                taken.add(route.path)
+                assert "idempotency-key" not in answer.text, route.path
+            else:
+                refused.add(route.path)
+                assert (answer.status_code, answer.json()["error"]["param"]) == (400, "idempotency-key")
+    assert taken == TAKING
+    assert refused >= TOLD_ONCE
 
 
 async def test_a_body_that_is_nested_too_deeply_is_refused_as_it_is_without_a_key(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ ROUTERS = (
     completions.router,
     responses.router,
     library.router,
+    library.imports,
     keeping.router,
     conversations.router,
     personas.router,

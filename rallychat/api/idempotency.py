@@ -45,7 +45,7 @@ _Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class KeyedRoute(JsonRoute):
-    """A route that knows idempotency keys, if its function takes one."""
+    """A route that knows idempotency keys, if its function takes one; any other POST refuses them by name."""
 
     reads_itself = False
     """Its function reads the body, and sees to the key with `answered_once`."""
@@ -53,7 +53,9 @@ class KeyedRoute(JsonRoute):
     def get_route_handler(self) -> _Handler:
         """The handler FastAPI calls."""
         handler = super().get_route_handler()
-        return keyed(handler) if takes_key(self) and not self.reads_itself else handler
+        if takes_key(self):
+            return handler if self.reads_itself else keyed(handler)
+        return _without(handler) if "POST" in (self.methods or ()) else handler
 
 
 class StatefulRoute(KeyedRoute):
@@ -96,6 +98,16 @@ def keyed(handler: _Handler) -> _Handler:
         again = Request(request.scope, _read_again(body, request.receive))
         fingerprint = fingerprint_of(request, body)
         return await answered_once(request, key, fingerprint, lambda: handler(again))
+
+    return handle
+
+
+def _without(handler: _Handler) -> _Handler:
+    async def handle(request: Request) -> Response:
+        if "idempotency-key" in request.headers:
+            message = "This route takes no 'Idempotency-Key'."
+            raise Refusal(Problem(400, message, "unknown_parameter", "idempotency-key"))
+        return await handler(request)
 
     return handle
 
@@ -251,10 +263,11 @@ class _Recorded(Response):
 
 
 def fingerprint_of(request: Request, body: bytes) -> str:
-    """Of the route and the JSON, however its keys are ordered."""
+    """Of the route, its query and the JSON, however its keys are ordered."""
     with suppress(orjson.JSONDecodeError, orjson.JSONEncodeError):  # no JSON, or too deep: it will be refused
         body = orjson.dumps(orjson.loads(body), option=orjson.OPT_SORT_KEYS)
-    return hashlib.blake2b(f"{request.url.path}\0".encode() + body, digest_size=24).hexdigest()
+    asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    return hashlib.blake2b(f"{asked}\0".encode() + body, digest_size=24).hexdigest()
 
 
 def _read_again(body: bytes, receive: Receive) -> Receive:

@@ -9,13 +9,14 @@ from pydantic import Field
 from starlette.responses import Response
 
 from rallychat.api.conversations import row_of
+from rallychat.api.idempotency import IdempotencyKey, KeyedRoute
 from rallychat.api.responses.requests import Name
-from rallychat.api.routing import ANY_OBJECT, JsonRoute, json_response, problems
+from rallychat.api.routing import ANY_OBJECT, json_response, problems
 from rallychat.api.schemas import INT32, Asked
 from rallychat.api.serving import service_of
 from rallychat.store import Memory
 
-router = APIRouter(route_class=JsonRoute, tags=["conversations"])
+router = APIRouter(route_class=KeyedRoute, tags=["conversations"])
 _ONE = "/v1/conversations/{conversation_id}"
 _MADE = problems(400, 401, 403, 404, 409, 413, 415, 500, 503)
 _READ = problems(400, 401, 403, 404, 500, 503)
@@ -69,7 +70,9 @@ async def keep_context(request: Request, conversation_id: str, asked: Keeping) -
 
 
 @router.post(f"{_ONE}/memory", response_model=None, responses={**ANY_OBJECT, **_MADE})
-async def edit_memory(request: Request, conversation_id: str, asked: Remembered) -> Response:
+async def edit_memory(
+    request: Request, conversation_id: str, asked: Remembered, idempotency_key: IdempotencyKey = None
+) -> Response:
     """Says what is to be remembered in place of the memory in force, as a new version of it."""
     await service_of(request).contexts.edit_memory(conversation_id, asked.text, version=asked.version)
     return await _told(request, conversation_id)
@@ -77,7 +80,10 @@ async def edit_memory(request: Request, conversation_id: str, asked: Remembered)
 
 @router.post(f"{_ONE}/memory/undo", response_model=None, responses={**ANY_OBJECT, **_READ, **problems(409)})
 async def undo_memory(
-    request: Request, conversation_id: str, version: Annotated[int, Query(ge=1, le=INT32)] | None = None
+    request: Request,
+    conversation_id: str,
+    version: Annotated[int, Query(ge=1, le=INT32)] | None = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Undoes the version in force: the one before holds again, or the older turns themselves.
 
@@ -88,7 +94,9 @@ async def undo_memory(
 
 
 @router.post(f"{_ONE}/memory/restore", response_model=None, responses={**ANY_OBJECT, **_MADE})
-async def restore_memory(request: Request, conversation_id: str, asked: Version) -> Response:
+async def restore_memory(
+    request: Request, conversation_id: str, asked: Version, idempotency_key: IdempotencyKey = None
+) -> Response:
     """Takes back that a version was undone."""
     await service_of(request).contexts.restore_memory(conversation_id, asked.version)
     return await _told(request, conversation_id)

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from typing import Annotated, Any, Literal
 
+import orjson
 from fastapi import APIRouter, Query, Request
 from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
 
 from rallychat.api.conversations import described
-from rallychat.api.idempotency import IdempotencyKey, KeyedRoute
+from rallychat.api.idempotency import (
+    IdempotencyKey,
+    KeyedRoute,
+    UploadRoute,
+    answered_once,
+    fingerprint_of,
+)
 from rallychat.api.manner import MANNER, Manner
 from rallychat.api.responses.answers import ConversationOut
 from rallychat.api.responses.items import place_of
@@ -22,9 +30,10 @@ from rallychat.api.schemas import Asked
 from rallychat.api.serving import service_of
 from rallychat.errors import Forbidden
 from rallychat.store import Hit, Share
-from rallychat.transfer import as_json, as_markdown, document, everything, import_file
+from rallychat.transfer import Report, as_json, as_markdown, document, everything, import_file
 
 router = APIRouter(route_class=KeyedRoute, tags=["conversations"])
+imports = APIRouter(route_class=UploadRoute, tags=["conversations"])
 _ONE = "/v1/conversations/{conversation_id}"
 _MADE = problems(400, 401, 403, 404, 409, 413, 415, 500, 503)
 _READ = problems(400, 401, 403, 404, 500, 503)
@@ -88,11 +97,11 @@ async def export_conversations(request: Request) -> Response:
     )
 
 
-@router.post("/v1/conversations/import", response_model=None, responses={**ANY_OBJECT, **_MADE})
-async def import_conversations(request: Request) -> Response:
+@imports.post("/v1/conversations/import", response_model=None, responses={**ANY_OBJECT, **_MADE})
+async def import_conversations(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
     """Takes in the file that is the body: our export, ChatGPT's (JSON or ZIP) or Open WebUI's. Twice does no harm."""
     service = service_of(request)
-    limit, seen = service.settings.max_import_bytes, 0
+    limit, seen, digest = service.settings.max_import_bytes, 0, hashlib.sha256()
     with service.store.files.scratch() as folder:
         path = folder / "file"
         with path.open("wb") as file:
@@ -101,15 +110,16 @@ async def import_conversations(request: Request) -> Response:
                 if seen > limit:
                     sentence = f"The file is larger than {limit} bytes, the limit 'max_import_bytes' sets."
                     raise HTTPException(413, sentence)
+                digest.update(chunk)
                 await asyncio.to_thread(file.write, chunk)
-        report = await import_file(service.store, path, knows=service.knows)
-    counts = {
-        name: getattr(report, name) for name in ("imported", "messages", "already_here", "empty", "failed")
-    }
-    left_out = dict(report.left_out)
-    return json_response(
-        {"object": "conversation.import", **counts, "left_out": left_out, "problems": report.problems}
-    )
+
+        async def taken_in() -> Response:
+            return json_response(report_out(await import_file(service.store, path, knows=service.knows)))
+
+        if idempotency_key is None:
+            return await taken_in()
+        fingerprint = fingerprint_of(request, orjson.dumps(digest.hexdigest()))
+        return await answered_once(request, idempotency_key, fingerprint, taken_in)
 
 
 @router.delete("/v1/conversations/trash", response_model=None, responses={**ANY_OBJECT, **_READ})
@@ -195,6 +205,18 @@ async def revoke_share(request: Request, conversation_id: str, share_id: str) ->
     await store.get(conversation_id)
     await store.shares.revoke(share_id)
     return json_response({"id": share_id, "object": "conversation.share.deleted", "deleted": True})
+
+
+def report_out(report: Report) -> dict[str, Any]:
+    """What came of an import."""
+    counts = ("imported", "messages", "already_here", "empty", "failed")
+    said = {name: getattr(report, name) for name in counts}
+    return {
+        "object": "conversation.import",
+        **said,
+        "left_out": dict(report.left_out),
+        "problems": report.problems,
+    }
 
 
 def hit_out(hit: Hit) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from rallychat.accounts import oneself
 from rallychat.api.gate import SESSION
+from rallychat.api.idempotency import KeyedRoute
 from rallychat.api.people_shapes import (
     Erased,
     Gone,
@@ -29,7 +30,7 @@ from rallychat.api.people_shapes import (
     user_out,
 )
 from rallychat.api.responses.pages import listed
-from rallychat.api.routing import JsonRoute, problems
+from rallychat.api.routing import problems
 from rallychat.api.serving import service_of
 from rallychat.identity import ANYBODY, LOCAL_USER, current
 from rallychat.store.account_types import Session
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-router = APIRouter(route_class=JsonRoute, tags=["me"])
+router = APIRouter(route_class=KeyedRoute, tags=["me"])
 _READ = problems(401, 403, 404, 500, 503)
 _MADE = problems(400, 401, 403, 404, 409, 413, 415, 429, 500, 503)
 

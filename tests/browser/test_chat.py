@@ -311,6 +311,9 @@ def test_a_text_that_was_changed_after_its_reply_was_lost_is_another_message(pag
 def test_an_answer_made_again_whose_reply_was_lost_is_made_once(page: Page) -> None:
     say(page, "Again")
     answered(page)
+    page.route(
+        "**/ui/conversations/*/state", lambda route: route.abort()
+    )  # the page does not see what has arrived
     lose_a_reply(page, "**/ui/messages/*/regenerate")
     page.get_by_role("button", name="Answer again").click()
     expect(page.get_by_text("The server does not answer.")).to_be_visible()
