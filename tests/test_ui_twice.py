@@ -124,6 +124,29 @@ async def test_what_was_said_but_could_not_be_shown_is_found_again(
         assert (again.status_code, again.json()["conversation"]) == (200, only.id)
 
 
+async def test_what_is_stored_while_its_request_is_cut_off_is_not_said_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with page(tmp_path) as (client, service):
+        begin, storing, cut_off = service.store.answers._begin, asyncio.Event(), asyncio.Event()
+
+        async def slowly(*args: Any, **how: Any) -> Any:
+            storing.set()
+            await cut_off.wait()
+            return await begin(*args, **how)
+
+        monkeypatch.setattr(service.store.answers, "_begin", slowly)
+        first = asyncio.create_task(send(client, "/turns", {"text": "Hi"}))
+        await storing.wait()
+        first.cancel()
+        cut_off.set()
+        await asyncio.wait([first])
+        again = await send(client, "/turns", {"text": "Hi"})
+        (only,) = await service.store.list()
+        assert (first.cancelled(), again.json()["conversation"]) == (True, only.id)
+        assert [row.role for row in await service.store.path(only.id)] == ["user", "assistant"]
+
+
 async def test_it_is_found_after_a_restart_and_not_said_again_once_it_was_deleted(tmp_path: Path) -> None:
     async with page(tmp_path) as (client, service):
         said = (await send(client, "/turns", {"text": "Hi"})).json()

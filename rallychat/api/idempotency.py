@@ -172,10 +172,8 @@ async def answered_once(
     scope["rallychat.key"] = taken
     try:
         response = await answer()
-    except BaseException as exc:
-        if not taken.announced or isinstance(exc, Refusal):  # else the response is there, whoever left
-            await _freed(keys, taken)
-        taken.leave()
+    except BaseException as exc:  # whoever left: an answer that has begun is there, but where it is refused
+        await _freed(keys, taken, undone=isinstance(exc, Refusal))
         raise
     if taken.announced:
         taken.leave()
@@ -215,9 +213,9 @@ def _kept(claim: Claim) -> Response:
     return Response(claim.body, claim.status, {_REPLAYED: "true"}, claim.media_type)
 
 
-async def _freed(keys: KeyStore, taken: _Taken) -> None:
+async def _freed(keys: KeyStore, taken: _Taken, *, undone: bool = False) -> None:
     try:
-        await keys.release(taken.key)
+        await keys.release(taken.key, undone=undone)
     finally:
         taken.leave()
 

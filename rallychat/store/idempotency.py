@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, and_, delete, func, insert, select, true, update
 
 from rallychat.identity import current
 from rallychat.store.database import Database
@@ -82,10 +82,11 @@ class KeyStore:
             await db.execute(update(idempotency_keys).where(_is(key)).values(**kept, owner=None))
 
     @whole
-    async def release(self, key: str) -> None:
-        """Frees a key whose request was not answered, or whose answer is not to be repeated."""
+    async def release(self, key: str, *, undone: bool = False) -> None:
+        """Frees a key whose request was not answered; one that leads to an answer only if that was `undone`."""
+        which = true() if undone else idempotency_keys.c.response_id.is_(None)
         async with self._database.write("growing") as db:
-            await db.execute(delete(idempotency_keys).where(_is(key)))
+            await db.execute(delete(idempotency_keys).where(_is(key), which))
 
 
 def _is(key: str) -> ColumnElement[bool]:
