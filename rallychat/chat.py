@@ -10,7 +10,8 @@ from functools import partial
 from rallychat import templates
 from rallychat.cards import Inspection, inspection
 from rallychat.catalog import ANY, Catalog, Model, Sampling, starting
-from rallychat.errors import Conflict, InvalidRequest, NotFound
+from rallychat.context.strategies import names
+from rallychat.errors import Conflict, InvalidRequest, NotFound, SettingsError
 from rallychat.following import follow, is_made
 from rallychat.idle import Idle, Voices
 from rallychat.messages import Finished, Message
@@ -319,8 +320,20 @@ class ChatService(Stateless):
 def begin_with(settings: Settings) -> starting.Start:
     """What a service of these settings begins with. May ask the hub about a model that the catalog does not have."""
     catalog = Catalog.load(settings)
+    _check_strategies(settings, catalog)
 
     def find(name: str, base: str | None) -> Model:
         return resolve(name, catalog, settings, family=settings.family, base=base)
 
     return starting.start(settings, catalog, find)
+
+
+def _check_strategies(settings: Settings, catalog: Catalog) -> None:
+    """Raises SettingsError where a model's or a family's file names a strategy that is none."""
+    said = [("models", model.id.partition(":")[0], model.context) for model in catalog.models.values()]
+    said += [("families", family.id, family.context) for family in catalog.families.values()]
+    for kind, name, context in said:
+        if context.strategy not in (None, *names()):
+            file = settings.catalog_dir / kind / f"{name}.toml"
+            message = f"{file}: key 'context.strategy' names '{context.strategy}', which is not a strategy."
+            raise SettingsError(message, hint=f"there are {', '.join(names())}")

@@ -162,16 +162,16 @@ class Contexts:
         )
 
     def strategy(self, conversation: Conversation | None, model: Model, name: str | None = None) -> Strategy:
-        """As the request says, else the conversation, the settings, the family; else hybrid.
+        """As the request says, else the conversation, the settings, the model, its family; else hybrid.
 
         Raises:
             InvalidRequest: there is none of that name.
         """
-        family = self._catalog.family(model)
+        usual = model.context.over(self._catalog.family(model).context)
         chosen = name or (conversation.strategy if conversation else None) or self._settings.strategy
         return strategy_named(
-            chosen or family.context.strategy or "hybrid",
-            exchanges=family.context.exchanges,
+            chosen or usual.strategy or "hybrid",
+            exchanges=usual.exchanges,
             parameters=parameter_count(model),
             ask=self._summary_prompt(model.id) or self._settings.summary_prompt,
         )

@@ -233,7 +233,7 @@ class Settings(BaseSettings):
     strategy: str | None = Field(
         default=None,
         description="How long conversations are kept short (full, last_n, summary, ledger, facts, hybrid); "
-        "as the model's family says if not given, else hybrid.",
+        "as the model or its family says if not given, else hybrid.",
     )
     latency_factor: float = Field(
         1.2,

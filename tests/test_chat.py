@@ -25,9 +25,10 @@ from rallychat.errors import (
     InvalidRequest,
     NotFound,
     RallyChatError,
+    SettingsError,
     StoreError,
 )
-from rallychat.messages import Failed, Finished, Loading, Message, Started, TextDelta
+from rallychat.messages import ContextReport, Failed, Finished, Loading, Message, Started, TextDelta
 from rallychat.pool import Preempted
 from rallychat.runs import Run
 from rallychat.settings import Settings
@@ -629,3 +630,40 @@ async def test_a_person_s_word_on_memory_and_messages_holds(world: World) -> Non
         assert (await service.contexts.set_strategy(chat, "full")).strategy == "full"
         with pytest.raises(InvalidRequest):
             await service.contexts.set_strategy(chat, "best")
+
+
+async def test_a_model_says_how_its_conversations_are_kept_before_its_family_does(tmp_path: Path) -> None:
+    families, models = tmp_path / "catalog" / "families", tmp_path / "catalog" / "models"
+    for folder in (families, models):
+        folder.mkdir(parents=True)
+    (families / "echo.toml").write_text('[context]\nstrategy = "ledger"\nexchanges = 2\n')
+    model = 'name = "{}"\nfamily = "echo"\nengine = "echo"\nweights.kind = "none"\n'
+    (models / "plain.toml").write_text(model.format("Plain"))
+    (models / "short.toml").write_text(model.format("Short") + '[context]\nstrategy = "last_n"\n')
+    (models / "one.toml").write_text(model.format("One") + '[context]\nstrategy = "last_n"\nexchanges = 1\n')
+
+    async def kept(name: str) -> ContextReport:
+        chat = await service.store.create(model=name)
+        for number in range(5):
+            await (await service.turn(chat.id, f"Note {number}.")).wait()
+        report = (await service.store.path(chat.id))[-1].report
+        assert report is not None
+        return report
+
+    async with ChatService.open(Settings(data_dir=tmp_path, model="echo")) as service:
+        reports = {name: await kept(name) for name in ("plain", "short", "one")}
+        assert [report.strategy for report in reports.values()] == ["ledger", "last_n", "last_n"]
+        assert [len(report.kept) for report in reports.values()] == [9, 5, 3]
+    async with ChatService.open(Settings(data_dir=tmp_path, model="echo", strategy="full")) as service:
+        assert (await kept("one")).strategy == "full"
+
+
+@pytest.mark.parametrize("kind", ["models", "families"])
+async def test_a_file_that_names_no_strategy_is_refused_at_the_start(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "catalog" / kind / "echo.toml"
+    file.parent.mkdir(parents=True)
+    file.write_text('context.strategy = "amnesia"\n')
+    with pytest.raises(SettingsError, match="'amnesia', which is not a strategy") as caught:
+        async with ChatService.open(Settings(data_dir=tmp_path, model="echo")):
+            raise AssertionError("it began")
+    assert str(file) in caught.value.message

@@ -89,9 +89,13 @@ class ContextDefaults(_Facts):
     """`[context]`: how a conversation is kept short, where neither person nor settings say."""
 
     strategy: str | None = None
-    """A strategy's name; None: by the model's class."""
-    exchanges: int = Field(3, ge=1)
+    """A strategy's name."""
+    exchanges: int | None = Field(None, ge=1)
     """Exchanges kept word by word, for strategies that count them."""
+
+    def over(self, lower: ContextDefaults) -> ContextDefaults:
+        """Self where given, `lower` elsewhere."""
+        return lower.model_copy(update=self.model_dump(exclude_none=True))
 
 
 class ToolSyntax(_Facts):
@@ -295,6 +299,8 @@ class Model(_Facts):
     """Chat template (Jinja) of its own; goes before the one its weights ship."""
     system: str | None = None
     sampling: SamplingFacts = SamplingFacts()
+    context: ContextDefaults = ContextDefaults()
+    """Goes before the family's."""
     titles: bool = True
     """It is asked for titles of new conversations; not where what it writes is seldom one."""
     hidden: bool = False

@@ -168,7 +168,9 @@ def serve(
     ] = None,
     strategy: Annotated[
         str | None,
-        typer.Option(help="How long conversations are kept short, by name (as the model's family says)."),
+        typer.Option(
+            help="How long conversations are kept short, by name (as the model or its family says)."
+        ),
     ] = None,
     latency_factor: Annotated[
         float | None,

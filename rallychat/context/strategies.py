@@ -175,13 +175,13 @@ def names() -> tuple[str, ...]:
 
 
 def strategy_named(
-    name: str, *, exchanges: int = 3, parameters: int | None = None, ask: str = ""
+    name: str, *, exchanges: int | None = None, parameters: int | None = None, ask: str = ""
 ) -> Strategy:
     """The strategy of that name, fitted to a model.
 
     Args:
         name: one of `names()`.
-        exchanges: how many `last_n` keeps.
+        exchanges: how many `last_n` keeps; None: three.
         parameters: of the model; `hybrid` lets only models remember that are large enough. None: unknown.
         ask: the summary prompt, if not our own.
 
@@ -193,7 +193,7 @@ def strategy_named(
         known = ", ".join(_BY_NAME)
         raise InvalidRequest(f"There is no strategy '{name}'.", param="strategy", hint=f"there are {known}")
     if isinstance(found, LastN):
-        return LastN(exchanges)
+        return found if exchanges is None else LastN(exchanges)
     if isinstance(found, Remembering):
         writes = _written_by(parameters) if name == "hybrid" else found.writes
         return Remembering(found.name, writes, found.retrieves, ask if writes != "ledger" else "")
