@@ -201,7 +201,8 @@ class Settings(BaseSettings):
     )
     allowed_hosts: tuple[str, ...] = Field(
         (),
-        description="Names, beside the local ones, this server may be reached by (behind a reverse proxy).",
+        description="Names this server may be reached by (behind a reverse proxy), beside the local ones; where the "
+        "host is not this machine and none is given, by any.",
     )
     trusted_proxies: tuple[Network, ...] = Field(
         (ip_network("127.0.0.1"), ip_network("::1")),

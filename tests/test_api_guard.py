@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
 import pytest
 from starlette.types import Message
 
@@ -58,6 +59,35 @@ async def test_beyond_loopback_any_host_is_answered(tmp_path: Path) -> None:
     app, _ = scripted(tmp_path, host="0.0.0.0")
     async with client(app) as http:
         response = await http.get("/healthz", headers={"host": "chat.example.com"})
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("chat.example.com", 200),
+        ("CHAT.example.com:8443", 200),
+        ("127.0.0.1:7860", 200),
+        ("10.1.2.3:7860", 200),
+        ("10.1.2.4:7860", 403),
+        ("evil.example", 403),
+    ],
+)
+async def test_beyond_loopback_names_that_are_said_are_the_only_ones(
+    tmp_path: Path, host: str, status: int
+) -> None:
+    app, _ = scripted(tmp_path, host="0.0.0.0", allowed_hosts=("Chat.example.com",))
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://10.1.2.3:7860"
+    ) as http:  # the address that a connection came to
+        response = await http.get("/healthz", headers={"host": host})
+    assert response.status_code == status
+
+
+async def test_a_shared_server_is_reached_by_the_name_of_its_tunnel(tmp_path: Path) -> None:
+    app, _ = scripted(tmp_path, share=True, allowed_hosts=("chat.example.com",))
+    async with client(app) as http:
+        response = await http.get("/healthz", headers={"host": "0123abcd.gradio.live"})
     assert response.status_code == 200
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import cast
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from rallychat.metrics import Metrics
+from rallychat.pool import Engine, Pool
 from tests.api_world import chat, echoing
 
 ROOT = Path(__file__).parent.parent
@@ -44,6 +47,23 @@ async def test_an_answer_is_counted_with_its_tokens_and_times(tmp_path: Path) ->
     assert (
         0 < seen["rallychat_first_token_seconds_sum['echo']"] <= seen["rallychat_answer_seconds_sum['echo']"]
     )
+
+
+async def test_every_metric_is_in_the_docs_and_the_docs_name_no_other() -> None:
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    table = text.split("\n## Metrics\n")[1].split("\n## ")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    documented = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    families = Metrics(cast(Pool, NoEngines())).registry.collect()
+    there = [f"{each.name}_total" if each.type == "counter" else each.name for each in families]
+    assert sorted(documented) == sorted(there)
+
+
+class NoEngines:
+    """A pool in which nothing is loaded."""
+
+    def engines(self) -> list[Engine]:
+        return []
 
 
 async def test_how_the_engines_stand_is_told(tmp_path: Path) -> None:

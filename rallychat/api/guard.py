@@ -22,19 +22,22 @@ _UPLOADS = frozenset({"/v1/files", "/batches"})
 
 
 class Guard:
-    """Refuses foreign Host headers on loopback and, everywhere, cross-origin requests that change things."""
+    """Refuses Host headers that are not ours and cross-origin requests that change things.
+
+    Beyond loopback nobody can know all names of the server: any is answered there, unless `allowed_hosts` names them.
+    """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
-        self._any_host = settings.beyond_loopback
         self._added = frozenset(name.lower() for name in settings.allowed_hosts)
+        self._any_host = settings.share or (settings.beyond_loopback and not self._added)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes on what may pass."""
         if scope["type"] not in {"http", "websocket"}:
             await self._app(scope, receive, send)
             return
-        problem = self._problem(Headers(scope=scope), changes=scope.get("method") not in _SAFE)
+        problem = self._problem(Headers(scope=scope), scope)
         if problem is None:
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
@@ -42,22 +45,23 @@ class Guard:
         else:
             await problem.response()(scope, receive, send)
 
-    def _problem(self, headers: Headers, *, changes: bool) -> Problem | None:
+    def _problem(self, headers: Headers, scope: Scope) -> Problem | None:
         hosts = headers.getlist("host")
         if len(hosts) > 1:
             return Problem(400, "There is more than one Host header.", "invalid_host")
         host = hosts[0].lower() if hosts else ""
-        if host and not self._any_host and not self._known(_name(host)):
+        if host and not self._any_host and not self._known(_name(host), scope):
             message = "This server answers only to local names; 'allowed_hosts' adds others."
             return Problem(403, message, "foreign_host")
         origin = headers.get("origin")
-        if changes and origin is not None and not self._same(origin.lower(), host):
+        if scope.get("method") not in _SAFE and origin is not None and not self._same(origin.lower(), host):
             message = "Requests from other origins' pages are refused (see 'allowed_hosts')."
             return Problem(403, message, "foreign_origin")
         return None
 
-    def _known(self, name: str) -> bool:
-        return is_loopback(name) or name in self._added
+    def _known(self, name: str, scope: Scope) -> bool:
+        """One of ours, or the very address that the connection came to: a probe of a cluster has no other."""
+        return is_loopback(name) or name in self._added or name == (scope.get("server") or ("",))[0]
 
     def _same(self, origin: str, host: str) -> bool:
         """`origin` is the page's own "scheme://host:port", or "null" for a page that hides it."""
