@@ -131,6 +131,11 @@ async def test_an_export_holds_every_branch_and_no_secret_and_nothing_of_others(
     assert [row["role"] for row in one["messages"]] == ["user", "assistant", "assistant"]
     assert one["messages"][1]["parent_id"] == one["messages"][2]["parent_id"] == one["messages"][0]["id"]
     assert [memory["text"] for memory in one["memories"]] == [CANARY]
+    reports = json.loads(files[f"reports/{one['conversation']['id']}.json"])
+    answers = [row["id"] for row in one["messages"] if row["role"] == "assistant"]
+    assert [*reports] == answers
+    assert all(one["messages"][0]["id"] in report["kept"] for report in reports.values())
+    assert all("report" not in row for row in one["messages"])
     assert any(each["responses"] for each in held)
     assert [text for name, text in files.items() if name.startswith("files/")] == [CANARY]
     assert {"users.json", "api_keys.json", "sessions.json", "about.json"} <= set(files)

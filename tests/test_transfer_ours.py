@@ -15,7 +15,7 @@ from rallychat.context import strategies
 from rallychat.identity import acting_as, current
 from rallychat.messages import FinishReason, Message, Reasoning, Role, Text, Timings, Usage
 from rallychat.settings import Settings
-from rallychat.store import ConversationStore, Ending, Entire, Imported, ImportedMessage, Memory
+from rallychat.store import ConversationStore, Ending, Entire, Imported, ImportedMessage, Memory, Shelf
 from rallychat.store.types import Mark, MemoryKind
 from rallychat.transfer import as_json, document, everything, import_file
 
@@ -134,6 +134,17 @@ async def test_an_answer_comes_in_as_it_ended_and_one_that_still_grows_as_interr
         ]
         assert copy.tip_id == answers[1].id
     await store.answers.finish(growing.id, reason="stop", **ended)
+
+
+async def test_what_was_in_the_trash_comes_into_the_trash(store: ConversationStore, tmp_path: Path) -> None:
+    chat = await store.create(title="Terns", said=[Message.of("user", "Hi")])
+    await store.library.discard(chat.id)
+    await store.belongings.export(current().id, tmp_path / "all.zip")
+    with acting_as("somebody-else"):
+        assert (await import_file(store, tmp_path / "all.zip")).imported == 1
+        assert await store.list() == []
+        (copy,) = await store.library.list(Shelf(trash=True))
+        assert [row.text for row in (await store.path((await store.library.restore(copy.id)).id))] == ["Hi"]
 
 
 async def test_an_export_from_before_answers_said_how_they_ended_is_read(

@@ -70,6 +70,8 @@ class Belongings:
     async def export(self, user_id: str, path: Path, *, keys: bool = True) -> None:
         """Writes everything of a user into a new ZIP file: conversations with all branches, the rest by table, as JSON.
 
+        What each prompt was made of stands in files of its own, by message.
+
         Secrets (of keys, sessions, passwords) are not in it; they are nowhere. One is made at a time: it takes a
         connection for as long as it takes. `keys`: what there is to know of API keys is in it.
         """
@@ -84,9 +86,13 @@ class Belongings:
                 mine = select(conversations.c.id).where(conversations.c.user_id == user_id)
                 for conversation_id in await db.scalars(mine.order_by(conversations.c.id)):
                     whole_of_it = await _conversation(db, conversation_id)
-                    await asyncio.to_thread(
-                        _put, archive, f"conversations/{conversation_id}.json", whole_of_it
-                    )
+                    # each names most messages: with them, a long conversation would be too large to be imported
+                    found = {row["id"]: row.pop("report") for row in whole_of_it["messages"]}
+                    reports = {message_id: report for message_id, report in found.items() if report}
+                    name = f"{conversation_id}.json"
+                    await asyncio.to_thread(_put, archive, f"conversations/{name}", whole_of_it)
+                    if reports:
+                        await asyncio.to_thread(_put, archive, f"reports/{name}", reports)
                 for table in metadata.sorted_tables:
                     which = rows_of(table, user_id)
                     if which is not None and table.name not in left_out:

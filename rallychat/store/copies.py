@@ -57,7 +57,7 @@ def rows_of(brought: Imported) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """
     begun = brought.created_at or datetime.now(UTC)
     row: dict[str, Any] = {"id": new_id("conv"), "tip_id": None, "listed": True, "origin": brought.origin}
-    row |= {"created_at": begun, "updated_at": brought.updated_at or begun}
+    row |= {"created_at": begun, "updated_at": brought.updated_at or begun, "deleted_at": brought.deleted_at}
     row |= {
         "pinned": brought.pinned,
         "archived": brought.archived,

@@ -279,3 +279,4 @@ class Imported:
     elsewhere: bool | None = None
     memories: tuple[Memory, ...] = ()
     """Oldest first; messages by their `name`."""
+    deleted_at: datetime | None = None

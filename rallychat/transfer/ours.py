@@ -55,6 +55,7 @@ def read(record: Mapping[str, Any]) -> Read:
         budget=given.budget,
         elsewhere=given.elsewhere,
         memories=_memories(memories, {one.name for one in made}, left_out),
+        deleted_at=when(about.get("deleted_at")) if is_ours else None,
     )
     return Read(conversation, left_out)
 
