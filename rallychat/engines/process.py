@@ -24,7 +24,7 @@ from rallychat import logs
 from rallychat.engines.client import EngineClient
 from rallychat.engines.protocol import EngineInfo, WorkerSpec
 from rallychat.engines.worker import Ready, Start
-from rallychat.errors import EngineUnavailable, SettingsError
+from rallychat.errors import EngineUnavailable, RallyChatError, SettingsError
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +84,10 @@ class WorkerProcess:
             await self.stop()
             message = f"The engine of '{self.spec.model}' was not ready after {self._load_timeout:g} seconds."
             raise EngineUnavailable(message, hint="raise load_timeout, or choose a smaller model") from exc
-        except OSError as exc:  # no memory, file or process to be had, or no room for its folder
+        except Exception as exc:  # no memory, file or process to be had, or nothing that can be told or read
             await self.stop()
+            if isinstance(exc, RallyChatError):
+                raise
             message = f"The engine of '{self.spec.model}' could not be started: {exc}."
             raise EngineUnavailable(message, hint="ask again later") from exc
         except BaseException:

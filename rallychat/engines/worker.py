@@ -33,6 +33,8 @@ LOST_PARENT: Final = 3
 """Exit status after standard input ended."""
 FAILED: Final = 1
 """Exit status after the engine could not be opened."""
+LONGEST: Final = 4000
+"""Characters of what kept it from opening that are told: no line is read that is longer than 64 KiB."""
 
 
 class Start(BaseModel):
@@ -101,7 +103,7 @@ async def _serve(start: Start, answers: int) -> int:
     try:
         backend = open_backend(start.spec, start.folder)
     except RallyChatError as exc:
-        _tell(answers, Ready(error=exc.message, hint=exc.hint, code=exc.code))
+        _tell(answers, Ready(error=exc.message[:LONGEST], hint=exc.hint, code=exc.code))
         return FAILED
     listener = _listen(start)
     spec, free = start.spec, shutil.disk_usage(start.folder).free

@@ -101,6 +101,16 @@ async def test_an_unknown_option_is_refused_by_name() -> None:
     assert "Option 'nonsense' of the echo engine" in (await failing(scripted_spec(nonsense=1))).message
 
 
+async def test_a_refusal_that_is_longer_than_a_line_may_be_is_told_in_part() -> None:
+    error = await failing(scripted_spec(**{"x" * 100_000: 1}))
+    assert error.message.startswith("Option 'xxx")
+
+
+async def test_a_path_that_no_message_can_carry_is_why_a_worker_does_not_start() -> None:
+    error = await failing(WorkerSpec("echo", "echo", path="\udcff"))
+    assert "The engine of 'echo' could not be started" in error.message
+
+
 async def test_an_unknown_option_of_llama_cpp_is_refused_by_name(tmp_path: Path) -> None:
     weights = tmp_path / "tiny.gguf"
     weights.write_bytes(gguf_bytes())
