@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import AsyncMock
 
 import pytest
 from hypothesis import given
@@ -323,6 +324,27 @@ async def test_a_copy_that_cannot_be_read_leaves_an_empty_slot_and_no_file() -> 
     assert ((await slots.hold(0)).held, copier.files) == ([], set())
     with pytest.raises(NotFound):
         await kept.restore(0, "a", salt=None)
+
+
+async def test_a_slot_whose_new_cache_did_not_come_to_the_end_is_taken_to_hold_another_s(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copier = Copier(1)
+    kept, slots = offloaded(copier, most=100, slots=1)
+    slots.release(slots.take([1], 0, salt="his"), [1])
+    await kept.save(0, "a", [1])
+    slots.release(slots.take([2], 0, salt="hers"), [2])
+    with monkeypatch.context() as patch:
+        patch.setattr(copier, "restore", AsyncMock(side_effect=asyncio.CancelledError))
+        with pytest.raises(asyncio.CancelledError):
+            await kept.restore(0, "a", salt="his")
+    with pytest.raises(EngineRefused, match="something else"):
+        await kept.save(0, "b", [2])
+    slot = slots.take([2], 0, salt="his")
+    assert slot.foreign
+    slots.release(slot, [], begun=False)
+    await kept.restore(0, "a", salt="his")
+    assert not slots.take([1], 0, salt="his").foreign
 
 
 async def test_copies_age_and_go(monkeypatch: pytest.MonkeyPatch) -> None:

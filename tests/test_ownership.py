@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from rallychat.bench.scripted import scripted
 from rallychat.catalog import Sampling
 from rallychat.chat import ChatService
-from rallychat.engines.slots import Slots
+from rallychat.engines.backend import BackendEvent
+from rallychat.engines.echo import Echo
+from rallychat.engines.protocol import CompletionRequest, WorkerSpec
+from rallychat.engines.serving import Serving
+from rallychat.engines.slots import Slot, Slots
 from rallychat.errors import NotFound
 from rallychat.identity import acting_as, current
 from rallychat.messages import Message, TextDelta
@@ -220,6 +226,45 @@ def test_a_worker_counts_what_is_held_under_another_salt_as_nothing() -> None:
     assert (other.held, other.foreign) == ([], True)
     slots.release(other, [1, 2])
     assert slots.take([1, 2], None, salt="him").held == [1, 2]
+
+
+class Slow(Echo):
+    """Begins when it may, and remembers in whose slots it was to."""
+
+    def __init__(self) -> None:
+        super().__init__(WorkerSpec("echo", "echo"))
+        self.asked, self.may_begin = asyncio.Event(), asyncio.Event()
+        self.foreign: list[bool] = []
+
+    async def generate(self, request: CompletionRequest, slot: Slot) -> AsyncGenerator[BackendEvent]:
+        self.foreign.append(slot.foreign)
+        self.asked.set()
+        await self.may_begin.wait()
+        async for event in super().generate(request, slot):
+            yield event
+
+
+async def test_who_hangs_up_before_the_engine_begins_is_given_nothing_of_what_another_said_there() -> None:
+    engine = Slow()
+    engine.may_begin.set()
+    transport = httpx.ASGITransport(Serving(engine, model="echo", slots=1, key=None))
+    async with httpx.AsyncClient(transport=transport, base_url="http://worker") as http:
+
+        async def ask(salt: str) -> None:
+            asked = {"prompt": [5, 6, 7], "max_tokens": 1, "stream": True, "cache_salt": salt}
+            assert (await http.post("/v1/completions", json=asked)).is_success
+
+        await ask("hers")
+        engine.asked.clear()
+        engine.may_begin.clear()
+        leaving = asyncio.create_task(ask("his"))
+        await engine.asked.wait()
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        engine.may_begin.set()
+        await ask("his")
+        await ask("his")
+    assert engine.foreign[1:] == [True, True, False]
 
 
 async def test_the_usage_of_an_answer_tells_nothing_of_what_others_asked(tmp_path: Path) -> None:

@@ -63,11 +63,12 @@ class Offloaded:
         try:
             slot = await self._slots.hold(index)
             try:
-                if shared_prefix(slot.held, prompt) < min(len(slot.held), len(prompt)):
+                shared = shared_prefix(slot.held, prompt)
+                if slot.foreign or shared < min(len(slot.held), len(prompt)):
                     raise EngineRefused(f"Slot {index} holds something else by now.")
                 size = await self._backend.save(slot, name)
             finally:
-                self._slots.release(slot, slot.held)
+                self._slots.release(slot, slot.held, begun=False)
             if name not in self._making:
                 self._backend.discard(name)
                 raise EngineRefused("This copy was discarded while it was made.")
@@ -88,15 +89,17 @@ class Offloaded:
             raise NotFound("copy", name)
         slot = await self._slots.hold(index)
         held: list[int] = []
+        slot.salt, slot.foreign = salt, True  # until it is known what it holds
+        begun = False
         try:
             await self._backend.restore(slot, name)
-            held = copy.held
+            held, begun = copy.held, True
         except EngineRefused:
+            begun = True
             self.discard([name])
             raise
         finally:
-            slot.salt = salt
-            self._slots.release(slot, held)
+            self._slots.release(slot, held, begun=begun)
 
     def discard(self, names: Iterable[str]) -> None:
         """Deletes copies, as far as they are there; those that are being made, once they are."""

@@ -216,6 +216,7 @@ class _Answer:
         self._held: list[int] = list(slot.held)
         self._cached = 0
         self._exact = True
+        self._begun = False
 
     async def stream(self, send: _Send) -> None:
         """Send the answer. The slot is free when this ends, however it ends."""
@@ -234,11 +235,12 @@ class _Answer:
         else:
             await send(_last(b"data: [DONE]\n\n"))
         finally:
-            self._slots.release(self._slot, self._held)
+            self._slots.release(self._slot, self._held, begun=self._begun)
 
     async def _events(self) -> AsyncGenerator[bytes]:
         async with aclosing(self._backend.generate(self._request, self._slot)) as events:
             async for event in events:
+                self._begun = True
                 if isinstance(event, Step) and not self._ends.isdisjoint(event.ids):
                     last, done = await self._ended(event)
                     yield self._encode(last)

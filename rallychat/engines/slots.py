@@ -17,7 +17,7 @@ PATIENCE = 30.0
 class Slot:
     """One slot of an engine, and the tokens its cache was last seen to hold.
 
-    `salt` says whose they are. `foreign`: they are of another salt than this answer's, so none may be reused.
+    `salt` says whose they are. `foreign`: its cache may hold some of another salt, so none may be reused.
     """
 
     index: int
@@ -109,7 +109,7 @@ class Slots:
 
         best = max(free, key=worth)
         best.busy = True
-        best.foreign = best.salt != salt
+        best.foreign = best.foreign or best.salt != salt
         if best.foreign:
             best.held, best.salt = [], salt
         return best
@@ -119,8 +119,12 @@ class Slots:
             raise InvalidRequest(f"There is no slot {wanted}; there are {len(self._slots)}.", param="slot")
         return self._slots if wanted is None else [self._slots[wanted]]
 
-    def release(self, slot: Slot, held: list[int]) -> None:
-        """Give a slot back; `held` is what its cache now holds."""
+    def release(self, slot: Slot, held: list[int], *, begun: bool = True) -> None:
+        """Give a slot back; `held` is what its cache now holds.
+
+        Not `begun`: the engine has told nothing of this answer, so what another has said may still be in there.
+        """
         slot.held = held
+        slot.foreign = slot.foreign and not begun
         slot.busy = False
         self._freed.set()
