@@ -335,6 +335,14 @@ def test_removing_asks_and_yes_deletes_the_file(person: Person, downloaded: Path
 
 def test_removing_can_be_told_not_to_ask(person: Person, downloaded: Path) -> None:
     assert person.types("models", "remove", "small", "--yes").code == 0
+    assert not Settings(data_dir=person.data).database.exists()  # where there is none, nothing is noted
+
+
+def test_what_is_removed_is_noted_where_people_log_in(person: Person, downloaded: Path) -> None:
+    assert person.types("users", "add", "ada", stdin="a long password\n").code == 0
+    assert person.types("models", "remove", "small", "--yes").code == 0
+    newest = json.loads(person.types("users", "audit", "--json").out)[0]
+    assert (newest["action"], newest["target_name"]) == ("model.remove", "small")
     assert not downloaded.exists()
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import unicodedata
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from rallychat.accounts import Accounts
@@ -62,6 +64,68 @@ def test_the_audit_log_is_told_by_name(cli: Any) -> None:
     assert newest["target_name"].startswith("ci (")
     assert json.loads(cli("users", "audit", "--json", "--limit", "1").stdout) == [newest]
     assert "command line" in cli("users", "audit").stdout
+
+
+def test_invitations_are_listed_and_taken_back(cli: Any) -> None:
+    cli("users", "invite", "--note", "for [Grace]", "--admin")
+    assert "for [Grace]" in cli("users", "invites").stdout
+    (invite,) = json.loads(cli("users", "invites", "--json").stdout)
+    assert (invite["role"], invite["note"]) == ("admin", "for [Grace]")
+    cli("users", "withdraw", invite["id"])
+    assert json.loads(cli("users", "invites", "--json").stdout) == []
+    assert "no invitation" in str(cli("users", "withdraw", invite["id"], ok=False).exception)
+
+
+def test_sessions_are_listed_and_ended_one_by_one_or_all_and_that_is_noted(cli: Any, tmp_path: Path) -> None:
+    cli("users", "add", "ada", given=f"{PASSWORD}\n")
+
+    async def logged_in(devices: int) -> None:
+        settings = Settings(data_dir=tmp_path)
+        async with ConversationStore.open(settings) as store:
+            ada = await store.people.named("ada")
+            for number in range(devices):
+                await Accounts(store, settings).enter(ada, device=f"[{number}]", address="::1")
+
+    def listed() -> list[dict[str, str]]:
+        return cast(list[dict[str, str]], json.loads(cli("users", "sessions", "ada", "--json").stdout))
+
+    asyncio.run(logged_in(3))
+    assert [session["device"] for session in listed()] == ["[2]", "[1]", "[0]"]
+    assert "[1]" in cli("users", "sessions", "ada").stdout
+    assert "1 session of ada ended." in cli("users", "logout", "ada", listed()[0]["id"]).stdout
+    assert [session["device"] for session in listed()] == ["[1]", "[0]"]
+    assert "no session" in str(cli("users", "logout", "ada", "sess_nothing", ok=False).exception)
+    assert "2 sessions of ada ended." in cli("users", "logout", "ada").stdout
+    assert listed() == []
+    newest, before, _ = json.loads(cli("users", "audit", "--json").stdout)
+    assert [(each["action"], each["target_name"]) for each in (newest, before)] == [
+        ("user.logout", "ada")
+    ] * 2
+
+
+def test_who_reads_or_copies_everything_of_somebody_is_noted(cli: Any, tmp_path: Path) -> None:
+    cli("backup", str(tmp_path / "before.zip"))  # nobody has an account: nothing to note
+    cli("users", "add", "ada", given=f"{PASSWORD}\n")
+    cli("users", "export", "ada", str(tmp_path / "ada.zip"))
+    cli("export", str(tmp_path / "ada.json"), "--user", "ada")
+    cli("backup", str(tmp_path / "all.zip"))
+    other = ["--data-dir", str(tmp_path / "other")]
+    assert CliRunner().invoke(app, ["restore", str(tmp_path / "all.zip"), *other]).exit_code == 0
+    done = [("user.add", "ada"), ("user.export", "ada"), ("user.export", "ada")]
+    assert deeds(cli("users", "audit", "--json").stdout) == [*done, ("backup", "all.zip")]
+    restored = CliRunner().invoke(app, ["users", "audit", "--json", *other]).stdout
+    assert deeds(restored) == [*done, ("restore", "all.zip")]
+
+
+def deeds(told: str) -> list[tuple[str, str]]:
+    return [(deed["action"], deed["target_name"]) for deed in reversed(json.loads(told))]
+
+
+@pytest.mark.parametrize("kind", ["users", "keys"])
+def test_every_command_for_people_and_keys_takes_a_database(kind: str) -> None:
+    commands = typer.main.get_command(app).commands[kind].commands  # type: ignore[attr-defined]
+    taken = {name: {opt for param in each.params for opt in param.opts} for name, each in commands.items()}
+    assert [name for name, options in taken.items() if "--database-url" not in options] == []
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from rallychat.cli.whose import noted
 from rallychat.settings import Settings
 
 
@@ -15,6 +16,7 @@ async def backup(settings: Settings, file: Path) -> int:
 
     async with ConversationStore.open(settings) as store:
         rows = await store.backups.write(file)
+        await noted(store, "backup", file.name)
         Console(stderr=True).print(f"{rows:,} rows of {store.place} are in {file}.", markup=False)
     return 0
 
@@ -26,5 +28,6 @@ async def restore(settings: Settings, file: Path) -> int:
     async with ConversationStore.open(settings) as store:
         rows = await store.backups.restore(file)
         await store.interrupt_orphans()  # answers that were being made when it was written
+        await noted(store, "restore", file.name)
         Console(stderr=True).print(f"{rows:,} rows are in {store.place}.", markup=False)
     return 0

@@ -1,4 +1,6 @@
-"""`rallychat models`: the catalog and the weights on this machine. Starts no engine and opens no database."""
+"""`rallychat models`: the catalog and the weights on this machine. Starts no engine, and opens a database only to
+note in its audit log what was fetched or removed.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ from rallychat.catalog.sizing import memory_by_precision, needed_memory, precisi
 from rallychat.cli.options import literal
 from rallychat.cli.progress import fetch_with_bar
 from rallychat.cli.running import run
+from rallychat.cli.whose import noted_here
 from rallychat.errors import InvalidRequest
 from rallychat.settings import Settings
 
@@ -134,6 +137,7 @@ def download_model(settings: Settings, name: str, *, force: bool = False) -> Non
             await fetch_with_bar(downloads, model, settings, console, force=force)
         finally:
             await downloads.aclose()
+        await noted_here(settings, "model.download", model.id)
 
     run(fetch())
     console.print(f"{literal(model.name)} is here: {literal(str(sources.weights_path(model, settings)))}")
@@ -152,6 +156,7 @@ def remove_model(settings: Settings, name: str, *, sure: bool) -> None:
     if not sure and not typer.confirm(f"Delete {path}?", err=True):
         raise typer.Exit(1)
     freed = sources.remove(model, settings)
+    run(noted_here(settings, "model.remove", model.id))
     Console(stderr=True).print(f"Removed {literal(model.name)}; {size(freed)} are free again.")
 
 

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -14,11 +15,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from rallychat.accounts import SCOPES, Accounts, ApiKey, Limits, User
+from rallychat.accounts import SCOPES, Accounts, ApiKey, Invite, Limits, Session, User
 from rallychat.accounts.accounts import checked_name
 from rallychat.api.people_shapes import deed_out
 from rallychat.cli.options import literal, printable
 from rallychat.cli.serve import url_of
+from rallychat.cli.whose import noted
 from rallychat.errors import InvalidRequest, NotFound
 from rallychat.identity import LOCAL_USER, Role
 from rallychat.settings import Settings
@@ -78,6 +80,49 @@ async def invite_user(settings: Settings, *, admin: bool, note: str, days: int, 
     typer.echo(f"{(url or url_of(settings)).rstrip('/')}/invite/{token}")
 
 
+async def list_invites(settings: Settings, *, as_json: bool) -> None:
+    """List the invitations that can still be used."""
+    async with opened(settings) as accounts:
+        invites = await accounts.people.invites()
+    if as_json:
+        typer.echo(json.dumps([_plain(invite, "created_by") for invite in invites], indent=2))
+        return
+    table = Table("invitation", "for", "as", "expires", box=None)
+    for invite in invites:
+        table.add_row(invite.id, literal(invite.note or "-"), invite.role, _time(invite.expires_at))
+    Console().print(table)
+
+
+async def withdraw_invite(settings: Settings, invite_id: str) -> None:
+    """Take an invitation back."""
+    async with opened(settings) as accounts:
+        await accounts.people.withdraw(invite_id)
+    typer.echo("The invitation makes no account any more.")
+
+
+async def list_sessions(settings: Settings, name: str, *, as_json: bool) -> None:
+    """List where somebody is logged in."""
+    async with opened(settings) as accounts:
+        user = await accounts.people.named(checked_name(name))
+        sessions = await accounts.credentials.sessions(user.id)
+    if as_json:
+        typer.echo(json.dumps([_plain(session, "user_id") for session in sessions], indent=2))
+        return
+    table = Table("session", "device", "address", "since", "last seen", box=None)
+    for session in sessions:
+        device, address = literal(session.device or "-"), literal(session.address or "-")
+        table.add_row(session.id, device, address, _time(session.created_at), _time(session.seen_at))
+    Console().print(table)
+
+
+async def log_out(settings: Settings, name: str, session_id: str | None) -> None:
+    """End one of somebody's sessions, or (None) all."""
+    async with opened(settings) as accounts:
+        user = await accounts.people.named(checked_name(name))
+        ended = await accounts.credentials.log_out(user, session_id)
+    typer.echo(f"{ended} session{'s' if ended != 1 else ''} of {user.name} ended.")
+
+
 async def set_password(settings: Settings, name: str) -> None:
     """Set another password."""
     async with opened(settings) as accounts:
@@ -125,6 +170,7 @@ async def export_user(settings: Settings, name: str, path: Path) -> None:
     """Write everything of a user into a file."""
     async with opened(settings) as accounts:
         user = await accounts.people.named(checked_name(name))
+        await noted(accounts, "user.export", user.name)
         try:
             await accounts.belongings.export(user.id, path)
         except OSError as exc:
@@ -238,6 +284,11 @@ def _key(key: ApiKey, names: dict[str, str]) -> dict[str, Any]:
         "expires_at": key.expires_at.isoformat() if key.expires_at else None,
         "revoked_at": key.revoked_at.isoformat() if key.revoked_at else None,
     }
+
+
+def _plain(value: Invite | Session, left_out: str) -> dict[str, Any]:
+    given = {name: each for name, each in asdict(value).items() if name != left_out}
+    return {name: each.isoformat() if isinstance(each, datetime) else each for name, each in given.items()}
 
 
 def _time(when: datetime | None) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 from rallychat.cli.options import complain
@@ -11,6 +11,8 @@ from rallychat.errors import Forbidden, StoreError
 from rallychat.identity import acting_as
 
 if TYPE_CHECKING:
+    from rallychat.accounts import Accounts
+    from rallychat.settings import Settings
     from rallychat.store import ConversationStore
 
 
@@ -41,10 +43,27 @@ async def acting_for(
         yield
 
 
-async def noted(store: ConversationStore, action: str, target: str) -> None:
-    """Keeps in the audit log what was done here, where there are accounts. A full disk forbids nothing by this."""
-    try:
+async def noted(store: ConversationStore | Accounts, action: str, target: str) -> None:
+    """Keeps in the audit log what is done here, where there are accounts. A full disk forbids nothing by this."""
+    with _told():
         if await store.people.any():
             await store.deeds.add(action, target)
+
+
+async def noted_here(settings: Settings, action: str, target: str) -> None:
+    """The same of what needs no database, where there is one."""
+    from rallychat.store import ConversationStore
+
+    if settings.database_url is None and not settings.database.exists():
+        return
+    with _told():
+        async with ConversationStore.open(settings) as store:
+            await noted(store, action, target)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
     except StoreError as exc:
         complain(f"The audit log could not be written: {exc.message}", exc.hint)

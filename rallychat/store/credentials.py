@@ -12,7 +12,7 @@ from sqlalchemy import Table, delete, insert, select, update
 from rallychat.errors import NotFound, StoreError
 from rallychat.identity import LOCAL_USER, Person, Role
 from rallychat.store.account_tables import api_keys, sessions, users
-from rallychat.store.account_types import ApiKey, Session
+from rallychat.store.account_types import ApiKey, Session, User
 from rallychat.store.database import Database
 from rallychat.store.deeds import note
 from rallychat.store.ids import new_id
@@ -100,6 +100,22 @@ class CredentialStore:
         async with self._database.write() as db:
             if not (await db.execute(delete(sessions).where(*this))).rowcount:
                 raise NotFound("session", session_id)
+
+    @whole
+    async def log_out(self, user: User, session_id: str | None = None) -> int:
+        """Ends a session of somebody else's, or (None) all, which is noted; returns how many.
+
+        Raises:
+            NotFound: they have none of this id.
+        """
+        this = [sessions.c.user_id == user.id]
+        this += [] if session_id is None else [sessions.c.id == session_id]
+        async with self._database.write() as db:
+            ended = (await db.execute(delete(sessions).where(*this))).rowcount
+            if session_id is not None and not ended:
+                raise NotFound("session", session_id)
+            await note(db, "user.logout", user.name, sessions=ended)
+        return ended
 
     # --- keys ---------------------------------------------------------------------------------------------
 
