@@ -33,7 +33,8 @@ async def branch_off(db: AsyncConnection, conversation_id: str, message_id: str)
     now = datetime.now(UTC)
     made: dict[str, Any] = {"id": new_id("conv"), "listed": True, "metadata": {}, "tip_id": None}
     made |= {"created_at": now, "updated_at": now, **{name: row[name] for name in _SETTINGS}}
-    path = await db.execute(queries.path_query(conversation_id, message_id, [*messages.c]))
+    columns = [messages.c[name] for name in ("id", *_SAID)]
+    path = await db.execute(queries.path_query(conversation_id, message_id, columns))
     names: dict[str, str] = {}
     copies: list[dict[str, Any]] = []
     parent: str | None = None
