@@ -99,6 +99,40 @@ def test_a_background_response_is_resumed_where_the_stream_broke_off(client: Ope
         assert resumed.get_final_response().output_text == said
 
 
+def test_who_waits_in_line_is_told_so_in_the_stream_and_when_asked(client: OpenAI) -> None:
+    client.responses.create(model="slow", input="Be loaded")
+    streams = [client.responses.create(model="slow", input="!count 5000", stream=True) for _ in range(3)]
+    begun: list[list[Any]] = [[next(stream), next(stream)] for stream in streams]
+    in_background = client.responses.create(model="slow", input="!count 3", background=True)
+    names = [first.response.id for first, _ in begun]
+    try:
+        created, queued = begun[2]
+        assert (created.type, queued.type) == ("response.created", "response.queued")
+        for event in (created, queued):
+            EVENT.validate_python(event.model_dump(exclude_unset=True), strict=True)
+            assert event.response.status == "queued"
+            assert event.response.queue["position"] == 1
+            assert event.response.queue["seconds"] > 0
+        waiting: Any = client.responses.retrieve(names[2])
+        assert (valid(waiting).status, waiting.queue["position"]) == ("queued", 1)
+        behind: Any = in_background
+        while behind.queue is None:
+            assert behind.status == "queued"
+            behind = client.responses.retrieve(in_background.id)
+        assert (behind.status, behind.queue["position"]) == ("queued", 2)
+    finally:
+        for name in names[:2]:
+            client.responses.cancel(name)
+    third = begun[2] + [next(streams[2]) for _ in range(4)]
+    client.responses.cancel(names[2])
+    third += streams[2]
+    assert third[2].type == "response.in_progress"
+    assert third[2].response.queue is None
+    assert [event.sequence_number for event in third] == list(range(len(third)))
+    assert list(client.responses.retrieve(names[2], stream=True)) == third
+    assert list(client.responses.retrieve(names[2], stream=True, starting_after=0)) == third[1:]
+
+
 def test_a_response_is_cancelled_and_deleted(client: OpenAI) -> None:
     made = client.responses.create(model="slow", input="!count 5000", background=True)
     assert made.status in ("queued", "in_progress")

@@ -30,6 +30,7 @@ from rallychat.messages import (
 )
 from rallychat.store import StoredMessage, StoredResponse
 from tests.responses_world import events_of, world
+from tests.responses_world import told as told_again
 
 EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 REQUEST: dict[str, Any] = {
@@ -80,8 +81,8 @@ def stored(told: list[Delta], reason: FinishReason = "stop", **request: Any) -> 
 
 def told(response: StoredResponse, pieces: list[Delta] | None = None) -> list[Event]:
     """All its events: from the deltas as they came, or from the store."""
-    queued = bool(response.request["background"])
-    telling = Telling(objects.beginning(response, queued=queued), response.answer.id, queued=queued)
+    queued = objects.begins_queued(response)
+    telling = Telling(objects.beginning(response), response.answer.id, queued=queued)
     events = telling.opening()
     for piece in retold(response.answer.parts, response.cuts or ()) if pieces is None else pieces:
         events += telling.delta(piece)
@@ -220,3 +221,16 @@ async def test_a_response_that_waits_in_line_says_so_between_its_numbered_events
     assert text.index("response.created") < text.index(": queued") < text.index("response.output_text.delta")
     events = events_of(text)
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert [event["type"].removeprefix("response.") for event in events[:3]] == [
+        "created",
+        "queued",
+        "in_progress",
+    ]
+    places = [event["response"]["queue"] and event["response"]["queue"]["position"] for event in events[:3]]
+    assert places == [1, 1, None]
+    assert events[-1]["response"]["queue"] is None
+    if store:
+        async with world(tmp_path) as (http, _):
+            name = events[0]["response"]["id"]
+            assert await told_again(http, name) == events
+            assert await told_again(http, name, starting_after=1) == events[2:]

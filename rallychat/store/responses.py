@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rallychat.errors import NotFound
@@ -111,6 +112,20 @@ class ResponseStore:
             message, row = await _rows(db, response)
         cuts = None if row["cuts"] is None else tuple(row["cuts"])
         return StoredResponse(codec.message_from(message), row["request"], cuts)
+
+    @whole
+    async def note(self, response: StoredResponse, **facts: Any) -> StoredResponse:
+        """Keeps more of what its response object tells.
+
+        Raises:
+            NotFound: it was deleted meanwhile.
+        """
+        noted = {**response.request, **facts}
+        this = responses.c.message_id == response.answer.id
+        async with self._database.write() as db:
+            await _rows(db, response.id)
+            await db.execute(update(responses).where(this).values(request=noted))
+        return replace(response, request=noted)
 
     @whole
     async def inputs(self, response: StoredResponse) -> list[StoredMessage]:

@@ -133,6 +133,13 @@ class ResponseUsage(_Answer):
     total_tokens: int
 
 
+class QueueOut(_Answer):
+    """A place in line, 1 is next; and about how many seconds it may take."""
+
+    position: int
+    seconds: float | None
+
+
 class ResponseOut(_Answer):
     """A response."""
 
@@ -163,6 +170,8 @@ class ResponseOut(_Answer):
     metadata: dict[str, str]
     context: ContextOut | None
     """Extension."""
+    queue: QueueOut | None
+    """Extension: where it stands in line while it is `queued`, as far as that is known."""
 
 
 class ResponseDeleted(_Answer):

@@ -50,7 +50,8 @@ class Telling:
         if self._started:
             return []
         self._started = True
-        return [self._event("response.in_progress", response=self._response | {"status": "in_progress"})]
+        going = self._response | {"status": "in_progress", "queue": None}
+        return [self._event("response.in_progress", response=going)]
 
     def delta(self, delta: TextDelta | ReasoningDelta) -> list[Event]:
         """More of it. An empty one holds a place, which names count."""

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from rallychat.api.chunks import context_of
 from rallychat.api.responses.items import output_of, status_of
-from rallychat.messages import ContextReport, Part, Usage
+from rallychat.messages import ContextReport, Part, Queued, Usage
 from rallychat.store import StoredMessage, StoredResponse
 
 ResponseStatus = Literal["completed", "failed", "in_progress", "cancelled", "queued", "incomplete"]
 UNKNOWN = "The answer could not be made."
 
 
-def response_object(stored: StoredResponse, *, waiting: bool = False) -> dict[str, Any]:
-    """A response as it is now; `waiting`: its answer is in the queue."""
+def response_object(
+    stored: StoredResponse, *, waiting: bool = False, place: Queued | None = None
+) -> dict[str, Any]:
+    """A response as it is now; `waiting`: its answer is in the queue, at that place."""
     status = status_of_response(stored.answer)
     if waiting and status == "in_progress":
         status = "queued"
@@ -31,12 +33,24 @@ def response_object(stored: StoredResponse, *, waiting: bool = False) -> dict[st
         error=answer.error or UNKNOWN if status == "failed" else None,
         usage=answer.usage if answer.status == "complete" else None,
         report=answer.report if answer.status == "complete" else None,
+        queue=queue_of(place) if status == "queued" and place is not None else None,
     )
 
 
-def beginning(stored: StoredResponse, *, queued: bool = False) -> dict[str, Any]:
+def beginning(stored: StoredResponse) -> dict[str, Any]:
     """A response before its first word, whatever became of it."""
-    return _described(stored, status="queued" if queued else "in_progress")
+    status: ResponseStatus = "queued" if begins_queued(stored) else "in_progress"
+    return _described(stored, status=status, queue=stored.request.get("queue"))
+
+
+def begins_queued(stored: StoredResponse) -> bool:
+    """Its events say that it waits, before they say that it is in progress."""
+    return bool(stored.request["background"]) or stored.request.get("queue") is not None
+
+
+def queue_of(place: Queued) -> dict[str, Any]:
+    """Our extension: a place in line."""
+    return {"position": place.position, "seconds": place.seconds}
 
 
 def status_of_response(answer: StoredMessage) -> ResponseStatus:
@@ -63,6 +77,7 @@ def _described(
     error: str | None = None,
     usage: Usage | None = None,
     report: ContextReport | None = None,
+    queue: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     request = stored.request
     conversation = request["conversation"]
@@ -93,6 +108,7 @@ def _described(
         "usage": None if usage is None else usage_of(usage),
         "metadata": request["metadata"] or {},
         "context": None if report is None else context_of(report),
+        "queue": queue,
     }
 
 

@@ -19,8 +19,9 @@ from rallychat.api.responses.pages import After, Limit, Order, page
 from rallychat.api.responses.requests import ResponseRequest
 from rallychat.api.routing import NAMED_EVENTS, json_response, problems
 from rallychat.api.serving import model_to_use, service_of
-from rallychat.errors import Forbidden, InvalidRequest, NotFound
+from rallychat.errors import Forbidden, InvalidRequest, NotFound, StoreError
 from rallychat.identity import current
+from rallychat.messages import Queued
 
 if TYPE_CHECKING:
     from rallychat.catalog import Model
@@ -86,14 +87,25 @@ async def _given(
     One that could not even begin is undone and refused; but not when it is asked for again: somebody was told of it.
     """
     if run is not None and not asked.background:
-        await (run.begun() if asked.stream else run.wait())
+        first = await (run.begun() if asked.stream else run.wait())
         if not again and (failed := viewing.said_nothing(run)) is not None:
             with suppress(NotFound):
                 await service.store.responses.delete(stored.id, undo=True)
             raise Refusal(problem_of_end(failed, prompt="input") or CUT_OFF)
+        if isinstance(first, Queued):
+            stored = await _queued(service, stored, first)
     if asked.stream:
         return delivery.FrameStream(viewing.watched(service, stored, run))
     return json_response(await viewing.seen(service, stored.id))
+
+
+async def _queued(service: ChatService, stored: StoredResponse, place: Queued) -> StoredResponse:
+    """The response, with the place in line that its events will tell, now and whenever they are told again."""
+    if objects.begins_queued(stored):
+        return stored
+    with suppress(StoreError, NotFound):  # else comments tell it
+        return await service.store.responses.note(stored, queue=objects.queue_of(place))
+    return stored
 
 
 async def _unstored(

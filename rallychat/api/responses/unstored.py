@@ -24,6 +24,7 @@ from rallychat.messages import (
     Queued,
     Reasoning,
     ReasoningDelta,
+    Started,
     Text,
     TextDelta,
 )
@@ -56,16 +57,14 @@ async def streamed(response: StoredResponse, events: AsyncGenerator[Event]) -> A
     Raises:
         Refusal: it failed before anything could be said of it.
     """
-    telling = Telling(objects.beginning(response), response.answer.id)
+    telling: Telling | None = None
     parts: list[Part] = []
-    opening = telling.opening()
     async with aclosing(events):
         async for event in events:
-            if opening and isinstance(event, Failed):
-                raise Refusal(problem_of_end(event, prompt="input") or CUT_OFF)
-            for said in opening:
-                yield frame(said)
-            opening = []
+            if telling is None:
+                telling = _telling(response, event)
+                for said in telling.opening():
+                    yield frame(said)
             match event:
                 case TextDelta() | ReasoningDelta():
                     parts.append(Text(event.text) if isinstance(event, TextDelta) else Reasoning(event.text))
@@ -75,10 +74,23 @@ async def streamed(response: StoredResponse, events: AsyncGenerator[Event]) -> A
                     ended = _ended(response, objects.joined(parts), event)
                     for said in telling.closing(objects.response_object(ended)):
                         yield frame(said)
+                case Started():
+                    for said in telling.started():
+                        yield frame(said)
                 case Queued():
                     yield comment(described(event))
                 case _:
                     pass
+
+
+def _telling(response: StoredResponse, first: Event) -> Telling:
+    """How it is told, by the first that is known of it. Raises Refusal."""
+    if isinstance(first, Failed):
+        raise Refusal(problem_of_end(first, prompt="input") or CUT_OFF)
+    if isinstance(first, Queued):
+        response = replace(response, request={**response.request, "queue": objects.queue_of(first)})
+    queued = objects.begins_queued(response)
+    return Telling(objects.beginning(response), response.answer.id, queued=queued)
 
 
 def _ended(response: StoredResponse, parts: Sequence[Part], end: End) -> StoredResponse:

@@ -38,8 +38,8 @@ async def _events(
     service: ChatService, stored: StoredResponse, run: Run | None
 ) -> AsyncGenerator[Event | bytes, None]:
     """Events; and comments, which tell a place in line and have no number."""
-    queued: bool = stored.request["background"]
-    telling = Telling(objects.beginning(stored, queued=queued), stored.answer.id, queued=queued)
+    queued = objects.begins_queued(stored)
+    telling = Telling(objects.beginning(stored), stored.answer.id, queued=queued)
     for event in telling.opening():
         yield event
     async for turn_event in _turn(stored, run):
@@ -99,10 +99,10 @@ def snapshot(stored: StoredResponse, run: Run | None) -> Event:
         return objects.response_object(stored)
     parts = (*run.before, *_parts(run.events))
     answer = replace(stored.answer, parts=objects.joined(parts))
-    waiting = stored.request["background"] and not any(
-        isinstance(event, Started | TextDelta | ReasoningDelta) for event in run.events
-    )
-    return objects.response_object(replace(stored, answer=answer), waiting=waiting)
+    begun = any(isinstance(event, Started | TextDelta | ReasoningDelta) for event in run.events)
+    place = next((event for event in reversed(run.events) if isinstance(event, Queued)), None)
+    waiting = not begun and (stored.request["background"] or place is not None)
+    return objects.response_object(replace(stored, answer=answer), waiting=waiting, place=place)
 
 
 async def to_watch(service: ChatService, response_id: str) -> tuple[StoredResponse, Run | None]:
