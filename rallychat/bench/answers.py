@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rallychat.bench.folders import apart
 from rallychat.bench.talk import questions
 from rallychat.catalog import Sampling
 from rallychat.chat import ChatService
@@ -45,10 +46,7 @@ async def run_answers(
     """
     rows = []
     with tempfile.TemporaryDirectory(prefix="rallychat-bench-") as made:
-        folder = Path(made)
-        (folder / "models").symlink_to(settings.models_dir.resolve())
-        own = settings.model_copy(update={"data_dir": folder, "titles": False})
-        async with ChatService.open(own) as service:
+        async with ChatService.open(apart(settings, Path(made))) as service:
             for between in fillers:
                 for strategy in STRATEGIES:
                     rows.append(await _row(service, strategy, between))

@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Protocol
 
 import orjson
@@ -21,6 +20,7 @@ from rallychat.bench.server import ServerProcess, running
 from rallychat.engines import wire
 from rallychat.engines.protocol import WorkerSpec
 from rallychat.errors import EngineUnavailable
+from rallychat.settings import Settings
 
 _TEXT = re.compile(rb'"(?:reasoning_)?content":"[^"]')
 """In a chunk that says something, be it thought or answered."""
@@ -146,9 +146,9 @@ async def child(name: str, module: str, spec: WorkerSpec) -> AsyncIterator[Child
 
 
 @asynccontextmanager
-async def service(model: str, arguments: Sequence[str], *, data_dir: Path) -> AsyncIterator[Service]:
+async def service(settings: Settings, model: str, arguments: Sequence[str]) -> AsyncIterator[Service]:
     """A RallyChat server of its own with the model loaded, until the block ends."""
-    async with running(ServerProcess(model, data_dir=data_dir, arguments=arguments)) as server:
+    async with running(ServerProcess(settings, model, arguments=arguments)) as server:
         yield Service(wire.Address.of_url(server.url), model)
 
 

@@ -20,6 +20,7 @@ from rallychat import batches
 from rallychat.api.batch_lines import BatchLines
 from rallychat.bench import arms
 from rallychat.bench.arms import Arm, Prompt, Round
+from rallychat.bench.folders import apart
 from rallychat.bench.serve import prompts_of
 from rallychat.catalog.sizing import batch_slots
 from rallychat.chat import ChatService
@@ -71,8 +72,7 @@ async def run_batch(
     """
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rallychat-bench-")))
-        (folder / "models").symlink_to(settings.models_dir.resolve())
-        own = settings.model_copy(update={"data_dir": folder, "window": WINDOW})
+        own = apart(settings, folder).model_copy(update={"window": WINDOW})
         if "slots" not in settings.model_fields_set:
             async with ChatService.open(own) as service:
                 own = own.model_copy(update={"slots": batch_slots(service.resolve(None), own)})

@@ -19,11 +19,12 @@ from typing import Any
 
 from rallychat.api.batch_lines import BatchLines
 from rallychat.batches import Line
+from rallychat.bench.folders import apart
 from rallychat.bench.heard import Heard
 from rallychat.bench.serve import QUESTION, SUBJECTS
 from rallychat.bench.talk import questions
 from rallychat.bench.turns import share, wish_to_stop
-from rallychat.bench.ways import apart, warmed_up
+from rallychat.bench.ways import warmed_up
 from rallychat.chat import ChatService
 from rallychat.identity import acting_as
 from rallychat.settings import Settings

@@ -22,9 +22,11 @@ import httpx
 
 from rallychat.bench.client import PATIENCE, Line, Official, Plain, Sent, Talker, has_openai
 from rallychat.bench.faults import Database, Faults
+from rallychat.bench.folders import alone, apart
 from rallychat.bench.scripted import scripted
 from rallychat.bench.server import ServerProcess, running
 from rallychat.bench.turns import wish_to_stop
+from rallychat.errors import EngineUnavailable
 from rallychat.settings import Settings
 
 SETTLE = 60.0
@@ -68,20 +70,19 @@ async def run_chaos(
     """One row: what was sent, and what became of it. Ctrl-C ends the faults early; the count follows all the same.
 
     Raises:
-        EngineUnavailable: the server could not be started again.
+        EngineUnavailable: the server could not be started again, or took nothing that anybody said.
     """
     rng = random.Random(seed)  # noqa: S311 - faults that can be had again
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rallychat-bench-")))
-        (folder / "models").symlink_to(settings.models_dir.resolve())
-        scripted(folder, ECHO, PACE)
+        own = world_of(settings, folder)
         database = None
         if postgres:
             database = await asyncio.to_thread(Database)
             stack.callback(database.close)
         server = ServerProcess(
-            settings.model,
-            data_dir=folder,
+            own,
+            own.model,
             arguments=["--slots", str(min(people, 8)), "--shutdown-grace", "2"],
             environment={"RALLYCHAT_DATABASE_URL": database.url} if database else {},
         )
@@ -95,6 +96,9 @@ async def run_chaos(
         _, stuck = await asyncio.wait(chatting, timeout=SETTLE)
         seconds = time.monotonic() - began
         await _called_off(chatting)
+        if not world.sent:
+            said = "; ".join(world.refusals) or server.last_words
+            raise EngineUnavailable(f"Nobody could say anything, so nothing could be lost: {said}")
         tell("counting")
         await server.stop()
         await server.start()
@@ -103,6 +107,14 @@ async def run_chaos(
     for said, count in world.refusals.items():
         tell(f"refused {count}: {said}")
     return [{"seed": seed, "minutes": round(seconds / 60, 1), "faults": world.faults.total(), **row}]
+
+
+def world_of(settings: Settings, folder: Path) -> Settings:
+    """Settings for a server with a folder of its own: over the scripted model, or those that are here."""
+    if settings.model != ECHO:
+        return apart(settings, folder)
+    scripted(folder, ECHO, PACE)
+    return alone(settings, folder)
 
 
 async def _people(server: ServerProcess, people: int, rng: random.Random, stack: AsyncExitStack) -> World:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rallychat.bench.folders import apart
 from rallychat.catalog import Sampling
 from rallychat.chat import ChatService
 from rallychat.errors import EngineUnavailable
@@ -36,9 +37,7 @@ async def run_crash(settings: Settings, *, streams: int = 8) -> list[dict[str, A
     next answer).
     """
     with tempfile.TemporaryDirectory(prefix="rallychat-bench-") as name:
-        folder = Path(name)
-        (folder / "models").symlink_to(settings.models_dir.resolve())
-        mine = settings.model_copy(update={"data_dir": folder, "slots": streams, "window": 1024})
+        mine = apart(settings, Path(name)).model_copy(update={"slots": streams, "window": 1024})
         return [await _worker_dies(mine, streams), await _server_dies(mine, streams)]
 
 

@@ -19,9 +19,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from rallychat.bench.folders import apart
 from rallychat.bench.serve import QUESTION, SUBJECTS
 from rallychat.bench.turns import share, wish_to_stop
-from rallychat.bench.ways import apart, warmed_up
+from rallychat.bench.ways import warmed_up
 from rallychat.catalog import Sampling
 from rallychat.chat import ChatService
 from rallychat.errors import EngineInterrupted

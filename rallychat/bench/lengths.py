@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
+from rallychat.bench.folders import apart
 from rallychat.chat import ChatService
 from rallychat.engines.protocol import Piece
 from rallychat.settings import Settings
@@ -14,7 +17,12 @@ AT_ONCE = 500
 
 async def lengths(settings: Settings, texts: Iterable[str]) -> dict[str, int] | None:
     """Tokens of each text, without what a template adds; None where the model's weights are not here."""
-    every, known = sorted(set(texts)), dict[str, int]()
+    with tempfile.TemporaryDirectory(prefix="rallychat-bench-") as made:
+        return await _counted(apart(settings, Path(made)), sorted(set(texts)))
+
+
+async def _counted(settings: Settings, every: Sequence[str]) -> dict[str, int] | None:
+    known = dict[str, int]()
     async with ChatService.open(settings) as service:
         model = service.resolve(None)
         if not service.is_here(model):

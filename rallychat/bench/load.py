@@ -25,6 +25,7 @@ import orjson
 
 from rallychat.bench import plot
 from rallychat.bench.client import Cut, Plain, Refused, Sent
+from rallychat.bench.folders import apart
 from rallychat.bench.people import Person, Turn, made_up, rounds, traced
 from rallychat.bench.server import ServerProcess, free_port, running
 from rallychat.bench.turns import share, wish_to_stop
@@ -258,18 +259,15 @@ async def run_load(
 
 
 async def _arms(settings: Settings, users: int, stack: AsyncExitStack) -> list[Arm]:
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rallychat-bench-")))
+    settings = apart(settings, folder)
     async with ChatService.open(settings) as chat:
         model = chat.resolve(None)
         penalty = chat.sampling(model, ANY).repetition_penalty or 1.0
         await chat.load(chat.settings.model)  # fetched, if it is not here
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rallychat-bench-")))
-    (folder / "models").symlink_to(settings.models_dir.resolve())
     slots = settings.slots
     flags = ["--slots", str(slots), "--window", str(WINDOW)]
-    flags += ["--threads", str(settings.threads)] if settings.threads else []
-    server = await stack.enter_async_context(
-        running(ServerProcess(model.id, data_dir=folder, arguments=flags))
-    )
+    server = await stack.enter_async_context(running(ServerProcess(settings, model.id, arguments=flags)))
     path = str(weights_path(model, settings))
     spec = WorkerSpec("llamacpp", model.id, path, slots=slots, window=WINDOW, threads=settings.threads)
     # an engine each: what one of them has read must not be in the other's cache

@@ -14,10 +14,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rallychat.bench.folders import apart
 from rallychat.bench.heard import Heard
 from rallychat.bench.talk import questions
 from rallychat.bench.turns import share
-from rallychat.bench.ways import apart, warmed_up
+from rallychat.bench.ways import warmed_up
 from rallychat.chat import ChatService
 from rallychat.messages import Message
 from rallychat.settings import Settings

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import orjson
 
+from rallychat.bench.folders import alone
 from rallychat.bench.scripted import scripted
 from rallychat.chat import ChatService
 from rallychat.messages import Message, Text, Timings, Usage
@@ -51,7 +52,7 @@ async def run_page(
     """
     with tempfile.TemporaryDirectory(prefix="rallychat-bench-") as folder:
         scripted(Path(folder), "bench", f"delay_ms = 2\nreplies = [{orjson.dumps(ANSWER).decode()}]")
-        own = settings.model_copy(update={"data_dir": Path(folder), "model": "bench"})
+        own = alone(settings, Path(folder)).model_copy(update={"model": "bench"})
         async with ChatService.open(own) as service:
             seen = {count: Measured() for count in messages}
             await _round(service, 2, Measured())  # the first answer starts the engine and warms the code

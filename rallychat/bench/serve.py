@@ -16,6 +16,7 @@ from typing import Any
 
 from rallychat.bench import arms
 from rallychat.bench.arms import Arm, Prompt, Round
+from rallychat.bench.folders import apart
 from rallychat.chat import ChatService
 from rallychat.engines.protocol import WorkerSpec
 from rallychat.messages import Message
@@ -52,15 +53,15 @@ async def run_serve(
     the raw engine, user by user), `tokens`.
     """
     slots, window = max(users), 1024
-    model, prompts = await _prompts(settings, slots + sum(users) * rounds)
-    path = str(weights_path(model, settings))
-    spec = WorkerSpec("llamacpp", model.id, path, slots=slots, window=window, threads=settings.threads)
     rows: list[dict[str, Any]] = []
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rallychat-bench-")))
-        (folder / "models").symlink_to(settings.models_dir.resolve())
+        own = apart(settings, folder)
+        model, prompts = await _prompts(own, slots + sum(users) * rounds)
+        path = str(weights_path(model, own))
+        spec = WorkerSpec("llamacpp", model.id, path, slots=slots, window=window, threads=own.threads)
         flags = ["--slots", str(slots), "--window", str(window)]
-        ours = await stack.enter_async_context(arms.service(model.id, flags, data_dir=folder))
+        ours = await stack.enter_async_context(arms.service(own, model.id, flags))
         raw = await stack.enter_async_context(arms.child("raw engine", "rallychat.bench.raw", spec))
         old = None
         if arms.has_torch():

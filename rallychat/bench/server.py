@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -11,33 +12,43 @@ from collections import deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
-from pathlib import Path
 
 import httpx
 import psutil
 
 from rallychat.errors import EngineUnavailable
+from rallychat.settings import Settings
 
 POLL = 0.05
 """Seconds between two looks at a server that is starting."""
 _WORKER = "rallychat.engines.worker"
+_TOLD = {
+    "family", "engine", "dtype", "quantize", "multi_gpu", "remote_code", "slots", "window", "kv_offload_mb", "threads",
+    "max_queue", "load_timeout", "stall_timeout", "gen_config_path", "gen_config_summarization_path", "strategy",
+    "latency_factor", "retrieval", "summary_prompt", "offline",
+}  # fmt: skip
+"""Settings of engines and prompts: what of a person's settings such a server has, too."""
+_KEPT = ("RALLYCHAT_DEBUG", "RALLYCHAT_HUB_TOKEN")
 
 
 class ServerProcess:
     """One server at one address, however often it is started.
 
+    It listens to this machine only, asks nobody to log in, and reads no configuration file: what the person who
+    measures has set of the engine and of prompts it is told, and nothing of databases and accounts.
+
     Args:
+        settings: with a data folder of its own.
         model: what it answers with.
-        data_dir: its folder.
         arguments: more of `rallychat serve`.
         environment: settings beside.
     """
 
     def __init__(
         self,
+        settings: Settings,
         model: str,
         *,
-        data_dir: Path,
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
     ) -> None:
@@ -46,9 +57,12 @@ class ServerProcess:
         self.url = f"http://127.0.0.1:{self.port}"
         self.said: deque[str] = deque(maxlen=200)
         """The last lines of its log."""
-        flags = ["--api-only", "--no-browser", "--port", str(self.port), "--data-dir", str(data_dir)]
+        flags = ["--api-only", "--no-browser", "--host", "127.0.0.1", "--port", str(self.port), "--no-auth"]
+        flags += ["--data-dir", str(settings.data_dir)]
         self._command = [sys.executable, "-m", "rallychat", "serve", model, *flags, *arguments]
-        self._environment = {**os.environ, **(environment or {})}
+        config = settings.data_dir / "bench.toml"
+        config.touch()
+        self._environment = _told(settings) | {"RALLYCHAT_CONFIG": str(config)} | dict(environment or {})
         self._process: asyncio.subprocess.Process | None = None
         self._listening: asyncio.Task[None] | None = None
 
@@ -137,6 +151,21 @@ class ServerProcess:
         assert process.stderr is not None
         while line := await process.stderr.readline():
             self.said.append(line.decode(errors="replace").rstrip())
+
+
+def _told(settings: Settings) -> dict[str, str]:
+    """Its environment: that of this process, and of RallyChat's settings those of `_TOLD`."""
+    given = settings.model_dump(mode="json", include=_TOLD, exclude_unset=True, exclude_none=True)
+    told = {
+        f"RALLYCHAT_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
+        for name, value in given.items()
+    }
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("RALLYCHAT_") or name in _KEPT
+    }
+    return kept | told
 
 
 @asynccontextmanager

@@ -23,9 +23,8 @@ import httpx
 import psutil
 
 from rallychat.bench import plot
-from rallychat.bench.chaos import ECHO, PACE
+from rallychat.bench.chaos import world_of
 from rallychat.bench.client import PATIENCE, Plain, Sent, Talker
-from rallychat.bench.scripted import scripted
 from rallychat.bench.server import ServerProcess, running
 from rallychat.bench.turns import wish_to_stop
 from rallychat.errors import EngineUnavailable
@@ -89,9 +88,8 @@ async def run_soak(
     rng = random.Random(1)  # noqa: S311 - who thinks how long
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rallychat-bench-")))
-        (folder / "models").symlink_to(settings.models_dir.resolve())
-        scripted(folder, ECHO, PACE)
-        server = ServerProcess(settings.model, data_dir=folder, arguments=["--slots", str(settings.slots)])
+        own = world_of(settings, folder)
+        server = ServerProcess(own, own.model, arguments=["--slots", str(own.slots)])
         await stack.enter_async_context(running(server))
         http = httpx.AsyncClient(
             base_url=server.url,

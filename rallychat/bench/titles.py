@@ -7,9 +7,12 @@ wrote, and what of that would be taken.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
+from rallychat.bench.folders import apart
 from rallychat.catalog.types import Sampling
 from rallychat.chat import ChatService
 from rallychat.settings import Settings
@@ -43,19 +46,16 @@ ANSWER_TOKENS: Final = 80
 
 async def run_titles(settings: Settings, *, questions: Sequence[str] = QUESTIONS) -> list[dict[str, str]]:
     """One row per question: `rule` (its title by rule), `written` (by the model), `taken` (of that; empty: none)."""
-    own = settings.model_copy(update={"titles": False})
-    async with ChatService.open(own) as service:
-        return [await _named(service, question) for question in questions]
+    with tempfile.TemporaryDirectory(prefix="rallychat-bench-") as made:
+        async with ChatService.open(apart(settings, Path(made))) as service:
+            return [await _named(service, question) for question in questions]
 
 
 async def _named(service: ChatService, question: str) -> dict[str, str]:
     conversation = (await service.store.create()).id
-    try:
-        answer = await _said(service, conversation, question, Sampling(max_tokens=ANSWER_TOKENS, seed=1))
-        asked = Sampling(temperature=0.0, max_tokens=TITLE_TOKENS)
-        written = await _said(service, conversation, TITLE_PROMPT, asked)
-    finally:
-        await service.store.library.erase(conversation)
+    answer = await _said(service, conversation, question, Sampling(max_tokens=ANSWER_TOKENS, seed=1))
+    asked = Sampling(temperature=0.0, max_tokens=TITLE_TOKENS)
+    written = await _said(service, conversation, TITLE_PROMPT, asked)
     taken = checked_title(written, said=f"{question} {answer}")
     return {"rule": title_of(question), "written": " ".join(written.split()), "taken": taken}
 

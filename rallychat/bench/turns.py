@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from rallychat.bench import plot
+from rallychat.bench.folders import apart
 from rallychat.bench.lengths import lengths
 from rallychat.bench.talk import alike, distinct, some
-from rallychat.bench.ways import NAMES, OURS, TURN_2, Way, apart, naive, ours
+from rallychat.bench.ways import NAMES, OURS, TURN_2, Way, naive, ours
 from rallychat.errors import InvalidRequest
 from rallychat.settings import Settings
 from rallychat.signals import on_signals

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from pathlib import Path
 
+from rallychat.bench.folders import alone
 from rallychat.chat import ChatService
 from rallychat.messages import TextDelta
 from rallychat.runs import Run
@@ -28,7 +30,7 @@ async def watch(run: Run) -> None:
 async def main() -> None:
     """Reads its turns, starts them all, and waits to be killed."""
     settings, *turns = [json.loads(line) for line in sys.stdin]
-    async with ChatService.open(Settings.load(**settings)) as service:
+    async with ChatService.open(alone(Settings.load(**settings), Path(settings["data_dir"]))) as service:
         await service.load(service.settings.model)
         runs = []
         for turn in turns:

@@ -13,9 +13,9 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from rallychat import templates
+from rallychat.bench.folders import apart
 from rallychat.catalog import Sampling
 from rallychat.chat import ChatService
 from rallychat.context.memory import SUMMARY_PROMPT
@@ -82,13 +82,6 @@ class Way:
     def label(self) -> str:
         """Its name, and how long a person thinks where that matters."""
         return f"{self.name}, thinking {self.think:g} s" if self.name == OURS else self.name
-
-
-def apart(settings: Settings, folder: Path) -> Settings:
-    """The same models in a data folder of its own, and no titles: nothing there is anybody's."""
-    for place in (settings.models_dir, settings.catalog_dir):
-        (folder / place.name).symlink_to(place.resolve())
-    return settings.model_copy(update={"data_dir": folder, "titles": False})
 
 
 # --- ours -------------------------------------------------------------------------------------------------
