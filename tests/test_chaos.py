@@ -33,6 +33,8 @@ async def test_nothing_is_lost_while_everything_fails(tmp_path: Any, monkeypatch
         "wrong_answers",
         "stuck",
         "unexpected",
+        "died",
+        "unclean_ends",
     )
     assert {name: row[name] for name in counted} == dict.fromkeys(counted, 0), told
     assert row["faults"] >= 1

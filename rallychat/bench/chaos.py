@@ -106,7 +106,8 @@ async def run_chaos(
             row = await _count(http, world, stuck=len(stuck), tell=tell)
     for said, count in world.refusals.items():
         tell(f"refused {count}: {said}")
-    return [{"seed": seed, "minutes": round(seconds / 60, 1), "faults": world.faults.total(), **row}]
+    head = {"seed": seed, "minutes": round(seconds / 60, 1), "faults": world.faults.total()}
+    return [{**head, **row, "died": server.died, "unclean_ends": server.unclean}]
 
 
 def world_of(settings: Settings, folder: Path) -> Settings:
@@ -165,8 +166,8 @@ async def _fail(
             name = bag.pop()
             ended = sum(bool(sent.ended) for sent in world.sent)
             tell(f"{time.monotonic() - began:6.1f} s  {len(world.sent)} sent, {ended} ended; now: {name}")
-            await faults.all[name]()
-            world.faults[name] += 1
+            await faults.server.revive()
+            world.faults[name] += await faults.all[name]()
 
 
 async def _called_off(tasks: Sequence[asyncio.Task[None]]) -> None:

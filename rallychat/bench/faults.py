@@ -84,7 +84,8 @@ def _program(name: str) -> str:
     return found
 
 
-Fault = Callable[[], Awaitable[None]]
+Fault = Callable[[], Awaitable[bool]]
+"""Returns whether there was what it breaks."""
 
 
 class Faults:
@@ -104,7 +105,7 @@ class Faults:
         database: Database | None,
         rng: random.Random,
     ) -> None:
-        self._server = server
+        self.server = server
         self._people = people
         self._database = database
         self._rng = rng
@@ -126,49 +127,61 @@ class Faults:
             found["stop PostgreSQL"] = self._stop_database
         return found
 
-    async def _kill_worker(self) -> None:
-        for worker in self._server.workers():
+    async def _kill_worker(self) -> bool:
+        workers = self.server.workers()
+        for worker in workers:
             with suppress(psutil.Error):
                 worker.kill()
+        return bool(workers)
 
-    async def _kill_server(self) -> None:
-        await self._server.kill()
+    async def _kill_server(self) -> bool:
+        await self.server.kill()
         await self._last()
-        await self._server.start()
+        await self.server.start()
+        return True
 
-    async def _restart_server(self) -> None:
-        await self._server.stop()
-        await self._server.start()
+    async def _restart_server(self) -> bool:
+        await self.server.stop()
+        await self.server.start()
+        return True
 
-    async def _cut(self) -> None:
+    async def _cut(self) -> bool:
         for person in self._people:
             if self._rng.random() < 0.7:
                 person.cut()
+        return True
 
-    async def _freeze(self) -> None:
-        self._server.freeze()
+    async def _freeze(self) -> bool:
+        self.server.freeze()
         await self._last()
-        self._server.thaw()
+        self.server.thaw()
+        return True
 
-    async def _freeze_worker(self) -> None:
-        self._server.freeze(what=[each.pid for each in self._server.workers()] or [self._server.pid])
+    async def _freeze_worker(self) -> bool:
+        workers = [each.pid for each in self.server.workers()]
+        if not workers:
+            return False
+        self.server.freeze(what=workers)
         await self._last()
-        self._server.thaw()
+        self.server.thaw()
+        return True
 
-    async def _fill_disk(self) -> None:
+    async def _fill_disk(self) -> bool:
         """No file of the server's can take a byte: what a full disk does, without filling this machine's."""
-        server = psutil.Process(self._server.pid)
+        server = psutil.Process(self.server.pid)
         before = server.rlimit(psutil.RLIMIT_FSIZE)
         server.rlimit(psutil.RLIMIT_FSIZE, (0, before[1]))
         await self._last()
         with suppress(psutil.Error):
             server.rlimit(psutil.RLIMIT_FSIZE, before)
+        return True
 
-    async def _stop_database(self) -> None:
+    async def _stop_database(self) -> bool:
         assert self._database is not None
         await asyncio.to_thread(self._database.stop)
         await self._last()
         await asyncio.to_thread(self._database.start)
+        return True
 
     async def _last(self) -> None:
         await asyncio.sleep(self._rng.uniform(*WHILE))

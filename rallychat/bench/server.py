@@ -21,6 +21,8 @@ from rallychat.settings import Settings
 
 POLL = 0.05
 """Seconds between two looks at a server that is starting."""
+ENDS_WITHIN = 120.0
+"""Seconds a server has to end in."""
 _WORKER = "rallychat.engines.worker"
 _TOLD = {
     "family", "engine", "dtype", "quantize", "multi_gpu", "remote_code", "slots", "window", "kv_offload_mb", "threads",
@@ -57,6 +59,10 @@ class ServerProcess:
         self.url = f"http://127.0.0.1:{self.port}"
         self.said: deque[str] = deque(maxlen=200)
         """The last lines of its log."""
+        self.died = 0
+        """Times it was found to have ended by itself."""
+        self.unclean = 0
+        """Times it did not end in order when it was told to."""
         flags = ["--api-only", "--no-browser", "--host", "127.0.0.1", "--port", str(self.port), "--no-auth"]
         flags += ["--data-dir", str(settings.data_dir)]
         self._command = [sys.executable, "-m", "rallychat", "serve", model, *flags, *arguments]
@@ -64,6 +70,7 @@ class ServerProcess:
         config.touch()
         self._environment = _told(settings) | {"RALLYCHAT_CONFIG": str(config)} | dict(environment or {})
         self._process: asyncio.subprocess.Process | None = None
+        self._ended = False
         self._listening: asyncio.Task[None] | None = None
 
     @property
@@ -93,6 +100,7 @@ class ServerProcess:
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,  # a Ctrl-C is for the measurement, which then ends the server
         )
+        self._ended = False
         self._listening = asyncio.create_task(self._listen(self._process))
         try:
             async with asyncio.timeout(patience), httpx.AsyncClient(trust_env=False) as http:
@@ -118,8 +126,14 @@ class ServerProcess:
         await self._end(signal.SIGKILL)
 
     async def stop(self) -> int:
-        """End it in order; its exit code."""
+        """End it in order, or kill it where that takes too long; its exit code."""
         return await self._end(signal.SIGTERM)
+
+    async def revive(self) -> None:
+        """Start it again if it has ended by itself."""
+        if self._process is not None and self._process.returncode is not None:
+            await self._end(signal.SIGKILL)
+            await self.start()
 
     def freeze(self, *, what: Sequence[int] | None = None) -> None:
         """Stop its clock, and that of its workers, until `thaw`."""
@@ -136,12 +150,17 @@ class ServerProcess:
 
     async def _end(self, number: signal.Signals) -> int:
         process = self._process
-        if process is None:
+        if process is None or self._ended:
             return 0
+        self._ended = True
         if process.returncode is None:
             with suppress(ProcessLookupError):
                 process.send_signal(number)
-        code = await process.wait()
+            code = await _waited_for(process)
+            self.unclean += number == signal.SIGTERM and code != 0
+        else:
+            code = process.returncode
+            self.died += 1
         if self._listening is not None:
             await asyncio.wait({self._listening}, timeout=2)
             self._listening.cancel()
@@ -151,6 +170,15 @@ class ServerProcess:
         assert process.stderr is not None
         while line := await process.stderr.readline():
             self.said.append(line.decode(errors="replace").rstrip())
+
+
+async def _waited_for(process: asyncio.subprocess.Process) -> int:
+    """Its exit code; one that does not end is killed."""
+    with suppress(TimeoutError):
+        return await asyncio.wait_for(process.wait(), ENDS_WITHIN)
+    with suppress(ProcessLookupError):
+        process.kill()
+    return await process.wait()
 
 
 def _told(settings: Settings) -> dict[str, str]:
