@@ -14,7 +14,9 @@ from rallychat.bench.faults import Faults
 from rallychat.bench.server import ServerProcess
 from rallychat.settings import Settings
 
-DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(600)"
+DEAF = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(600)"
+)
 
 
 async def playing(tmp_path: Path, program: str) -> tuple[ServerProcess, asyncio.subprocess.Process]:

@@ -92,6 +92,32 @@ async def test_a_refusal_that_is_no_wish_to_wait_is_unexpected(monkeypatch: pyte
     assert refusals == {"503": 1, "404": 1, "unexpected: 404 gone": 1}
 
 
+@pytest.mark.parametrize("end", [[event(1)], [event(1), Cut("gone")]], ids=["silent", "broken"])
+async def test_a_stream_that_breaks_is_counted_and_told_from_a_refusal(
+    end: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rallychat.bench.client.AGAIN", (0, 0))
+    line = Line([Refused(503, "busy")], [event(0, "response.created"), *end], [event(2, END)])
+    async with httpx.AsyncClient() as http:
+        me = Talker(line, http, refusals := Counter[str](), random.Random(1))
+        await me.say(Sent("Hi", "key", "conv"))
+    assert (me.broken, refusals) == (1, {"503": 1})
+
+
+async def test_a_request_that_gets_no_answer_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rallychat.bench.client.AGAIN", (0, 0))
+    answers = iter([httpx.ConnectError("nobody there"), httpx.Response(200, json={"id": "conv_1"})])
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if isinstance(found := next(answers), Exception):
+            raise found
+        return found
+
+    async with httpx.AsyncClient(base_url="http://test", transport=httpx.MockTransport(answer)) as http:
+        me = Talker(Line(), http, Counter(), random.Random(1))
+        assert (await me.conversation("key"), me.broken) == ("conv_1", 1)
+
+
 async def test_what_the_server_lost_or_doubled_is_counted() -> None:
     def item(text: str) -> dict[str, Any]:
         said = [{"type": "input_text", "text": text}]

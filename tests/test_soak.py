@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from rallychat.bench import soak
-from rallychat.bench.chaos import ECHO
+from rallychat.bench.chaos import ECHO, called_off
 from rallychat.settings import Settings
 
 
@@ -16,6 +17,16 @@ def test_what_grows_has_a_slope_and_what_warms_up_has_none() -> None:
     first, second = soak.rows(looks[0][1], looks, {"leak_mb": 199.0, "warm_mb": 0.0})
     assert (first["slope_per_hour"], first["most"], first["after"]) == (100, 199, 199)
     assert (second["slope_per_hour"], second["warm"], second["last"], second["after"]) == (0, 20, 20, 0)
+
+
+async def test_a_person_who_fails_when_all_are_going_is_not_overlooked() -> None:
+    async def failing() -> None:
+        raise RuntimeError("not the server's fault")
+
+    task = asyncio.create_task(failing())
+    await asyncio.wait({task})
+    with pytest.raises(RuntimeError):
+        await called_off([task])
 
 
 @pytest.mark.timeout(180)
@@ -34,5 +45,7 @@ async def test_when_everybody_has_gone_nothing_is_busy(tmp_path: Path) -> None:
     ]
     assert table["server_mb"]["most"] > 50
     assert table["answers"]["after"] >= 3
-    assert [table[name]["after"] for name in ("failed", "gaps", "repeats", "stuck", "refused")] == [0] * 5
+    assert [table[name]["after"] for name in ("failed", "gaps", "repeats", "stuck", "refused", "cut")] == [
+        0
+    ] * 6
     assert image.stat().st_size > 1000

@@ -90,12 +90,12 @@ async def run_chaos(
         world = await _people(server, people, rng, stack)
         began = time.monotonic()
         chatting = [asyncio.create_task(_chat(world, number)) for number in range(people)]
-        stack.push_async_callback(_called_off, chatting)
+        stack.push_async_callback(called_off, chatting)
         await _fail(world, Faults(server, world.people, database, rng), rng, minutes * 60, tell)
         world.over = True
         _, stuck = await asyncio.wait(chatting, timeout=SETTLE)
         seconds = time.monotonic() - began
-        await _called_off(chatting)
+        await called_off(chatting)
         if not world.sent:
             said = "; ".join(world.refusals) or server.last_words
             raise EngineUnavailable(f"Nobody could say anything, so nothing could be lost: {said}")
@@ -170,7 +170,8 @@ async def _fail(
             world.faults[name] += await faults.all[name]()
 
 
-async def _called_off(tasks: Sequence[asyncio.Task[None]]) -> None:
+async def called_off(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Ends them; what one has failed with is raised."""
     for task in tasks:
         task.cancel()
     for outcome in await asyncio.gather(*tasks, return_exceptions=True):

@@ -175,6 +175,8 @@ class Talker:
         self._refusals = refusals
         self._rng = rng
         self._cut = False
+        self.broken = 0
+        """Requests and streams that ended early, not counting those of `cut`."""
 
     def cut(self) -> None:
         """The connection of this moment breaks."""
@@ -189,7 +191,7 @@ class Talker:
                     return str(made.json()["id"])
                 self._refused(made.status_code, made.text)
             except (httpx.HTTPError, ValueError):
-                pass
+                self.broken += 1
             await self._rest()
 
     async def say(self, sent: Sent) -> None:
@@ -202,10 +204,11 @@ class Talker:
                         self._saw(sent, event)
                         if self._cut or sent.ended:
                             break
+                self.broken += not (self._cut or sent.ended)
             except Refused as exc:
                 self._refused(exc.status, str(exc))
             except Cut:
-                pass
+                self.broken += 1
             if not sent.ended:
                 sent.resumed += 1
                 await self._rest()

@@ -23,7 +23,7 @@ import httpx
 import psutil
 
 from rallychat.bench import plot
-from rallychat.bench.chaos import world_of
+from rallychat.bench.chaos import called_off, world_of
 from rallychat.bench.client import PATIENCE, Plain, Sent, Talker
 from rallychat.bench.server import ServerProcess, running
 from rallychat.bench.turns import wish_to_stop
@@ -57,6 +57,7 @@ class Heard:
     stuck: int = 0
     """People who still waited at the very end."""
     refusals: Counter[str] = field(default_factory=Counter)
+    people: list[Talker] = field(default_factory=list)
 
     def of(self, sent: Sent) -> None:
         """An answer that has ended."""
@@ -69,7 +70,8 @@ class Heard:
         """As part of a look."""
         refused = sum(count for status, count in self.refusals.items() if status.isdecimal())
         counts = {name: getattr(self, name) for name in ("answers", "failed", "gaps", "repeats", "stuck")}
-        return {name: float(count) for name, count in (counts | {"refused": refused}).items()}
+        counts |= {"refused": refused, "cut": sum(each.broken for each in self.people)}
+        return {name: float(count) for name, count in counts.items()}
 
 
 async def run_soak(
@@ -101,18 +103,17 @@ async def run_soak(
         heard = Heard()
         line = Plain(http, server.model, max_tokens=TOKENS)
         before, over = await _look(server, http, heard), asyncio.Event()
+        heard.people = [Talker(line, http, heard.refusals, rng) for _ in range(users)]
         people = [
-            asyncio.create_task(_chat(Talker(line, http, heard.refusals, rng), number, over, rng, heard))
-            for number in range(users)
+            asyncio.create_task(_chat(each, number, over, rng, heard))
+            for number, each in enumerate(heard.people)
         ]
         try:
             looks = await _watch(server, http, people, minutes * 60, heard, tell)
             over.set()
             _, stuck = await asyncio.wait(people, timeout=SETTLE)
         finally:
-            for person in people:
-                person.cancel()
-            await asyncio.gather(*people, return_exceptions=True)
+            await called_off(people)
         await http.aclose()
         heard.stuck = len(stuck)
         after = await _quiet(server, heard, tasks=before["tasks"])
