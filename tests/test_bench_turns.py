@@ -14,7 +14,7 @@ from rallychat.bench import talk
 from rallychat.bench.lengths import lengths
 from rallychat.bench.neighbours import run_neighbours
 from rallychat.bench.scripted import scripted
-from rallychat.bench.turns import run_turns
+from rallychat.bench.turns import run_turns, share
 from rallychat.bench.ways import NAMES
 from rallychat.errors import InvalidRequest
 from rallychat.settings import Settings
@@ -45,6 +45,12 @@ def test_questions_of_like_length_are_said_once_and_too_few_are_refused_with_bot
     assert {tokens[text] for text in said} <= set(range(30, 36))
     with pytest.raises(InvalidRequest, match=r"\d+ messages have 30 to 35 tokens, and 5000 turns"):
         talk.alike(None, 5000, tokens, range(30, 36))
+
+
+def test_a_percentile_is_the_value_of_its_own_rank_and_no_later_one() -> None:
+    values = [float(number) for number in range(100, 0, -1)]
+    assert [share(values, part / 100) for part in range(1, 101)] == sorted(values)
+    assert (share([3.0], 0.05), share([1.0, 2.0], 0.95), share([1.0, 2.0], 0.5)) == (3, 2, 1)
 
 
 async def test_only_questions_of_the_wanted_length_are_said_and_prompts_are_counted(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import signal
 import statistics
 import tempfile
@@ -176,9 +177,9 @@ def wish_to_stop() -> Iterator[asyncio.Event]:
 
 
 def share(values: Sequence[float], part: float) -> float:
-    """The value below which `part` of them lie."""
+    """The least of them that at least `part` of them do not exceed."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(len(ordered) * part))]
+    return ordered[max(0, math.ceil(len(ordered) * part - 1e-9) - 1)]  # 100 * 0.07 is more than 7
 
 
 async def _row(way: Way, second: Way | None) -> dict[str, Any]:
