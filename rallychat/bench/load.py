@@ -11,12 +11,13 @@ import asyncio
 import json
 import os
 import signal
+import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,6 +40,7 @@ from rallychat.sources import weights_path
 PATIENCE = 120.0
 WINDOW = 2048
 CUT, EMPTY = "the stream ended early", "not a token was said"
+UNENDED = "its round was cut off"
 DELTAS = frozenset({"response.output_text.delta", "response.reasoning_text.delta"})
 TEXTS = ("content", "reasoning_content")
 
@@ -77,6 +79,16 @@ class Arm(Protocol):
         ...
 
 
+@contextmanager
+def _also_unended(tell: Callable[[Said], None]) -> Iterator[None]:
+    """Tells of a turn that is under way when its round is cut off."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        tell(Said(failure=UNENDED))
+        raise
+
+
 class Ours:
     """RallyChat: a conversation on the server, and each time only what is new."""
 
@@ -91,7 +103,9 @@ class Ours:
         conversation = (await self._http.post("/v1/conversations", json={})).json()["id"]
         for turn in person.turns:
             await asyncio.sleep(turn.think)
-            tell(await self._say(turn, conversation))
+            with _also_unended(tell):
+                said = await self._say(turn, conversation)
+            tell(said)
 
     async def _say(self, turn: Turn, conversation: str) -> Said:
         line = Plain(self._http, self._server.model, max_tokens=turn.max_tokens, temperature=0)
@@ -148,7 +162,8 @@ class Direct:
         for turn in person.turns:
             await asyncio.sleep(turn.think)
             history.append({"role": "user", "content": turn.text})
-            said, answer = await self._say(history, turn.max_tokens, slot)
+            with _also_unended(tell):
+                said, answer = await self._say(history, turn.max_tokens, slot)
             history.append({"role": "assistant", "content": answer})
             tell(said)
 
@@ -228,10 +243,11 @@ async def run_load(
     out: Path | None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
-    """One row an arm; Ctrl-C ends it early with what there is.
+    """One row an arm; Ctrl-C ends it early with the rounds that all arms have had.
 
-    Columns: `arm`, `rounds`, `turns`, `failures`, `first_ms` and `first_p95_ms` (time to first token), `tokens_per_s`
-    (of all people together, thinking included), `cached_share` (of all prompt tokens).
+    Columns: `arm`, `rounds`, `turns`, `failures`, `unended` (under way when a round was cut off), `first_ms` and
+    `first_p95_ms` (time to first token), `tokens_per_s` (of all people together, thinking included), `cached_share` (of
+    all prompt tokens).
 
     Raises:
         InvalidRequest: a file is not what it should be. EngineUnavailable: an arm could not be started.
@@ -245,12 +261,16 @@ async def run_load(
         until, longest, number = time.monotonic() + minutes * 60, 0.0, 0
         while not stop.is_set() and (not number or time.monotonic() + longest < until):
             began, people = time.monotonic(), next(plan)
+            before = {name: replace(told, said=[*told.said]) for name, told in found.items()}
             for at in range(len(arms)):
                 arm = arms[(at + number) % len(arms)]
                 limit = max(30.0, (until - time.monotonic()) / (len(arms) - at))
                 await _measured(arm, people, found[arm.name], limit, stop, out)
                 tell(_progress(number + 1, arm.name, found[arm.name]))
             longest, number = max(longest, time.monotonic() - began), number + 1
+            if stop.is_set():
+                found = before
+                tell(f"stopped in round {number}, which does not count")
     if image is not None:
         curves = {name: _percentiles(told) for name, told in found.items() if _ended(told)}
         if curves:
@@ -343,14 +363,15 @@ def _progress(number: int, name: str, told: Told) -> str:
 
 
 def _row(name: str, told: Told) -> dict[str, Any]:
-    ended = _ended(told)
+    ended, unended = _ended(told), sum(said.failure == UNENDED for said in told.said)
     times, prompt = [said.first_ms for said in ended], sum(said.prompt for said in ended)
     return {
         "arm": name,
         "rounds": told.rounds,
         "turns": len(ended),
-        "failures": len(told.said) - len(ended),
-        "first_ms": round(share(times, 0.5)) if times else None,
+        "failures": len(told.said) - len(ended) - unended,
+        "unended": unended,
+        "first_ms": round(statistics.median(times)) if times else None,
         "first_p95_ms": round(share(times, 0.95)) if times else None,
         "tokens_per_s": round(sum(said.tokens for said in ended) / told.seconds, 1) if told.seconds else None,
         "cached_share": round(sum(said.cached for said in ended) / prompt, 3) if prompt else None,
