@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Never
@@ -19,6 +20,13 @@ def on_signals(act: Callable[[], object], *numbers: signal.Signals) -> Iterator[
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def endings() -> tuple[signal.Signals, ...]:
+    """What tells a program to end beside Ctrl-C: SIGTERM, and SIGHUP where it is not ignored, as `nohup` has it."""
+    if sys.platform == "win32" or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        return (signal.SIGTERM,)
+    return (signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager

@@ -78,8 +78,9 @@ async def run_chaos(
         own = world_of(settings, folder)
         database = None
         if postgres:
-            database = await asyncio.to_thread(Database)
+            database = Database()
             stack.callback(database.close)
+            await asyncio.to_thread(database.begin)
         server = ServerProcess(
             own,
             own.model,

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -27,14 +28,21 @@ class Database:
     """A PostgreSQL of its own, stopped and started. Its programs are looked for where Debian puts them, too."""
 
     def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="rallychat-pg-", dir="/tmp"))
+        self._ctl, self._initdb = (_program(name) for name in ("pg_ctl", "initdb"))
         self._user = "postgres" if os.name == "posix" and os.getuid() == 0 else None  # it refuses to be root
-        self._ctl, initdb = (_program(name) for name in ("pg_ctl", "initdb"))
-        if self._user:
-            shutil.chown(self._folder, self._user)
-        how = ["-U", "rallychat", "--auth=trust", "--encoding=UTF8"]
-        self._do(initdb, "-D", str(self._data), *how)
-        self.start()
+        self._folder = Path(tempfile.mkdtemp(prefix="rallychat-pg-", dir="/tmp"))
+        self._beginning, self._over = threading.Lock(), False
+
+    def begin(self) -> None:
+        """Makes it and starts it, unless it was closed before."""
+        with self._beginning:
+            if self._over:
+                return
+            if self._user:
+                shutil.chown(self._folder, self._user)
+            how = ["-U", "rallychat", "--auth=trust", "--encoding=UTF8"]
+            self._do(self._initdb, "-D", str(self._data), *how)
+            self.start()
 
     @property
     def url(self) -> str:
@@ -56,10 +64,12 @@ class Database:
         self._do(self._ctl, "-D", str(self._data), "-m", "immediate", "stop")
 
     def close(self) -> None:
-        """Ends it and removes its data."""
-        with suppress(subprocess.CalledProcessError):
-            self.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        """Ends it and removes its data; what is just beginning is waited for, which no cancel ends."""
+        with self._beginning:
+            self._over = True
+            with suppress(subprocess.CalledProcessError):
+                self.stop()
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _do(self, *command: str) -> None:
         subprocess.run(

@@ -28,7 +28,7 @@ from rallychat.bench import plot
 from rallychat.bench.client import Cut, Plain, Refused, Sent
 from rallychat.bench.folders import apart
 from rallychat.bench.people import Person, Turn, made_up, rounds, traced
-from rallychat.bench.server import ServerProcess, free_port, running
+from rallychat.bench.server import ServerProcess, dies_with_us, free_port, running
 from rallychat.bench.turns import share, wish_to_stop
 from rallychat.catalog import ANY
 from rallychat.chat import ChatService
@@ -213,6 +213,7 @@ async def _engine(spec: WorkerSpec, threads: int) -> AsyncIterator[tuple[asyncio
         stdin=pipe,
         stdout=pipe,
         start_new_session=True,
+        preexec_fn=dies_with_us,  # a frozen one does not notice that its input has ended
     )
     assert process.stdin is not None
     assert process.stdout is not None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
 import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 
@@ -31,6 +32,17 @@ _TOLD = {
 }  # fmt: skip
 """Settings of engines and prompts: what of a person's settings such a server has, too."""
 _KEPT = ("RALLYCHAT_DEBUG", "RALLYCHAT_HUB_TOKEN")
+
+
+def _on_linux() -> Callable[[], None] | None:
+    if sys.platform != "linux":
+        return None
+    libc, set_death_signal = ctypes.CDLL(None), 1
+    return lambda: libc.prctl(set_death_signal, signal.SIGKILL)
+
+
+dies_with_us = _on_linux()
+"""For `preexec_fn`: the process is killed when this one dies, however it does, and even where it is frozen."""
 
 
 class ServerProcess:
@@ -99,6 +111,7 @@ class ServerProcess:
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,  # a Ctrl-C is for the measurement, which then ends the server
+            preexec_fn=dies_with_us,
         )
         self._ended = False
         self._listening = asyncio.create_task(self._listen(self._process))
