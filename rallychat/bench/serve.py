@@ -40,7 +40,7 @@ QUESTION = (
     "Explain {subject} number {number} to a curious beginner, in as much detail as you can, step by step."
 )
 THREADS_ROUNDS = 1
-"""Rounds of the 2023 way per user count: it is slow enough to be clear."""
+"""The first rounds of each user count, which the 2023 way has, too: it is slow enough to be clear."""
 
 
 async def run_serve(
@@ -69,8 +69,10 @@ async def run_serve(
         for arm in (
             raw,
             ours,
-        ):  # every slot has then held a prompt, and shares the template's first tokens with any
+        ):  # then every slot has held a prompt, and shares the template's first tokens with any
             await arm.answer(prompts[:slots], 4)
+        if old is not None:
+            await old.answer(prompts[:1], 4)
         fresh = iter(prompts[slots:])
         for count in users:
             rows += await _compare(count, [raw, ours], old, fresh, rounds=rounds, max_tokens=max_tokens)
@@ -110,8 +112,8 @@ async def _compare(
         asked = list(islice(fresh, count))
         for arm in pair if number % 2 else reversed(pair):
             done[arm.name].append(await arm.answer(asked, max_tokens))
-    if old is not None:
-        done[old.name] = [await old.answer(asked, max_tokens) for _ in range(THREADS_ROUNDS)]
+        if old is not None and number < THREADS_ROUNDS:
+            done.setdefault(old.name, []).append(await old.answer(asked, max_tokens))
     raw = done[pair[0].name]
     return [_row(count, name, found, raw) for name, found in done.items()]
 
