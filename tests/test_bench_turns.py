@@ -12,11 +12,11 @@ import pytest
 
 from rallychat.bench import talk
 from rallychat.bench.lengths import lengths
-from rallychat.bench.neighbours import run_neighbours
+from rallychat.bench.neighbours import THINK, run_neighbours
 from rallychat.bench.scripted import scripted
 from rallychat.bench.turns import run_turns, share
 from rallychat.bench.ways import NAMES
-from rallychat.errors import InvalidRequest
+from rallychat.errors import EngineUnavailable, InvalidRequest
 from rallychat.settings import Settings
 
 
@@ -126,4 +126,11 @@ async def test_neighbours_are_measured_alone_and_beside_compaction(settings: Set
     )
     assert [row["arm"] for row in rows] == ["alone", "beside compaction"]
     assert rows[0]["background_tokens"] < rows[1]["background_tokens"]
-    assert len(told) == 2
+    assert rows[0]["memories"] == 0 < rows[1]["memories"]
+    assert rows[0]["think_s"] == rows[1]["think_s"] >= THINK[0]
+    assert len(told) == 3
+
+
+async def test_neighbours_that_are_never_compacted_are_no_measurement(settings: Settings) -> None:
+    with pytest.raises(EngineUnavailable, match="is not compacted here"):
+        await run_neighbours(settings.model_copy(update={"slots": 5, "strategy": "last_n"}), people=1)
