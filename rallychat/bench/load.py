@@ -1,8 +1,9 @@
 """`rallychat bench load`: people who come, ask, read and think, against the same engine used directly.
 
 Three arms answer the same people in turn, round by round: RallyChat, which keeps the conversation; the raw engine with
-each person's slot chosen by hand; and the raw engine as a plain llama-server, which picks a slot itself. Both of these
-are sent the whole history each time. While one arm is measured the others stand still, their processes stopped.
+each person's slot chosen by hand; and the raw engine as a plain llama-server, which picks a slot itself and keeps in
+memory what had to leave one. Both of these are sent the whole history each time. While one arm is measured the others
+stand still, their processes stopped.
 """
 
 from __future__ import annotations
@@ -205,7 +206,9 @@ class Direct:
 
 
 @asynccontextmanager
-async def _engine(spec: WorkerSpec, threads: int) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+async def _engine(
+    spec: WorkerSpec, threads: int, *, plain: bool
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     """The raw engine's server and its address, until the block ends."""
     port, pipe = free_port(), asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
@@ -218,7 +221,7 @@ async def _engine(spec: WorkerSpec, threads: int) -> AsyncIterator[tuple[asyncio
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        job = {"spec": asdict(spec), "port": port, "threads": threads}
+        job = {"spec": asdict(spec), "port": port, "threads": threads, "plain": plain}
         process.stdin.write(json.dumps(job).encode() + b"\n")
         while b'"ready"' not in (line := await process.stdout.readline()):
             if not line:
@@ -293,7 +296,7 @@ async def _arms(settings: Settings, users: int, stack: AsyncExitStack) -> list[A
     spec = WorkerSpec("llamacpp", model.id, path, slots=slots, window=WINDOW, threads=settings.threads)
     # an engine each: what one of them has read must not be in the other's cache
     (by_hand, here), (plain, there) = [
-        await stack.enter_async_context(_engine(spec, users + 4)) for _ in range(2)
+        await stack.enter_async_context(_engine(spec, users + 4, plain=stock)) for stock in (False, True)
     ]
 
     async def to(address: str) -> httpx.AsyncClient:
