@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 import httpx
@@ -106,12 +106,14 @@ async def test_a_stream_that_breaks_is_counted_and_told_from_a_refusal(
 
 async def test_a_request_that_gets_no_answer_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rallychat.bench.client.AGAIN", (0, 0))
-    answers = iter([httpx.ConnectError("nobody there"), httpx.Response(200, json={"id": "conv_1"})])
+    failed, made = httpx.ConnectError("nobody there"), httpx.Response(200, json={"id": "conv_1"})
+    answers: Iterator[httpx.ConnectError | httpx.Response] = iter([failed, made])
 
     def answer(request: httpx.Request) -> httpx.Response:
-        if isinstance(found := next(answers), Exception):
-            raise found
-        return found
+        found = next(answers)
+        if isinstance(found, httpx.Response):
+            return found
+        raise found
 
     async with httpx.AsyncClient(base_url="http://test", transport=httpx.MockTransport(answer)) as http:
         me = Talker(Line(), http, Counter(), random.Random(1))

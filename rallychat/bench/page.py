@@ -102,14 +102,14 @@ async def _round(service: ChatService, count: int, measured: Measured) -> None:
         measured.page_ms.append((time.thread_time() - start) * 1000)
         measured.page_bytes.append(len(update))
     chatbot, diff = _gradio()
-    sent: Any = None
+    last: Any = None
     for text in texts:
         start = time.thread_time()
         now = chatbot.postprocess([*history, _said("assistant", text)]).model_dump()
-        data = orjson.dumps(now if sent is None else diff(sent, now))
+        data = orjson.dumps(now if last is None else diff(last, now))
         measured.chatbot_ms.append((time.thread_time() - start) * 1000)
         measured.chatbot_bytes.append(len(data))
-        sent = now
+        last = now
 
 
 async def _chat(service: ChatService, count: int) -> tuple[str, list[dict[str, str]]]:
