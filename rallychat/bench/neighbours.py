@@ -69,10 +69,10 @@ async def run_neighbours(
                 arms = list(seen.items())
                 for name, found in arms if number % 2 else reversed(arms):
                     others = people if name != "alone" else 0
-                    made = await _round(service, said, found, others=others, think=think)
+                    ended = await _round(service, said, found, others=others, think=think)
                     p95 = f"p95 of the first token {share(found.heard.first, 0.95):.0f} ms so far"
-                    ended = f", {made} compactions ended" if others else ""
-                    tell(f"round {number + 1} of {rounds}, {name}: {p95}{ended}")
+                    beside = f", {ended} compactions ended" if others else ""
+                    tell(f"round {number + 1} of {rounds}, {name}: {p95}{beside}")
     alone = seen["alone"]
     return [{**_row(name, found, alone), "think_s": round(think, 1)} for name, found in seen.items()]
 

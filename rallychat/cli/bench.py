@@ -141,7 +141,11 @@ async def bench_load(
         image=image, out=out, tell=progress,
     )  # fmt: skip
     where = "times of the trace" if trace else f"times made up in the trace's shape, seed {seed}"
-    show(rows, as_json=as_json, title=f"{settings.model}, {users} people, {where}, {speed:g} times as fast")
+    show(
+        rows,
+        as_json=as_json,
+        title=f"{settings.model}, {users} people, {where}, thinking {speed:g} times as fast",
+    )
 
 
 async def bench_hf(
