@@ -32,7 +32,9 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Any]]
     return found
 
 
-words = st.text(st.sampled_from("ab é🦜\n你.<|>"), max_size=12)
+UNKNOWN = "🐳🇩\u200d"
+"""Characters that are in no vocabulary here: several tokens each."""
+words = st.text(st.sampled_from("ab é🦜\n你.<|>" + UNKNOWN), max_size=12)
 parts = st.lists(st.tuples(words, st.sampled_from(NONE_MERGED)).map("".join), min_size=1, max_size=5)
 
 
@@ -74,6 +76,25 @@ def test_however_tokens_arrive_the_text_is_the_same_and_no_character_is_cut(
         assert "\ufffd" not in part
         shown, told, at = shown + part, told + list(tokens), at + size
     assert (shown, told) == (text, ids)
+
+
+@pytest.mark.parametrize("text", ["🐳🐳🐳!", "a 🇩🇪🇫🇷 b", "👨‍👩‍👧 👩🏽‍🚀"])
+@pytest.mark.parametrize("kind", LOSSLESS)
+def test_characters_of_several_tokens_in_a_row_are_told_one_after_another(
+    read: Any, kind: str, text: str
+) -> None:
+    ours, _ = read[kind]
+    stream = ours.stream()
+    parts = [stream.feed([token])[0] for token in ours.encode(Piece(text, special=False))]
+    assert "".join(parts) == text
+    assert all(len(part) <= 2 for part in parts), "each as soon as it is whole, with the space in front"
+
+
+def test_a_character_behind_half_of_one_is_told(read: Any) -> None:
+    ours, _ = read["llama"]
+    whale, letter = (ours.encode(Piece(text, special=False)) for text in ("🐳", "a"))
+    text, _ = ours.stream().feed([*whale, whale[0], *letter, *whale])
+    assert text == "🐳\ufffda🐳"
 
 
 def test_what_parts_thoughts_from_answers_in_gpt_oss_is_told_and_other_control_tokens_are_not(

@@ -80,7 +80,8 @@ class TokenStream:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._shown: list[int] = []
-        """The tokens told last: what comes is decoded behind them, because a text's first token may lose its space."""
+        """The tokens told last, whole characters: what comes is decoded behind them, because a text's first token may
+        lose its space."""
         self._waiting: list[int] = []
 
     def feed(self, ids: Sequence[int]) -> tuple[str, tuple[int, ...]]:
@@ -93,9 +94,13 @@ class TokenStream:
             whole = self._decode(self._shown + self._waiting)
             if whole.endswith(_HALF) and len(self._waiting) < _LONGEST:
                 continue
-            texts.append(whole[len(before) :])
+            # With byte fallback one half spoils all bytes that it stands beside, those told before it too.
+            text = whole[len(before) :] if whole.startswith(before) else self._decode(self._waiting)
+            texts.append(text)
             told += self._waiting
-            self._shown, self._waiting = (self._shown + self._waiting)[-_LONGEST:], []
+            if text:
+                self._shown = [] if text.endswith(_HALF) else self._waiting
+            self._waiting = []
         return "".join(texts), tuple(told)
 
     def _decode(self, ids: list[int]) -> str:
