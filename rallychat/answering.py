@@ -340,7 +340,8 @@ def _request(
         "stop_token_ids": ends,
     }
     prompt = [*plan.ids, *(so_far or ())]
-    return CompletionRequest(model=adapter or engine.spec.model, prompt=prompt, **given)
+    said = plan.said + len(so_far or ())
+    return CompletionRequest(model=adapter or engine.spec.model, prompt=prompt, said=said, **given)
 
 
 def _opaque(session: str) -> str | None:

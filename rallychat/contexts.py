@@ -244,7 +244,7 @@ class Contexts:
         voice, path = self._voice(conversation, path, model, engine)
         return await plan_turn(
             path,
-            voice=voice,
+            voice=replace(voice, goes_on=False),
             strategy=strategy,
             budget=self.budget(conversation, model, engine, max_tokens, asked=wish.budget),
             memory=memory or standing,

@@ -40,7 +40,8 @@ class Plan:
     """A prompt ready for the engine.
 
     `spans` are the ids of the last message, and of those that had none, or others, to be kept; `key` is that of the
-    answer's. `fresh` is a memory that was made for this prompt and belongs into the store before it is used.
+    answer's. `fresh` is a memory that was made for this prompt and belongs into the store before it is used. `said`
+    counts its last ids that are an answer which goes on.
     """
 
     ids: list[int]
@@ -48,19 +49,22 @@ class Plan:
     key: str = ""
     spans: Mapping[str, TokenSpan] = field(default_factory=dict)
     fresh: Memory | None = None
+    said: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Voice:
     """What a conversation's prompts are written and counted with.
 
-    `facts` are what the ids depend on beside the text: model and template.
+    `facts` are what the ids depend on beside the text: model and template. `goes_on`: an answer at the end of a path
+    is not complete; else what follows it is the next question.
     """
 
     system: str
     template: PromptTemplate
     facts: tuple[str, ...]
     client: EngineClient
+    goes_on: bool = True
 
 
 Search = Callable[[Sequence[Turn], str], Awaitable[Sequence[Hit]]]
@@ -116,7 +120,16 @@ async def plan_turn(
         key=token_log.said_key(_base(voice, path, sized.selection.memory)),
         spans={name: span for name, span in spans.items() if span != known.get(name)},
         fresh=sized.selection.memory if sized.selection.fresh else None,
+        said=_said(path[-1], sized) if voice.goes_on else 0,
     )
+
+
+def _said(last: StoredMessage, sized: Sized) -> int:
+    """Tokens of the answer that a prompt ends with."""
+    *asked, entry = sized.entries
+    if last.role != "assistant" or entry.message_id != last.id or not any(each.ids for each in asked):
+        return 0
+    return len(entry.ids or ())
 
 
 def _without_barred(path: Sequence[StoredMessage]) -> Sequence[StoredMessage]:
@@ -164,7 +177,8 @@ async def _fitting(
 def _counted(turns: list[Turn], sized: Sized, budget: Budget) -> tuple[list[Turn], Budget]:
     """Turns and budget with what was just counted."""
     known = {entry.message_id: len(entry.ids or ()) for entry in sized.entries if entry.message_id}
-    if not known:  # boundaries unknown: the kept turns share the tokens by their length
+    whole = any(entry.message_id is None and entry.kind not in _STANDS for entry in sized.entries)
+    if whole or not known:  # boundaries unknown: the kept turns share the tokens by their length
         inside = [turn for turn in turns if turn.id in sized.selection.kept]
         said = sum(len(turn.text) + 1 for turn in inside)
         known = {turn.id: sized.total * (len(turn.text) + 1) // said for turn in inside}
@@ -249,6 +263,7 @@ async def _sized(path: Sequence[StoredMessage], selection: Selection, voice: Voi
             template=voice.template,
             base=base,
             blank=selection.blank,
+            goes_on=voice.goes_on,
         ),
     )
     unknown = [entry for entry in entries if entry.ids is None]

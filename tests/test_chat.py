@@ -7,7 +7,7 @@ import errno
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from rallychat.bench.scripted import scripted
 from rallychat.catalog import Sampling
 from rallychat.chat import ChatService
 from rallychat.engines.client import EngineClient
-from rallychat.engines.protocol import CompletionRequest, EngineEvent
+from rallychat.engines.protocol import CompletionRequest, EngineEvent, Tokens
 from rallychat.errors import (
     Conflict,
     EngineUnavailable,
@@ -172,6 +172,36 @@ async def test_stop_keeps_the_partial_answer_and_continue_goes_on_in_the_same_me
         again = await service.store.message(run.message_id)
         assert again.text == stored.text + more.text
         assert end.usage.cached_tokens >= end.usage.prompt_tokens - 2
+
+
+async def test_an_engine_is_told_how_much_of_a_prompt_is_the_answer_so_far(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask, asked, heard = EngineClient.generate, list[CompletionRequest](), 0
+
+    async def pausing(
+        client: EngineClient, request: CompletionRequest, **given: str | None
+    ) -> AsyncIterator[EngineEvent]:
+        nonlocal heard
+        asked.append(request)
+        async with aclosing(ask(client, request, **given)) as events:
+            async for event in events:
+                yield event
+                heard += isinstance(event, Tokens)
+                if heard == 3 and len(asked) == 1:
+                    raise Preempted
+
+    monkeypatch.setattr(EngineClient, "generate", pausing)
+    async with world("delay_ms = 1") as service:
+        words = " ".join(f"w{n}" for n in range(99))
+        run = await service.turn(await conversation(service), words, sampling=Sampling(max_tokens=60))
+        await ended(run)
+        await ended(await service.continue_answer(run.message_id, sampling=Sampling(max_tokens=7)))
+    begun, resumed = asked[:2]
+    continued = next(request for request in asked if request.max_tokens == 7)
+    for request in (resumed, continued):
+        assert request.prompt[: -request.said] == begun.prompt
+    assert begun.said == 0 < resumed.said < continued.said == 60
 
 
 async def test_an_answer_to_a_question_that_is_excluded_does_not_go_on(world: World) -> None:

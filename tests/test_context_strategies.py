@@ -14,8 +14,9 @@ from rallychat.context.strategies import LastN, Remembering, names, register_str
 from rallychat.context.types import Budget, Memory, Refused, Selection, Turn, answer_reserve
 from rallychat.errors import ContextOverflow, InvalidRequest
 from rallychat.prompts import PromptTemplate
+from rallychat.store import TokenSpan
 from rallychat.turns import turns_of
-from tests.context_world import DAY, Talk
+from tests.context_world import CHATML, DAY, Talk
 
 
 def turns(count: int, *, tokens: int = 100) -> list[Turn]:
@@ -407,6 +408,29 @@ async def test_a_template_of_unknown_boundaries_is_trimmed_all_the_same() -> Non
         plan = await talk.turn(f"t{n} " + "filler " * 10, "ok")
         assert len(plan.ids) <= talk.limits.limit
     assert plan.report.dropped
+
+
+WRITES_OTHERWISE = (
+    "{% for m in messages %}[{{ m.role }}: {{ m.content }}]{% endfor %}"
+    "{% if add_generation_prompt %}Answer: {% endif %}"
+)
+"""Answers stand in its history otherwise than they are asked for."""
+
+
+@pytest.mark.parametrize("logged", [True, False])
+@pytest.mark.parametrize("template", [CHATML, WRITES_OTHERWISE])
+async def test_an_answer_goes_on_where_it_was_left(template: str, logged: bool) -> None:
+    talk = Talk(strategy_named("full"), PromptTemplate(template), system="")
+    await talk.turn("one two", "three")
+    talk.add("user", "four five")
+    asked = await talk.plan()
+    said = talk.tokens.ids("six seven")
+    talk.add("assistant", "six seven", TokenSpan(asked.key, tuple(said)) if logged else None)
+    more = await talk.plan()
+    assert (more.ids, more.said, asked.said) == (asked.ids + said, len(said), 0)
+    kept = more.spans.get(talk.path[-1].id, talk.path[-1].span)
+    assert kept is not None, "what comes is kept behind it"
+    assert list(kept.ids) == said
 
 
 def test_the_answer_gets_what_was_asked_but_never_more_than_half() -> None:

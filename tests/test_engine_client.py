@@ -277,7 +277,7 @@ async def test_a_vllm_server_is_described_by_what_it_tells() -> None:
 async def test_a_vllm_server_gets_nothing_it_does_not_know() -> None:
     async with served(vllm) as server:
         client = client_of(server)
-        request = CompletionRequest(prompt=[1, 2], max_tokens=9, slot=3, seed=4, cache_salt="user-1")
+        request = CompletionRequest(prompt=[1, 2], max_tokens=9, slot=3, said=1, seed=4, cache_salt="user-1")
         events = [event async for event in client.generate(request, session="abc")]
     sent = server.asked[-1]
     assert events == [Tokens("Hi", (5,)), Tokens("", (2,)), Done("stop", 2, 2, 0)]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from rallychat.engines.protocol import Done
 from rallychat.engines.transformers import Transformers
 from tests import checkpoints
 from tests.transformers_world import Plain, answered, unread
@@ -75,6 +76,29 @@ async def test_after_a_prefix_was_reused(kind: str, base: Path, worn: Path | Non
         assert ids == plain.answer(turn)
         # An encoder reads a prompt as a whole: nothing of another one can be reused.
         assert done.cached_tokens == (cached if kind != "t5" or n == 2 else 0)
+
+
+async def test_an_answer_that_goes_on_ends_as_if_it_had_never_been_left(
+    base: Path, worn: Path | None, plain: Plain
+) -> None:
+    backend = opened(base, adapters={"it": worn} if worn else None, prefill=32)
+    prompt, *others = prompts(6, 30, 12, 44)
+    expected = plain.answer(prompt)
+    at = len(expected) // 2
+    assert at
+
+    async def rest(slot: int) -> tuple[list[int], Done]:
+        return await answered(backend, prompt + expected[:at], slot, said=at, max_tokens=20 - at)
+
+    assert (await rest(0))[0] == expected[at:]
+    await answered(backend, prompt, 1)
+    ids, done = await rest(1)
+    assert ids == expected[at:]
+    assert done.cached_tokens >= len(prompt)
+    beside = (answered(backend, other, 2 + n) for n, other in enumerate(others))
+    (ids, _), *found = await asyncio.gather(rest(0), *beside)
+    assert ids == expected[at:]
+    assert [each for each, _ in found] == [plain.answer(other) for other in others]
 
 
 async def test_while_others_come_and_go(base: Path, plain: Plain, worn: Path | None) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from rallychat.messages import Message, Piece, Text
-from rallychat.prompts import PromptTemplate
+from rallychat.prompts import PromptTemplate, Rendered
 from rallychat.store import StoredMessage, TokenSpan
 
 SAID = "said"
@@ -87,21 +87,26 @@ def entries(
     template: PromptTemplate,
     base: str,
     blank: Sequence[str] = (),
+    goes_on: bool = False,
 ) -> list[Entry]:
-    """The prompt of `rows`, entry by entry. Its last message is the user's, or an answer that goes on.
+    """The prompt of `rows`, entry by entry. Its last message is the user's, or an answer.
 
-    Where the template makes message boundaries unknowable the whole prompt is one entry of the last message.
+    Where the template makes message boundaries unknowable the whole prompt is one entry of the last message; but an
+    answer that goes on is one of its own.
 
     Args:
         rows: the messages that stand in it.
         memory: of older ones.
         blank: ids of messages whose words are left out.
+        goes_on: the answer that it ends with is not complete.
     """
     head = [Message.of("system", system)] if system else []
     hidden = frozenset(blank)
     messages = head + [as_shown(row, base, blank=row.id in hidden) for row in rows]
     rendered = template.render(messages, add_generation_prompt=rows[-1].role != "assistant", memory=memory)
     if not rendered.segmented:
+        if goes_on and rows[-1].role == "assistant" and len(rows) > 1:
+            return _going_on(rows, template.render(messages[:-1], memory=memory), base)
         pieces = rendered.chunks[0].pieces
         return [Entry(_kind(rows[-1]), None, pieces, text_key(base, pieces))]
     found: list[Entry] = []
@@ -120,6 +125,13 @@ def entries(
                 else _entry(row, chunk.pieces, base, rewritten=template.rewrites_history)
             )
     return found
+
+
+def _going_on(rows: Sequence[StoredMessage], before: Rendered, base: str) -> list[Entry]:
+    """What the last of the rows was asked with, and that answer as it was said: no template closes it."""
+    asked = tuple(piece for chunk in before.chunks for piece in chunk.pieces)
+    said = (Piece(rows[-1].text, special=False),)
+    return [Entry(_kind(rows[-2]), None, asked, ""), _entry(rows[-1], said, base, rewritten=False)]
 
 
 def _entry(row: StoredMessage, pieces: tuple[Piece, ...], base: str, *, rewritten: bool) -> Entry:

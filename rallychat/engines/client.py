@@ -34,7 +34,7 @@ from rallychat.errors import (
 )
 from rallychat.logs import request_id
 
-_OURS: Final = frozenset({"slot"})
+_OURS: Final = frozenset({"slot", "said"})
 """Fields of a request that only our own worker knows."""
 _FOREIGN_OVERFLOW: Final = re.compile(
     r"maximum context length is (\d+) tokens.*?(\d+) (?:input )?tokens", re.DOTALL

@@ -55,8 +55,12 @@ class Runner(Protocol):
         """What a token takes in a slot, where what it holds can be copied out and back; else 0."""
         ...
 
-    def begin(self, slot: int, prompt: list[int], adapter: int) -> int:
-        """Make the slot hold as much of the prompt's beginning as it can, not all of it. How many tokens that is."""
+    def begin(self, slot: int, prompt: list[int], adapter: int, said: int = 0) -> int:
+        """Make the slot hold as much of the prompt's beginning as it can, not all of it. How many tokens that is.
+
+        Args:
+            said: how many of the prompt's last tokens are the answer so far.
+        """
         ...
 
     def evaluate(self, work: Sequence[Work]) -> Any:
@@ -99,8 +103,8 @@ class SlotDecoder:
         """See `Runner`."""
         return self._forward.cache.bytes_per_column
 
-    def begin(self, slot: int, prompt: list[int], adapter: int) -> int:
-        """See `Runner`."""
+    def begin(self, slot: int, prompt: list[int], adapter: int, said: int = 0) -> int:
+        """See `Runner`. What was said is read as all else is."""
         held = self._held[slot]
         kept = min(shared_prefix(held.ids, prompt), len(prompt) - 1) if held.adapter == adapter else 0
         self._held[slot] = Held(prompt[:kept], adapter)
@@ -253,8 +257,8 @@ class TurnDecoder(Immovable):
         self.rollback = _croppable(self._fresh())
         self.whole = not self.rollback
 
-    def begin(self, slot: int, prompt: list[int], adapter: int) -> int:
-        """See `Runner`."""
+    def begin(self, slot: int, prompt: list[int], adapter: int, said: int = 0) -> int:
+        """See `Runner`. What was said is read as all else is."""
         held = self._held[slot]
         kept = min(shared_prefix(held.ids, prompt), len(prompt) - 1) if held.adapter == adapter else 0
         dropped = len(held.ids) - kept

@@ -25,10 +25,14 @@ _Layers = list[tuple[Any, Any]]
 
 @dataclass(slots=True)
 class _Row:
-    """One slot: its prompt, what the encoder made of it, and what the decoder has said so far."""
+    """One slot: its prompt, what the encoder made of it, and what the decoder has said so far.
+
+    `before` is what was said of the answer earlier, in another request.
+    """
 
     prompt: list[int] = field(default_factory=list)
     adapter: int = -1
+    before: list[int] = field(default_factory=list)
     crossed: _Layers = field(default_factory=list)
     spoken: _Layers = field(default_factory=list)
     fresh: bool = True
@@ -65,14 +69,15 @@ class Seq2Seq(Immovable):
         self._said: Any = None
         self._mixes = self._agrees()
 
-    def begin(self, slot: int, prompt: list[int], adapter: int) -> int:
-        """See `Runner`. What the encoder made of the same prompt is kept."""
+    def begin(self, slot: int, prompt: list[int], adapter: int, said: int = 0) -> int:
+        """See `Runner`. What the encoder made of the same prompt is kept; what was said is the decoder's to read."""
         self._unpack()
-        row = self._rows[slot]
-        if row.crossed and row.prompt == prompt and row.adapter == adapter:
-            row.spoken, row.fresh = [], True
-            return len(prompt) - 1
-        self._rows[slot] = _Row(list(prompt), adapter)
+        row, end = self._rows[slot], len(prompt) - said
+        asked, before = prompt[:end], prompt[end:]
+        if row.crossed and row.prompt == asked and row.adapter == adapter:
+            row.before, row.spoken, row.fresh = before, [], True
+            return min(end, len(prompt) - 1)
+        self._rows[slot] = _Row(asked, adapter, before)
         return 0
 
     def evaluate(self, work: Sequence[Work]) -> Any:
@@ -103,7 +108,7 @@ class Seq2Seq(Immovable):
         yield from lengths.values()
 
     def _read(self, row: _Row) -> Any:
-        """The encoder's pass and the decoder's first step."""
+        """The encoder's pass and the decoder's first step, through what was said earlier."""
         self._unpack()
         self._adapters.choose([row.adapter])
         states = None
@@ -117,11 +122,12 @@ class Seq2Seq(Immovable):
             ).last_hidden_state
         cache = _cache_of([], row.crossed)
         heard = states.shape[1] if states is not None else row.crossed[0][0].shape[2]
+        spoken = [self._start, *row.before]
         logits = self._decode(
-            [self._start],
+            [spoken],
             cache,
             torch.ones((1, heard), dtype=torch.long, device=self._device),
-            torch.ones((1, 1), dtype=torch.long, device=self._device),
+            torch.ones((1, len(spoken)), dtype=torch.long, device=self._device),
             states,
         )
         row.crossed = _layers_of(cache.cross_attention_cache)
@@ -137,16 +143,16 @@ class Seq2Seq(Immovable):
             self._pack(slots)
         self._adapters.choose([self._rows[slot].adapter for slot in slots])
         self._said = pad(self._said, (0, 1), value=1)
-        return self._decode([one.ids[0] for one in work], self._cache, self._heard, self._said)
+        return self._decode([list(one.ids) for one in work], self._cache, self._heard, self._said)
 
-    def _decode(self, ids: Sequence[int], cache: Any, heard: Any, said: Any, states: Any = None) -> Any:
+    def _decode(self, ids: list[list[int]], cache: Any, heard: Any, said: Any, states: Any = None) -> Any:
         if states is None:  # crossed keys and values stand for it: only its shape is looked at
             width = self._model.get_input_embeddings().weight.shape[1]
             states = torch.zeros(1, dtype=self._model.dtype, device=self._device).expand(*heard.shape, width)
         return self._model(
             encoder_outputs=BaseModelOutput(last_hidden_state=states),
             attention_mask=heard,
-            decoder_input_ids=torch.tensor(ids, device=self._device)[:, None],
+            decoder_input_ids=torch.tensor(ids, device=self._device),
             decoder_attention_mask=said,
             use_cache=True,
             **{self._cache_name: cache},

@@ -138,7 +138,7 @@ class Steps:
             self._runner.begin(
                 answer.slot, prompt, _NOBODY
             )  # what is held under it, no adapter has in common
-        answer.cached = self._runner.begin(answer.slot, prompt, answer.adapter)
+        answer.cached = self._runner.begin(answer.slot, prompt, answer.adapter, answer.request.said)
         answer.pending = prompt[answer.cached :]
 
     def _round(self, touched: list[Running]) -> None:

@@ -55,6 +55,8 @@ class CompletionRequest(BaseModel):
     """Whose it is: a cached prefix is reused only under the salt that it was computed with."""
     slot: int | None = None
     """Ours: the slot whose cache holds this prompt's prefix."""
+    said: int = Field(0, ge=0)
+    """Ours: how many of the prompt's last tokens are the answer so far, which goes on. No encoder reads them."""
 
 
 class EngineInfo(BaseModel):

@@ -196,6 +196,8 @@ class Serving:
         if not request.prompt:
             raise InvalidRequest("The prompt is empty.", param="prompt")
         self._valid_ids(request.prompt, param="prompt")
+        if request.said >= len(request.prompt):
+            raise InvalidRequest("No answer goes on without a prompt before it.", param="said")
         window = self._backend.info.window
         room = window - len(request.prompt)
         if room < 1:

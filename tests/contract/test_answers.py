@@ -144,6 +144,12 @@ async def test_an_empty_prompt_is_refused(rig: Rig) -> None:
         await rig.answer([])
 
 
+async def test_an_answer_that_goes_on_without_a_prompt_is_refused(rig: Rig) -> None:
+    prompt = await rig.text("x")
+    with pytest.raises(EngineRefused, match="without a prompt"):
+        await rig.answer(prompt, said=len(prompt))
+
+
 async def test_a_slot_that_does_not_exist_is_refused(rig: Rig) -> None:
     with pytest.raises(EngineRefused, match=f"no slot {SLOTS}"):
         await rig.answer(await rig.text("x"), slot=SLOTS)
