@@ -303,7 +303,7 @@ class Idle:
 
     async def _warm(self, scene: Scene) -> None:
         """The template ends a turn with tokens that the model did not say; an evicted cache is missing whole."""
-        ids = await self._prefix(scene)
+        ids = await self._prefix(scene) if scene.engine.info.extends else []
         if not ids:
             return
         home, rollback = scene.engine.queue.home(scene.session), scene.engine.info.rollback

@@ -79,7 +79,8 @@ class Latencies:
         points = self._known.get(key, [])
         if not points:
             return _guess(engine)
-        limit, reading = limit_of(points, factor), points[0][1] / NEW
+        read = NEW if engine.info.extends else SHORT + NEW
+        limit, reading = limit_of(points, factor), points[0][1] / read
         if limit is None:
             return Pace(reading)
         why = (

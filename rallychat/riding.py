@@ -107,11 +107,13 @@ class Riding:
         self._growing = growing
 
     async def ride(self, scene: Scene, report: ContextReport, *, hurried: bool) -> None:
-        """Makes room if that is due, or will be, and follows the answer to its end.
+        """Makes room if that is due, or will be, and follows the answer to its end, where prompts can be read ahead.
 
         Raises:
             Crowded: no slot can be had without harm to others.
         """
+        if not scene.engine.info.extends:
+            return
         run = self._growing(scene.session)
         lasts = self._compacting.lasts(scene.session)
         turns = 1 + (LASTS if lasts is None else lasts)

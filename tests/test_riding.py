@@ -19,7 +19,8 @@ from rallychat import riding as rides
 from rallychat.bench.scripted import scripted
 from rallychat.chat import ChatService
 from rallychat.compacting import Making, Scene
-from rallychat.engines.protocol import CompletionRequest, Done
+from rallychat.engines.client import EngineClient
+from rallychat.engines.protocol import CompletionRequest, Done, EngineInfo
 from rallychat.idle import Idle
 from rallychat.messages import ContextReport, Finished, Segment
 from rallychat.pool import Engine, Preempted, Priority, Slot
@@ -203,7 +204,7 @@ async def test_a_prompt_that_lacks_an_answer_that_has_ended_or_its_slot_is_not_s
     queue = SimpleNamespace(
         others=lambda _: False, settle=lambda _, mine: settled.append(mine), home=lambda _: None
     )
-    engine: Any = SimpleNamespace(info=SimpleNamespace(rollback=True), queue=queue)
+    engine: Any = SimpleNamespace(info=SimpleNamespace(rollback=True, extends=True), queue=queue)
     conversation: Any = SimpleNamespace(id="c")
     compacting: Any = SimpleNamespace(swap=swap, lasts=lambda _: None)
     riding = Riding(nothing, compacting, lambda _: cast("Run", run))
@@ -267,6 +268,26 @@ async def test_a_slice_is_one_step_of_the_engine(
             await engine.warm(ids, slot, most=40)
         assert [len(request.prompt) for request, _ in requests] == [40, 80]
         assert engine._sip == 8
+
+
+async def test_nothing_is_read_ahead_by_an_engine_that_reads_every_prompt_as_a_whole(
+    world: World, requests: list[tuple[CompletionRequest, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = EngineClient.info
+
+    async def told(client: EngineClient) -> EngineInfo:
+        return (await ask(client)).model_copy(update={"extends": False})
+
+    monkeypatch.setattr(EngineClient, "info", told)
+    async with world() as service:
+        chat = (await service.store.create()).id
+        while not await service.contexts.memories(chat):
+            await say(service, chat, LONG)
+        engine = await service.pool.open(service.resolve(None))
+        ids = list(range(10, 110))
+        async with engine.slot(ids, priority=Priority.WARMING) as slot:
+            assert await engine.warm(ids, slot) == 0
+    assert all(request.max_tokens for request, _ in requests)
 
 
 async def test_an_edit_while_the_next_prompt_is_read_drops_its_memory(world: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from rallychat import latency
 from rallychat.engines.protocol import WorkerSpec
-from rallychat.latency import CAREFUL, FELT, NEW, Latencies, key_of, limit_of
+from rallychat.latency import CAREFUL, FELT, NEW, SHORT, Latencies, key_of, limit_of
 from rallychat.pool.fairness import Costs
 from rallychat.settings import Settings
 from rallychat.texts import title_of
@@ -137,6 +138,20 @@ def test_until_a_machine_is_measured_its_answers_say_whether_reading_is_felt(tmp
     assert pace.limit == CAREFUL
     assert "5.0 ms" in pace.why
     assert Latencies(Settings(data_dir=tmp_path, latency_factor=0)).pace("m") is None
+
+
+@pytest.mark.parametrize(("extends", "read"), [(True, NEW), (False, SHORT + NEW)])
+def test_what_reading_takes_is_told_by_what_is_read_of_a_prompt(
+    tmp_path: Path, extends: bool, read: int
+) -> None:
+    spec = WorkerSpec("transformers", "m")
+    (tmp_path / "latency.json").write_text(json.dumps({key_of(spec): [(SHORT, 120.0)]}))
+    engine: Any = SimpleNamespace(spec=spec, info=SimpleNamespace(extends=extends))
+    latencies = Latencies(Settings(data_dir=tmp_path))
+    latencies.opened("m", engine)
+    pace = latencies.pace("m")
+    assert pace is not None
+    assert pace.reading == pytest.approx(120.0 / read)
 
 
 async def test_two_conversations_at_once_measure_a_model_once(

@@ -68,6 +68,7 @@ async def test_alone_and_among_others_of_other_lengths(base: Path, worn: Path | 
 
 async def test_after_a_prefix_was_reused(kind: str, base: Path, worn: Path | None, plain: Plain) -> None:
     backend = opened(base, adapters={"it": worn} if worn else None, prefill=32)
+    assert backend.info.extends is (kind != "t5")
     (first, more, other) = prompts(2, 50, 9, 12)
     ids, _ = await answered(backend, first, 2)
     turns = [first + ids + more, first[:30] + other, first[:30] + other]

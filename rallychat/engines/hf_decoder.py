@@ -49,6 +49,8 @@ class Runner(Protocol):
     """Several prompts may be read in one step."""
     whole: bool
     """A prompt is read in one step, however long."""
+    extends: bool
+    """What was read of a prompt spares reading it again when more follows."""
 
     @property
     def cache_bytes(self) -> int:
@@ -86,6 +88,7 @@ class SlotDecoder:
     together = True
     whole = False
     rollback = True
+    extends = True
 
     def __init__(self, model: Any, *, slots: int, window: int, adapters: AdapterRows, graphs: bool) -> None:
         self._forward = _Forward(model, slots, window)
@@ -246,6 +249,7 @@ class TurnDecoder(Immovable):
     """
 
     together = False
+    extends = True
 
     def __init__(self, model: Any, *, slots: int, adapters: AdapterRows) -> None:
         self._model = model

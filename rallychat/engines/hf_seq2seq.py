@@ -49,6 +49,7 @@ class Seq2Seq(Immovable):
     rollback = False
     together = False
     whole = True
+    extends = False
 
     def __init__(
         self, model: Any, *, slots: int, adapters: AdapterRows, around: tuple[list[int], list[int]]

@@ -75,6 +75,8 @@ class EngineInfo(BaseModel):
     """Prompts may be token ids and answers return theirs."""
     rollback: bool = True
     """A tail can be dropped from the cache (not so for sliding-window and recurrent models)."""
+    extends: bool = True
+    """What was read of a prompt spares reading it again when more follows (not so for encoder-decoders)."""
     offload: bool = False
     """What a slot's cache holds can be kept outside the engine and brought back."""
     cache_bytes: int = 0

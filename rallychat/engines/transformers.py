@@ -43,6 +43,7 @@ class Transformers:
             slot_affinity=True,
             token_ids=True,
             rollback=loaded.runner.rollback,
+            extends=loaded.runner.extends,
             offload=loaded.runner.cache_bytes > 0,
             cache_bytes=loaded.runner.cache_bytes,
             chat_template=loaded.chat_template,

@@ -187,7 +187,8 @@ class Engine:
     async def warm(self, ids: list[int], slot: Slot, *, adapter: str = "", most: int | None = None) -> int:
         """Evaluates a prompt into a slot and generates nothing; returns how many tokens had to be evaluated.
 
-        Small steps: who wants the engine meanwhile waits for one of them at most.
+        Small steps: who wants the engine meanwhile waits for one of them at most. Nothing is read where that would
+        spare the prompt nothing.
 
         Args:
             most: tokens that are evaluated this time, in one step; None: all of them.
@@ -195,6 +196,8 @@ class Engine:
         Raises:
             Preempted: somebody who goes first wants the engine; what was evaluated until then stays.
         """
+        if not self.info.extends:
+            return 0
         evaluated, at = 0, reusable(slot.ids, ids, rollback=self.info.rollback)
         end = len(ids) if most is None else min(len(ids), at + most)
         while at < end:
