@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -177,6 +178,30 @@ async def test_a_step_that_fails_ends_its_answers_and_the_engine_goes_on(llama: 
     backend._steps._runner.evaluate = evaluate  # type: ignore[method-assign]
     ids, done = await answered(backend, PROMPT)
     assert (ids, done.cached_tokens) == (good, 0)
+
+
+async def test_a_step_that_takes_the_gpu_along_ends_the_process(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    def lost(*_: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    codes: list[int] = []
+    backend = unread(opened(llama))
+    backend._steps._runner.evaluate = lambda work: lost()  # type: ignore[method-assign]
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: device)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    for gone, expected in ((False, []), (True, [1])):
+        if gone:
+            monkeypatch.setattr(torch.cuda, "synchronize", lost)
+        with pytest.raises(EngineInterrupted, match="illegal memory access"):
+            await answered(backend, PROMPT)
+        assert codes == expected, "another worker is started where this one can do nothing more"
 
 
 def test_tokens_of_half_a_character_count_once_the_character_is_told() -> None:

@@ -7,6 +7,9 @@ between. Who has left is heard of before the next step.
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -20,6 +23,8 @@ from rallychat.engines.hf_decoder import Runner, Work
 from rallychat.engines.hf_sampling import Wish, choose
 from rallychat.engines.protocol import CompletionRequest, Done, Prefill
 from rallychat.errors import EngineInterrupted
+
+log = logging.getLogger(__name__)
 
 Happening = Prefill | int | Done | EngineInterrupted
 """Progress, a token, the end, or a failure."""
@@ -213,10 +218,11 @@ class Steps:
         touched.append(answer)
 
     def _guarded(self, group: list[Running], touched: list[Running], step: Callable[[], None]) -> None:
-        """A step that fails ends the answers in it, and nobody else's."""
+        """A step that fails ends the answers in it, and nobody else's, unless it took the device along."""
         try:
             step()
         except Exception as exc:
+            _end_where_the_device_is_lost()
             for one in group:
                 self._runner.forget(one.slot)
                 if not one.released:
@@ -224,6 +230,20 @@ class Steps:
                     error.__cause__ = exc
                     one.happened.append(error)
                     self._release(one, touched)
+
+
+def _end_where_the_device_is_lost() -> None:
+    """After some errors, an illegal access say, nothing runs on a GPU any more in this process: another has to."""
+    if not torch.cuda.is_initialized():
+        return
+    try:
+        for device in range(torch.cuda.device_count()):
+            if torch.cuda.memory_allocated(device):
+                torch.cuda.synchronize(device)
+    except RuntimeError as exc:
+        log.critical("the GPU is lost to this process, which ends: %s", exc)
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _done(errand: Callable[[], Any], future: Future[Any]) -> None:
