@@ -28,6 +28,7 @@ from rallychat.pool.affinity import How, Preempted, Priority, Slot
 from rallychat.pool.offload import Offload
 from rallychat.pool.slots import SlotQueue
 from rallychat.settings import Settings
+from rallychat.store.whole import to_the_end
 
 log = logging.getLogger(__name__)
 
@@ -256,7 +257,10 @@ class Engine:
         await self.ready()
 
     async def stop(self) -> None:
-        """Ends the worker; those who wait are told."""
+        """Ends the worker, also where the caller is cancelled meanwhile; those who wait are told."""
+        await to_the_end(self._stop())
+
+    async def _stop(self) -> None:
         self._supervisor.cancel()
         await asyncio.gather(self._supervisor, return_exceptions=True)
         if self._process is not None:
