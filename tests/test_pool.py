@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
+from rallychat.chat import ChatService
 from rallychat.engines.process import WorkerProcess
 from rallychat.engines.protocol import WorkerSpec
 from rallychat.pool import Engine
 from rallychat.settings import Settings
+from tests.api_world import settings
+from tests.responses_world import write_models
+from tests.test_fair_service import answer, until
 
 
 class Gate:
@@ -55,3 +60,56 @@ async def test_an_engine_that_is_stopped_is_gone_though_who_asked_for_that_hangs
     (process,) = gate.ended
     assert not psutil.pid_exists(process.pid)
     assert engine.state == "stopped"
+
+
+async def test_who_asks_for_a_model_gets_a_turn_though_the_one_in_its_place_is_never_out_of_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rallychat.pool.pool.TURN", 0.0)
+    write_models(tmp_path)
+    heard = asyncio.Event()
+    async with ChatService.open(settings(tmp_path, max_loaded=1)) as service, asyncio.TaskGroup() as group:
+
+        async def use(came: asyncio.Event) -> None:
+            """Goes when the next one has come, or where nobody may come."""
+            engine = await service.pool.open(service.resolve("slow"))
+            async with engine.using():
+                came.set()
+                if not heard.is_set():
+                    following = asyncio.Event()
+                    group.create_task(use(following))
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(following.wait(), 0.2)
+                    await asyncio.sleep(0.01)
+
+        group.create_task(use(first := asyncio.Event()))
+        await first.wait()
+        async with asyncio.timeout(60):
+            said, _, _ = await answer(service, "d", "hello d", model="echo")
+        heard.set()
+    assert said == "hello d"
+
+
+async def test_a_model_that_has_come_is_there_for_all_who_wait_for_it_whoever_came_between(
+    tmp_path: Path,
+) -> None:
+    write_models(tmp_path)
+    done = asyncio.Event()
+    used: list[str] = []
+    async with ChatService.open(settings(tmp_path, max_loaded=1)) as service:
+
+        async def use(name: str) -> None:
+            engine = await service.pool.open(service.resolve(name))
+            async with engine.using():
+                used.append(name)
+                await done.wait()
+
+        engine = await service.pool.open(service.resolve("slow"))
+        async with engine.using():
+            asked = [asyncio.create_task(use(name)) for name in ("echo", "thinking", "echo")]
+            await until(service.pool.crowded.is_set)
+        async with asyncio.timeout(60):
+            await until(lambda: len(used) == 2)
+        done.set()
+        await asyncio.gather(*asked)
+    assert used == ["echo", "echo", "thinking"]

@@ -66,7 +66,7 @@ class Engine:
         self.state: State = "loading"
         self.error: RallyChatError | None = None
         self.restarts = 0
-        self.used_at = time.monotonic()
+        self.began = self.used_at = time.monotonic()
         self.users = 0
         self.background_tokens = 0
         """Prompt tokens evaluated so far for what nobody waited for."""

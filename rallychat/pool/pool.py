@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from rallychat.catalog import Model
@@ -19,6 +22,8 @@ from rallychat.sources import Downloads, Progress, adapter_paths, is_here
 log = logging.getLogger(__name__)
 
 Tell = Callable[[Loading], None]
+TURN = 30.0
+"""Seconds that somebody waits for a model to come out of use, before those who ask for it wait behind them."""
 
 
 def worker_spec(model: Model, path: str, settings: Settings) -> WorkerSpec:
@@ -64,6 +69,10 @@ class Pool:
         self._engines: dict[str, Engine] = {}
         self._engine_ids: dict[str, str] = {}
         self._room = asyncio.Lock()
+        self._ways: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """Of those who wait for one model, the first alone waits for room."""
+        self._leaving: Engine | None = None
+        """It makes room as soon as it is out of use: nobody else may have it."""
         self.crowded = asyncio.Event()
         """Set while somebody waits for another model's engine to come out of use."""
 
@@ -94,7 +103,7 @@ class Pool:
             EngineUnavailable: the engine could not be started.
         """
         self._engine_ids[model.id] = model.engine_id
-        engine = self.find(model.id)
+        engine = self._staying(model.id)
         if engine is None:
             engine = await self._start(model, tell)
         elif engine.state != "loaded":
@@ -113,6 +122,15 @@ class Pool:
         tell(
             Loading(model.id, "load")
         )  # before there is room for it, which may take as long as others use theirs
+        async with self._ways[model.engine_id]:
+            return self._staying(model.id) or await self._start_in_turn(model, path)
+
+    def _staying(self, model_id: str) -> Engine | None:
+        """The model's engine, unless it is to make room for another."""
+        engine = self.find(model_id)
+        return None if engine is self._leaving else engine
+
+    async def _start_in_turn(self, model: Model, path: Path) -> Engine:
         async with self._room:
             engine = self.find(model.id)
             if engine is None:
@@ -123,23 +141,31 @@ class Pool:
         return engine
 
     async def _make_room(self, coming: str) -> None:
-        """Unloads what was longest unused until one more fits; waits for engines in use."""
+        """Unloads what was longest unused until one more fits; waits for engines in use.
+
+        After `TURN`, who asks for the one that was loaded first waits until this one has come.
+        """
         gone = self._engines.pop(coming, None)
         if gone is not None:
             await gone.stop()
-        while True:
-            loaded = [e for e in self._engines.values() if e.state in ("loading", "loaded")]
-            if len(loaded) < self._settings.max_loaded:
-                return
-            idle = [engine for engine in loaded if engine.idle]
-            if idle:
-                await self._unload(min(idle, key=lambda engine: engine.used_at))
-                continue
-            self.crowded.set()
-            try:
+        asked = time.monotonic()
+        try:
+            while True:
+                loaded = [e for e in self._engines.values() if e.state in ("loading", "loaded")]
+                if len(loaded) < self._settings.max_loaded:
+                    return
+                idle = [engine for engine in loaded if engine.idle]
+                if idle:
+                    await self._unload(min(idle, key=lambda engine: engine.used_at))
+                    continue
+                if self._leaving is None and time.monotonic() - asked >= TURN:
+                    self._leaving = min(loaded, key=lambda engine: engine.began)
+                self.crowded.set()
                 await asyncio.sleep(0.05)
-            finally:
                 self.crowded.clear()
+        finally:
+            self._leaving = None
+            self.crowded.clear()
 
     async def unload(self, model_id: str) -> None:
         """Ends the model's engine; answers in progress are interrupted, also those of models that share it."""
