@@ -143,6 +143,28 @@ def test_a_person_says_hello_and_leaves(screen: Screen, tmp_path: Path) -> None:
     assert "!say Good" in (tmp_path / "chat_history").read_text()
 
 
+def test_whoever_acts_as_an_account_is_out_once_it_is_disabled(tmp_path: Path) -> None:
+    def rallychat(*words: str, given: str = "") -> str:
+        done = CliRunner().invoke(app, [*words, "--data-dir", str(tmp_path)], input=given)
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    scripted(tmp_path, "slow", "delay_ms = 2")
+    rallychat("users", "add", "ben", given="a long password\n")
+    with started("chat", "slow", "--user", "ben", "--data-dir", str(tmp_path)) as screen:
+        screen.waits_for("RallyChat with Slow")
+        screen.types("!say Good *day*\r")
+        screen.waits_for(r"Good day\s")
+        rallychat("users", "disable", "ben")
+        screen.types("!say too late\r")
+        screen.waits_for("disabled or deleted meanwhile")
+        screen.types("\x04")
+        assert screen.ends() == 0
+    said = rallychat("export", "--user", "ben")
+    assert ("Good *day*" in said, "too late" in said) == (True, False)
+    assert not (tmp_path / "chat_history").exists()
+
+
 def test_what_is_typed_during_an_answer_is_the_next_message(screen: Screen) -> None:
     screen.waits_for(r"Ctrl-D\s+leaves")
     screen.types("!count 200\r")

@@ -18,7 +18,7 @@ from rich.console import Console
 from rallychat.chat import ChatService
 from rallychat.cli.options import complain, literal, printable
 from rallychat.cli.stream import MarkdownStream
-from rallychat.cli.whose import acting_for
+from rallychat.cli.whose import acting_for, still_let_in
 from rallychat.errors import NotFound, RallyChatError
 from rallychat.identity import LOCAL_USER, current
 from rallychat.messages import (
@@ -143,6 +143,7 @@ class Talk:
             await slash.show_path(self)
         while (said := await self.ask()) is not None:
             try:
+                await still_let_in(self.service.store)
                 if said.startswith("/") and not said.startswith("//"):
                     if not await slash.obey(self, said):
                         return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rallychat.cli.options import complain
 from rallychat.errors import Forbidden, StoreError
-from rallychat.identity import acting_as
+from rallychat.identity import LOCAL_USER, acting_as, current
 
 if TYPE_CHECKING:
     from rallychat.accounts import Accounts
@@ -41,6 +41,13 @@ async def acting_for(
     await noted(store, action, found.name)
     with acting_as(found.id):
         yield
+
+
+async def still_let_in(store: ConversationStore) -> None:
+    """Raises Forbidden where the account that acts was disabled or deleted meanwhile."""
+    who = current().id
+    if who != LOCAL_USER and await store.people.kept_out([who]):
+        raise Forbidden("This account was disabled or deleted meanwhile.", hint="Ctrl-D leaves")
 
 
 async def noted(store: ConversationStore | Accounts, action: str, target: str) -> None:
