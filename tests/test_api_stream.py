@@ -83,6 +83,7 @@ async def test_usage_comes_last_when_asked_for(tmp_path: Path) -> None:
         "completion_tokens": 2,
         "total_tokens": 7,
         "prompt_tokens_details": {"cached_tokens": 3},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
 
 

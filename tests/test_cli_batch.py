@@ -72,6 +72,12 @@ def test_prompts_and_messages_are_answered_in_order(person: Person) -> None:
     assert found[0]["usage"]["completion_tokens"] == 2
 
 
+def test_a_short_line_with_a_strategy_has_its_context(person: Person) -> None:
+    _, found = answered(person, {"prompt": "One", "strategy": "last_n"}, {"prompt": "Two"})
+    assert (found[0]["context"]["strategy"], found[0]["context"]["kept"]) == ("last_n", ["0"])
+    assert "context" not in found[1]
+
+
 def test_a_line_says_how_it_is_answered(person: Person) -> None:
     code, found = answered(person, {"prompt": "abcdefgh", "max_tokens": 2, "system": "Be brief."})
     assert (code, found[0]["text"], found[0]["finish_reason"]) == (0, "abcd", "length")

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -49,6 +50,26 @@ def test_a_chat_is_answered(client: OpenAI) -> None:
     assert answer.usage is not None
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
     assert answer._request_id
+
+
+@pytest.mark.parametrize("usage", [False, True])
+def test_a_stream_that_keeps_its_context_by_a_strategy_says_once_how(client: OpenAI, usage: bool) -> None:
+    how: dict[str, Any] = {"stream_options": {"include_usage": True}} if usage else {}
+    with client.chat.completions.create(
+        model="echo", messages=HI, stream=True, extra_body={"strategy": "last_n"}, **how
+    ) as stream:
+        chunks: list[Any] = list(stream)
+    said = [chunk for chunk in chunks if hasattr(chunk, "context")]
+    assert [(chunk.context["strategy"], chunk.context["kept"]) for chunk in said] == [("last_n", ["0"])]
+    assert said == [chunks[-1]]
+    assert [choice.finish_reason for choice in chunks[-1].choices] == ([] if usage else ["stop"])
+
+
+def test_usage_tells_what_was_thought(client: OpenAI) -> None:
+    answer = client.chat.completions.create(model="echo", messages=HI)
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens_details is not None
+    assert answer.usage.completion_tokens_details.reasoning_tokens == 0
 
 
 def test_a_chat_streams(client: OpenAI) -> None:

@@ -18,6 +18,13 @@ class PromptTokensDetails(_Answer):
     """Reused from the engine's cache, not evaluated again."""
 
 
+class CompletionTokensDetails(_Answer):
+    """What the answer's tokens were."""
+
+    reasoning_tokens: int
+    """Thought, not said (tags included)."""
+
+
 class UsageOut(_Answer):
     """What an answer cost, in tokens."""
 
@@ -25,6 +32,7 @@ class UsageOut(_Answer):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
 
 
 class AssistantOut(_Answer):

@@ -155,7 +155,7 @@ class BatchLines:
         if isinstance(asked, ChatCompletionRequest):
             events, chat = chat_completions.begin(service, asked, model=model, priority=Priority.BATCH)
             answer = await gathered(events, chat.prompt)
-            return shape.answered(answer, chat.whole(answer))
+            return shape.answered(answer, chat.whole(answer), context=asked.strategy is not None)
         if isinstance(asked, ResponseRequest):
             return await self._response(asked, shape)
         events, text = completions.begin(service, asked, model=model, priority=Priority.BATCH)
@@ -207,13 +207,15 @@ class _Shape:
             return cls(number, openai=True, name=value.get("custom_id"))
         return cls(number, name=value.get("id"))
 
-    def answered(self, answer: Answer, body: Any) -> Outcome:
+    def answered(self, answer: Answer, body: Any, *, context: bool = False) -> Outcome:
+        """`context`: a short line's outcome has what its prompt was made of, too."""
         usage = answer.finished.usage
         if self.openai:
             return Outcome(self._openai(200, body), tokens=usage.completion_tokens)
         said = {"text": answer.text} | ({"reasoning": answer.reasoning} if answer.reasoning else {})
         cost = {"finish_reason": answer.finished.reason, "model": body["model"], "usage": usage_of(usage)}
-        return Outcome(orjson.dumps(self._short | said | cost), tokens=usage.completion_tokens)
+        made = {"context": body["context"]} if context and "context" in body else {}
+        return Outcome(orjson.dumps(self._short | said | cost | made), tokens=usage.completion_tokens)
 
     def failed(self, problem: Problem) -> Outcome:
         text = orjson.dumps(self._short | problem.body())

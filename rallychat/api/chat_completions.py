@@ -82,4 +82,4 @@ def begin(
         patience=asked.timeout,
         **context,
     )
-    return events, ChatAnswer(chosen.id, usage=asked.usage_wanted)
+    return events, ChatAnswer(chosen.id, usage=asked.usage_wanted, context=wanted is not None)

@@ -50,6 +50,7 @@ def usage_of(usage: Usage) -> dict[str, Any]:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
 
 
@@ -99,13 +100,19 @@ def _cost(head: bytes, finished: Finished) -> bytes:
 
 
 class ChatAnswer:
-    """Writes `chat.completion` objects and their chunks; all of one answer share id, time and model."""
+    """Writes `chat.completion` objects and their chunks; all of one answer share id, time and model.
+
+    Args:
+        usage: a stream ends with a chunk that has usage and context, and no choices.
+        context: a stream without that has the context in its last chunk.
+    """
 
     prompt = "messages"
 
-    def __init__(self, model: str, *, usage: bool = False) -> None:
+    def __init__(self, model: str, *, usage: bool = False, context: bool = False) -> None:
         self._facts = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
         self._usage = usage
+        self._context = context
         head = orjson.dumps({"object": "chat.completion.chunk", **self._facts})[:-1]
         self._head = b"data: " + head + b',"choices":[{"index":0,"delta":{'
         end = b',"usage":null}\n\n' if usage else b"}\n\n"
@@ -125,14 +132,16 @@ class ChatAnswer:
         return head + orjson.dumps(event.text) + self._tail
 
     def closing(self, finished: Finished) -> bytes:
-        """The finish reason, the usage if asked for, and the end mark."""
+        """The finish reason, the usage if asked for, the context beside one of them, and the end mark."""
         reason = orjson.dumps(_reason(finished))
-        last = self._head + b'},"logprobs":null,"finish_reason":' + reason + b"}]" + self._end
-        if not self._usage:
-            return last + DONE
+        last = self._head + b'},"logprobs":null,"finish_reason":' + reason + b"}]"
         report = finished.report
         context = b"" if report is None else b',"context":' + orjson.dumps(context_of(report))
-        return last + self._cost + orjson.dumps(usage_of(finished.usage)) + context + b"}\n\n" + DONE
+        if not self._usage:
+            return last + (context if self._context else b"") + self._end + DONE
+        return (
+            last + self._end + self._cost + orjson.dumps(usage_of(finished.usage)) + context + b"}\n\n" + DONE
+        )
 
     def whole(self, answer: Answer) -> Mapping[str, Any]:
         """The answer as one object."""
