@@ -6,7 +6,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rallychat.catalog import Model, Sampling
+from rallychat.answering import FALLBACK
+from rallychat.catalog import ANY, Model, Sampling
 from rallychat.chat import ChatService
 from rallychat.errors import Conflict, InvalidRequest
 from rallychat.messages import Event, Message
@@ -29,6 +30,11 @@ class Place:
     parent_id: str | Unset = UNSET
     model: str | None = None
     """The model of what it follows."""
+
+    def sampling(self, service: ChatService, model: Model, asked: Sampling) -> Sampling:
+        """What an answer here is made with where so much is asked."""
+        usual = ANY if self.conversation is None else self.conversation.sampling
+        return service.sampling(model, asked.over(usual)).over(FALLBACK)
 
 
 async def place(service: ChatService, *, conversation: str | None, previous: str | None) -> Place:

@@ -136,6 +136,21 @@ async def test_an_answer_that_was_cut_off_goes_on_where_it_is_imported(tmp_path:
         assert len(whole.text) > len(cut.text)
 
 
+async def test_unknown_query_parameters_are_refused_by_name(tmp_path: Path) -> None:
+    async with world(tmp_path) as (http, _):
+        one = f"/v1/conversations/{await made(http, 'One')}"
+        own = ("/v1/me", "/v1/me/keys", "/v1/users", "/v1/personas")
+        many = ("/v1/conversations/search?q=x", "/v1/conversations/export", "/v1/conversations/folders")
+        for path in (*own, *many, f"{one}/export", f"{one}/context", f"{one}/shares"):
+            refused = await http.get(f"{path}{'&' if '?' in path else '?'}colour=red")
+            error = refused.json()["error"]
+            assert (refused.status_code, error["param"], error["code"]) == (
+                400,
+                "colour",
+                "unknown_parameter",
+            )
+
+
 async def test_personas_are_made_changed_and_forgotten(tmp_path: Path) -> None:
     async with world(tmp_path) as (http, _):
         asked = {"name": "Pirate", "system": "Arr.", "sampling": {"temperature": 0.5}}

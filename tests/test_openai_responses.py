@@ -51,6 +51,42 @@ def test_a_response_is_answered_and_retrieved(client: OpenAI) -> None:
     assert client.responses.retrieve(made.id) == made
 
 
+def test_a_response_tells_the_sampling_that_is_used_and_gives_back_what_it_was_given(client: OpenAI) -> None:
+    noted: dict[str, Any] = {"user": "u", "safety_identifier": "s", "prompt_cache_key": "k"}
+    made = client.responses.create(model="echo", input="Hello", top_p=0.25, **noted)
+    assert {name: getattr(made, name) for name in noted} == noted
+    assert made.top_p == 0.25
+    assert made.temperature is not None
+    assert valid(client.responses.retrieve(made.id)) == made
+    warm = client.conversations.create(extra_body={"sampling": {"temperature": 1.5, "top_p": 0.5}})
+    answer = client.responses.create(model="echo", input="Hello", conversation=warm.id, top_p=0.25)
+    assert (answer.temperature, answer.top_p) == (1.5, 0.25)
+    below = client.responses.create(input="Hello", previous_response_id=answer.id, store=False)
+    assert (below.temperature, below.top_p) == (1.5, 0.5)
+
+
+def test_what_an_assistant_said_may_be_written_as_input_text(client: OpenAI) -> None:
+    said: Any = [{"type": "input_text", "text": "Two"}]
+    items: Any = [{"role": "user", "content": "One"}, {"role": "assistant", "content": said}]
+    made = client.conversations.create(items=items)
+    listed: list[Any] = list(client.conversations.items.list(made.id, order="asc"))
+    assert [(item.content[0].type, item.content[0].text) for item in listed] == [
+        ("input_text", "One"),
+        ("output_text", "Two"),
+    ]
+    client.responses.create(model="echo", input=[*items, {"role": "user", "content": "Three"}])
+    picture: Any = [{"role": "assistant", "content": [{"type": "input_image", "image_url": "x"}]}]
+    with pytest.raises(openai.BadRequestError, match="'input_image' parts are not supported"):
+        client.conversations.create(items=picture)
+
+
+def test_what_is_not_there_of_responses_is_refused_by_name(client: OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="input_tokens' is not supported"):
+        client.responses.input_tokens.count(model="echo", input="Hello")
+    with pytest.raises(openai.NotFoundError, match="compact' is not supported"):
+        client.responses.compact(model="echo", input="Hello")
+
+
 def test_responses_follow_each_other(client: OpenAI) -> None:
     first = client.responses.create(model="echo", input="One")
     second = client.responses.create(input="Two", previous_response_id=first.id)

@@ -31,6 +31,7 @@ from rallychat.api import (
     personas,
 )
 from rallychat.api.batch_lines import BatchLines, Ward
+from rallychat.api.errors import Problem, Refusal
 from rallychat.api.gate import Gate
 from rallychat.api.guard import BodyLimit, Guard
 from rallychat.api.request_context import RequestContext
@@ -117,10 +118,19 @@ _UNKNOWN = {
 }
 
 
+_LACKING = {
+    "responses/input_tokens": "tokens are not counted beforehand; 'usage' of a response has them",
+    "responses/compact": "the server itself keeps what it stores within the window",
+}
+"""Routes of OpenAI's whose paths fit others of ours."""
+
+
 @_nothing_else.api_route("/v1", methods=METHODS, include_in_schema=False)
 @_nothing_else.api_route("/v1/{path:path}", methods=METHODS, include_in_schema=False)
 async def unknown(request: Request) -> Response:
     """Says 404 or 405 in our shape, before a page mounted at "/" sees the request."""
+    if (why := _LACKING.get(request.path_params.get("path", ""))) is not None:
+        raise Refusal(Problem(404, f"'{request.url.path}' is not supported: {why}.", errors.CODES[404]))
     allowed: dict[str, set[str]] = {}
     for route in (route for router in ROUTERS for route in router.routes):
         match, _ = route.matches(request.scope)

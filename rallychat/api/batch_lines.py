@@ -178,7 +178,8 @@ class BatchLines:
             priority=Priority.BATCH,
         )
         answer = await gathered(events, "input")
-        return shape.answered(answer, unstored.whole(unstored.blank(asked.echo(), model.id), answer))
+        used = at.sampling(service, model, asked.sampling())
+        return shape.answered(answer, unstored.whole(unstored.blank(asked.echo(used), model.id), answer))
 
 
 def _codes(kind: type[errors.RallyChatError]) -> set[str]:

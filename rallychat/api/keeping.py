@@ -9,14 +9,14 @@ from pydantic import Field
 from starlette.responses import Response
 
 from rallychat.api.conversations import row_of
-from rallychat.api.idempotency import IdempotencyKey, KeyedRoute
+from rallychat.api.idempotency import IdempotencyKey, StatefulRoute
 from rallychat.api.responses.requests import Name
 from rallychat.api.routing import ANY_OBJECT, json_response, problems
 from rallychat.api.schemas import INT32, Asked
 from rallychat.api.serving import service_of
 from rallychat.store import Memory
 
-router = APIRouter(route_class=KeyedRoute, tags=["conversations"])
+router = APIRouter(route_class=StatefulRoute, tags=["conversations"])
 _ONE = "/v1/conversations/{conversation_id}"
 _MADE = problems(400, 401, 403, 404, 409, 413, 415, 500, 503)
 _READ = problems(400, 401, 403, 404, 500, 503)

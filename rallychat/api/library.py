@@ -15,7 +15,7 @@ from starlette.responses import Response, StreamingResponse
 from rallychat.api.conversations import described
 from rallychat.api.idempotency import (
     IdempotencyKey,
-    KeyedRoute,
+    StatefulRoute,
     UploadRoute,
     answered_once,
     fingerprint_of,
@@ -32,7 +32,7 @@ from rallychat.errors import Forbidden
 from rallychat.store import Hit, Share
 from rallychat.transfer import Report, as_json, as_markdown, document, everything, import_file
 
-router = APIRouter(route_class=KeyedRoute, tags=["conversations"])
+router = APIRouter(route_class=StatefulRoute, tags=["conversations"])
 imports = APIRouter(route_class=UploadRoute, tags=["conversations"])
 _ONE = "/v1/conversations/{conversation_id}"
 _MADE = problems(400, 401, 403, 404, 409, 413, 415, 500, 503)

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from rallychat.accounts import oneself
 from rallychat.api.gate import SESSION
-from rallychat.api.idempotency import KeyedRoute
+from rallychat.api.idempotency import StatefulRoute
 from rallychat.api.people_shapes import (
     Erased,
     Gone,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-router = APIRouter(route_class=KeyedRoute, tags=["me"])
+router = APIRouter(route_class=StatefulRoute, tags=["me"])
 _READ = problems(401, 403, 404, 500, 503)
 _MADE = problems(400, 401, 403, 404, 409, 413, 415, 429, 500, 503)
 

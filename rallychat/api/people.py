@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from rallychat.accounts import Accounts, admin
-from rallychat.api.idempotency import KeyedRoute
+from rallychat.api.idempotency import StatefulRoute
 from rallychat.api.people_shapes import (
     DeedList,
     Gone,
@@ -35,7 +35,7 @@ from rallychat.api.routing import problems
 from rallychat.api.serving import service_of
 from rallychat.unset import UNSET
 
-router = APIRouter(route_class=KeyedRoute, tags=["people"])
+router = APIRouter(route_class=StatefulRoute, tags=["people"])
 _READ = problems(401, 403, 404, 500, 503)
 _MADE = problems(400, 401, 403, 404, 409, 413, 415, 500, 503)
 _USER = "/v1/users/{user_id}"

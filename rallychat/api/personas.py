@@ -8,14 +8,14 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
-from rallychat.api.idempotency import IdempotencyKey, KeyedRoute
+from rallychat.api.idempotency import IdempotencyKey, StatefulRoute
 from rallychat.api.manner import Manner, manner_of
 from rallychat.api.responses.pages import listed
 from rallychat.api.routing import ANY_OBJECT, json_response, problems
 from rallychat.api.serving import service_of
 from rallychat.store import Persona
 
-router = APIRouter(route_class=KeyedRoute, tags=["personas"])
+router = APIRouter(route_class=StatefulRoute, tags=["personas"])
 _ONE = "/v1/personas/{persona_id}"
 _MADE = problems(400, 401, 403, 404, 409, 413, 415, 500, 503)
 _READ = problems(401, 403, 404, 500, 503)

@@ -71,7 +71,8 @@ class ResponseStore:
         key: str | None,
     ) -> tuple[StoredResponse, Conversation]:
         now = datetime.now(UTC)
-        codec.checked(request["instructions"] or "", param="instructions")
+        for name in ("instructions", "user", "safety_identifier", "prompt_cache_key"):
+            codec.checked(request.get(name) or "", param=name)
         codec.metadata_json(request["metadata"] or {})
         async with self._database.write() as db:
             if conversation_id is None:

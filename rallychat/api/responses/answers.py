@@ -168,6 +168,9 @@ class ResponseOut(_Answer):
     truncation: Literal["auto", "disabled"]
     usage: ResponseUsage | None
     metadata: dict[str, str]
+    user: str | None
+    safety_identifier: str | None
+    prompt_cache_key: str | None
     context: ContextOut | None
     """Extension."""
     queue: QueueOut | None

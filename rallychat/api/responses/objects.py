@@ -107,6 +107,7 @@ def _described(
         "truncation": "auto" if request["store"] else "disabled",
         "usage": None if usage is None else usage_of(usage),
         "metadata": request["metadata"] or {},
+        **{name: request.get(name) for name in ("user", "safety_identifier", "prompt_cache_key")},
         "context": None if report is None else context_of(report),
         "queue": queue,
     }

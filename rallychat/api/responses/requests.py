@@ -46,9 +46,9 @@ class InputText(Asked):
 
 
 class OutputText(Asked):
-    """What came out, as a client sends it back."""
+    """What came out, as a client sends it back, or writes it itself."""
 
-    type: Literal["output_text"]
+    type: Literal["output_text", "input_text"]
     text: str
     annotations: Nothing = None
     logprobs: Nothing = None
@@ -151,6 +151,7 @@ Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
 ]
 Name = Annotated[str, Field(min_length=1, max_length=100)]
+Noted = Annotated[str, Field(max_length=512)]
 
 
 class ConversationRef(Asked):
@@ -251,9 +252,11 @@ class ResponseRequest(Asked):
     access_programs: None = None
     image: None = None
     service_tier: Literal["auto", "default"] | None = None
-    user: str | None = Field(None, description="Accepted, not used.")
-    safety_identifier: str | None = Field(None, description="Accepted, not used.")
-    prompt_cache_key: str | None = Field(None, description="Accepted, not used: prefixes are always reused.")
+    user: Noted | None = Field(None, description="Given back, not used.")
+    safety_identifier: Noted | None = Field(None, description="Given back, not used.")
+    prompt_cache_key: Noted | None = Field(
+        None, description="Given back, not used: prefixes are always reused."
+    )
     prompt_cache_retention: str | None = Field(None, description="Accepted, not used.")
 
     @property
@@ -298,18 +301,20 @@ class ResponseRequest(Asked):
             raise InvalidRequest("The last item must be the user's message.", param="input")
         return said
 
-    def echo(self) -> dict[str, Any]:
-        """What the response object repeats."""
+    def echo(self, used: Sampling) -> dict[str, Any]:
+        """What the response object repeats, and the sampling that is used."""
         names = (
             "instructions",
             "previous_response_id",
             "max_output_tokens",
-            "temperature",
-            "top_p",
             "metadata",
+            "user",
+            "safety_identifier",
+            "prompt_cache_key",
         )
         given = {name: getattr(self, name) for name in names}
-        facts = {"background": bool(self.background), "store": self.kept}
+        facts: dict[str, Any] = {"background": bool(self.background), "store": self.kept}
+        facts |= {"temperature": used.temperature, "top_p": used.top_p}
         return given | facts | {"conversation": self.conversation_id}
 
     def _consistent(self) -> None:

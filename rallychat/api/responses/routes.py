@@ -58,14 +58,15 @@ async def create_response(
     model = model_to_use(service, asked.model or at.model)
     if not asked.kept:
         return await _unstored(request, service, asked, at, model)
+    sampling = asked.sampling()
     stored, run = await responding.respond(
         service,
         at,
         said,
         model=model,
-        sampling=asked.sampling(),
+        sampling=sampling,
         instructions=asked.instructions,
-        request=asked.echo(),
+        request=asked.echo(at.sampling(service, model, sampling)),
         wish=asked.wish,
         key=key_of(request),
         patience=asked.timeout,
@@ -120,7 +121,8 @@ async def _unstored(
         instructions=asked.instructions,
         patience=asked.timeout,
     )
-    response = unstored.blank(asked.echo(), model.id)
+    used = at.sampling(service, model, asked.sampling())
+    response = unstored.blank(asked.echo(used), model.id)
     if asked.stream:
         return delivery.FrameStream(unstored.streamed(response, events))
     gathered = await delivery.whole(request.receive, events, prompt="input")
