@@ -397,6 +397,19 @@ async def test_of_very_many_messages_the_newest_are_shown(tmp_path: Path) -> Non
         assert f"… and {len(kept.kept) - 20} before these" in shown
 
 
+async def test_a_strategy_is_chosen_and_left_to_the_model_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with terminal(tmp_path) as at:
+        assert "hybrid (the default). There are full, last_n" in await at.types("/strategy")
+        assert at.talk.conversation is None
+        await at.types("Hello", "/strategy ledger", "/strategy amnesia")
+        assert stored(at).strategy == "ledger"
+        assert "'amnesia'" in capsys.readouterr().err
+        assert "hybrid (the default)" in await at.types("/strategy default")
+        assert stored(at).strategy is None
+
+
 async def test_a_budget_is_chosen_and_left_to_the_window_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -160,6 +160,11 @@ def test_whoever_acts_as_an_account_is_out_once_it_is_disabled(tmp_path: Path) -
         screen.waits_for("disabled or deleted meanwhile")
         screen.types("\x04")
         assert screen.ends() == 0
+    with started("chat", "slow", "--data-dir", str(tmp_path)) as screen:
+        screen.waits_for("These are the conversations without login")
+        screen.waits_for(r"Ctrl-D\s+leaves")
+        screen.types("\x04")
+        assert screen.ends() == 0
     said = rallychat("export", "--user", "ben")
     assert ("Good *day*" in said, "too late" in said) == (True, False)
     assert not (tmp_path / "chat_history").exists()

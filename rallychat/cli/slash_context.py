@@ -101,7 +101,9 @@ async def strategy(talk: Talk, name: str) -> None:
         chosen = None if name == "default" else name
         talk.conversation = await talk.service.contexts.set_strategy(current.id, chosen)
     now = talk.conversation.strategy if talk.conversation else None
-    talk.console.print(f"{now or 'As the model says'}. There are {', '.join(names())}.", style="dim")
+    model = talk.service.resolve(talk.model or (talk.conversation.model if talk.conversation else None))
+    usual = talk.service.contexts.strategy(None, model).name
+    talk.console.print(f"{now or f'{usual} (the default)'}. There are {', '.join(names())}.", style="dim")
 
 
 async def budget(talk: Talk, tokens: str) -> None:
