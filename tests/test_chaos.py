@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,8 +14,11 @@ import pytest
 from rallychat.bench import chaos
 from rallychat.bench.chaos import ECHO, World, run_chaos
 from rallychat.bench.client import Cut, Refused, Sent, Talker
+from rallychat.bench.on_page import OnPage
 from rallychat.settings import Settings
+from rallychat.ui import conversation_routes, turn_routes
 from tests.api_world import client
+from tests.responses_world import world
 
 
 @pytest.mark.sqlite
@@ -80,6 +84,27 @@ async def test_a_stream_that_is_resumed_well_counts_nothing(monkeypatch: pytest.
     assert (sent.gaps, sent.repeats, sent.resumed, sent.seen, sent.ended) == (0, 0, 1, "xx", END)
 
 
+async def test_what_is_said_on_the_page_stands_there_once_though_replies_are_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rallychat.bench.client.AGAIN", (0, 0))
+    monkeypatch.setattr("rallychat.bench.on_page.LOST", 0.7)
+    refusals, conversation, said = Counter[str](), "", []
+    async with world(tmp_path) as (http, service):
+        for each in (turn_routes, conversation_routes):
+            http._transport.app.include_router(each.router(service), prefix="/ui")  # type: ignore[attr-defined]
+        me = Talker(OnPage(http, random.Random(1)), http, refusals, random.Random(1))
+        for number in range(3):
+            said.append(Sent(f"!repeat 2 n{number}", f"key-{number}", conversation))
+            await me.say(said[-1])
+            conversation = said[-1].conversation
+        (only,) = await service.store.list()
+        texts = [row.text for row in await service.store.path(only.id)]
+    assert texts == [text for sent in said for text in (sent.text, chaos.expected(sent.text))]
+    assert [(sent.seen, sent.ended) for sent in said] == [(chaos.expected(sent.text), END) for sent in said]
+    assert (refusals, sum(sent.resumed for sent in said) > 0) == ({}, True)
+
+
 async def test_gaps_and_repeats_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     first = [event(0, "response.created"), event(1), Cut("gone")]
     sent, _ = await said(first, [event(1), event(4), event(5, END)], monkeypatch=monkeypatch)
@@ -130,10 +155,12 @@ async def test_what_the_server_lost_or_doubled_is_counted() -> None:
 
         items = {"data": [item("!repeat 40 b"), item("!repeat 40 b")], "has_more": False}
         answer = {"output": [{"content": [{"type": "output_text", "text": "b" * 39}]}]}
-        await JSONResponse(items if scope["path"].endswith("/items") else answer)(scope, receive, send)
+        listed = {"data": [{"id": "c"}, {"id": "stray"}], "has_more": False}
+        told = listed if scope["path"] == "/v1/conversations" else answer
+        await JSONResponse(items if scope["path"].endswith("/items") else told)(scope, receive, send)
 
     sent = [Sent(f"!repeat 40 {name}", "k", "c", f"resp_{name}", seen="b" * 40, ended=END) for name in "ab"]
     async with client(forgetful) as http:  # type: ignore[arg-type]
         row = await chaos._count(http, World([], chaos.SCRIPTED, sent), stuck=0, tell=lambda _: None)
     counted = ("sent", "stored", "lost", "duplicated", "characters_lost", "wrong_answers")
-    assert [row[name] for name in counted] == [2, 1, 1, 1, 2, 2]
+    assert [row[name] for name in counted] == [2, 1, 1, 3, 2, 2]

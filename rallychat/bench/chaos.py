@@ -1,7 +1,8 @@
 """`rallychat bench chaos`: people chat while everything that can fail fails; counts what is lost, doubled or missing.
 
-Real server processes, real clients (half of them OpenAI's own, where it is installed), faults at random from a seed.
-Afterwards the server is started once more and asked for all that was said.
+Real server processes, real clients (every third OpenAI's own, where it is installed; of the scripted model every
+third on the page), faults at random from a seed. Afterwards the server is started once more and asked for all that was
+said.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import httpx
 from rallychat.bench.client import PATIENCE, Line, Official, Plain, Sent, Talker, has_openai
 from rallychat.bench.faults import Database, Faults
 from rallychat.bench.folders import alone, apart
+from rallychat.bench.on_page import OnPage, answer_to, conversations, items_of, places_of, text_of
 from rallychat.bench.scripted import scripted
 from rallychat.bench.server import ServerProcess, running
 from rallychat.bench.turns import wish_to_stop
@@ -55,6 +56,8 @@ class World:
     sent: list[Sent] = field(default_factory=list)
     refusals: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
+    on_page: set[int] = field(default_factory=set)
+    """The numbers of those who chat on the page."""
     over: bool = False
 
 
@@ -84,6 +87,7 @@ async def run_chaos(
         server = ServerProcess(
             own,
             own.model,
+            page=own.model == ECHO,
             arguments=["--slots", str(min(people, 8)), "--shutdown-grace", "2"],
             environment={"RALLYCHAT_DATABASE_URL": database.url} if database else {},
         )
@@ -125,11 +129,14 @@ async def _people(server: ServerProcess, people: int, rng: random.Random, stack:
     for number in range(people):
         http = httpx.AsyncClient(base_url=server.url, timeout=PATIENCE, trust_env=False)
         await stack.enter_async_context(http)
+        mine = random.Random(rng.random())  # noqa: S311
         line: Line = Plain(http, server.model, max_tokens=limit)
-        if number % 2 and has_openai():
+        if number % 3 == 1 and has_openai():
             line = official = Official(server.url, server.model, max_tokens=limit)
             stack.push_async_callback(official.aclose)
-        mine = random.Random(rng.random())  # noqa: S311
+        elif number % 3 == 2 and limit is None:
+            line = OnPage(http, mine)
+            world.on_page.add(number)
         world.people.append(Talker(line, http, world.refusals, mine))
     return world
 
@@ -139,11 +146,13 @@ async def _chat(world: World, number: int) -> None:
     me, turn, conversation = world.people[number], 0, ""
     while not world.over:
         if turn % TURNS == 0:
-            conversation = await me.conversation(f"conversation-{number}-{turn}")
+            key = f"conversation-{number}-{turn}"
+            conversation = "" if number in world.on_page else await me.conversation(key)
         said = world.question.format(name=f"n{number}t{turn}.")
         sent = Sent(said, f"key-{number}-{turn}", conversation)
         world.sent.append(sent)
         await me.say(sent)
+        conversation = sent.conversation
         turn += 1
 
 
@@ -185,12 +194,13 @@ async def _count(
 ) -> dict[str, Any]:
     """What the server still knows, against what people saw."""
     stored: dict[str, list[dict[str, Any]]] = {}
-    for conversation in {sent.conversation for sent in world.sent}:
-        stored[conversation] = await _items(http, conversation)
-    lost = doubled = unread = wrong = 0
+    for conversation in {*await conversations(http), *(sent.conversation for sent in world.sent)} - {""}:
+        stored[conversation] = await items_of(http, conversation)
+    lost = unread = wrong = 0
+    doubled = _strays(world, stored, tell)
     for sent in world.sent:
-        items = stored[sent.conversation]
-        found = [at for at, item in enumerate(items) if (item["role"], text_of(item)) == ("user", sent.text)]
+        items = stored.get(sent.conversation, [])
+        found = places_of(sent, items)
         if len(found) != bool(sent.response):
             there = [f"{item['role']} {item['id']} {text_of(item)[:40]!r}" for item in items]
             tell(f"{len(found)} times in the conversation: {sent}; which has {there}")
@@ -198,8 +208,7 @@ async def _count(
         doubled += max(0, len(found) - 1)
         if not sent.response:
             continue
-        answer = await http.get(f"/v1/responses/{sent.response}")
-        said = "".join(map(text_of, answer.json()["output"])) if answer.is_success else ""
+        said = await _answer(http, sent, items)
         unread += 0 if said.startswith(sent.seen) else len(sent.seen) - _shared(said, sent.seen)
         if sent.ended == "response.completed" and world.question == SCRIPTED:
             wrong += said != expected(sent.text)
@@ -224,24 +233,22 @@ async def _count(
     }
 
 
-async def _items(http: httpx.AsyncClient, conversation: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    query: dict[str, Any] = {"order": "asc", "limit": 100}
-    while True:
-        answer = await http.get(f"/v1/conversations/{conversation}/items", params=query)
-        if answer.status_code == HTTPStatus.NOT_FOUND:
-            return found
-        answer.raise_for_status()
-        page = answer.json()
-        found += [item for item in page["data"] if item["type"] == "message"]
-        if not page["has_more"]:
-            return found
-        query["after"] = page["last_id"]
+def _strays(world: World, stored: Mapping[str, list[dict[str, Any]]], tell: Callable[[str], None]) -> int:
+    """Messages that somebody was told of, in conversations that nobody was told of."""
+    known = {sent.conversation for sent in world.sent}
+    told = {sent.text for sent in world.sent if sent.response}
+    found = [(name, item) for name, items in stored.items() if name not in known for item in items]
+    strays = [f"{name}: {text_of(item)}" for name, item in found if text_of(item) in told]
+    if strays:
+        tell(f"said once more, in conversations of their own: {strays}")
+    return len(strays)
 
 
-def text_of(item: Mapping[str, Any]) -> str:
-    """What a message item says."""
-    return "".join(part.get("text", "") for part in item.get("content") or ())
+async def _answer(http: httpx.AsyncClient, sent: Sent, items: list[dict[str, Any]]) -> str:
+    if sent.response == sent.conversation:
+        return text_of(answer_to(sent, items))
+    answer = await http.get(f"/v1/responses/{sent.response}")
+    return "".join(map(text_of, answer.json()["output"])) if answer.is_success else ""
 
 
 def expected(said: str) -> str:

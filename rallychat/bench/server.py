@@ -54,6 +54,7 @@ class ServerProcess:
     Args:
         settings: with a data folder of its own.
         model: what it answers with.
+        page: with the page, not the API alone.
         arguments: more of `rallychat serve`.
         environment: settings beside.
     """
@@ -63,6 +64,7 @@ class ServerProcess:
         settings: Settings,
         model: str,
         *,
+        page: bool = False,
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
     ) -> None:
@@ -75,8 +77,9 @@ class ServerProcess:
         """Times it was found to have ended by itself."""
         self.unclean = 0
         """Times it did not end in order when it was told to."""
-        flags = ["--api-only", "--no-browser", "--host", "127.0.0.1", "--port", str(self.port), "--no-auth"]
+        flags = ["--no-browser", "--host", "127.0.0.1", "--port", str(self.port), "--no-auth"]
         flags += ["--data-dir", str(settings.data_dir)]
+        flags += [] if page else ["--api-only"]
         self._command = [sys.executable, "-m", "rallychat", "serve", model, *flags, *arguments]
         config = settings.data_dir / "bench.toml"
         config.touch()
