@@ -7,6 +7,7 @@ RallyChatError
 │   └── TemplateError       the chat template cannot render these messages
 ├── NotFound                no such model, conversation, message or run
 ├── Conflict                the thing exists but is not in a state that allows this
+│   ├── NotHere             a model's weights must be downloaded first
 │   ├── KeyReused           the idempotency key belongs to another request
 │   └── KeyInUse            another process is answering the request of this idempotency key
 ├── Forbidden               whoever asks may not do this
@@ -125,6 +126,10 @@ class Conflict(RallyChatError):
     """The thing exists, but its state does not allow this."""
 
     code = "conflict"
+
+
+class NotHere(Conflict):
+    """The model's weights are not on this machine, and asking for it does not fetch them."""
 
 
 class KeyReused(Conflict):

@@ -11,7 +11,7 @@ import logging
 from rallychat.cards import ModelCard, card
 from rallychat.catalog import ANY, Catalog, Model, Sampling, generation
 from rallychat.choices import Choice, Choices
-from rallychat.errors import Forbidden, RallyChatError
+from rallychat.errors import Forbidden, NotHere, RallyChatError
 from rallychat.identity import LOCAL, current
 from rallychat.pool import Pool
 from rallychat.settings import Settings
@@ -161,3 +161,19 @@ class Shelf:
         if usual == ANY:
             usual = generation.shipped(family.generation.answer)
         return asked.over(self._answers).over(model.sampling.value()).over(usual)
+
+
+def model_to_use(shelf: Shelf, name: str | None) -> Model:
+    """The model of this name, if its weights are here or coming. Only the default model is fetched by asking for it.
+
+    Raises:
+        NotFound, NotHere: there is no such model, or somebody must download it first.
+    """
+    default = shelf.resolve(None)
+    model = default if name == default.id else shelf.named(name)
+    if model.id == default.id or shelf.is_here(model) or shelf.downloads.progress(model.id) is not None:
+        return model
+    raise NotHere(
+        f"The model '{model.id}' is not on this machine yet.",
+        hint=f"download it on the page, or with: rallychat models download {model.id}",
+    )

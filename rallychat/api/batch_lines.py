@@ -22,11 +22,11 @@ from rallychat.api.errors import CUT_OFF, Problem, Refusal, problem_of
 from rallychat.api.responses import unstored
 from rallychat.api.responses.requests import ResponseRequest
 from rallychat.api.schemas import ChatCompletionRequest, CompletionRequest
-from rallychat.api.serving import model_to_use
 from rallychat.api.validation import first_problem
 from rallychat.batches import Line, Outcome
 from rallychat.chat import ChatService
 from rallychat.pool import Priority
+from rallychat.shelf import model_to_use
 
 TRIES: Final = 1
 """How often a line is asked again, by itself, whose engine died under it: it may have died of another one."""
@@ -145,7 +145,7 @@ class BatchLines:
                 if problem.code not in _AGAIN or deaths > TRIES:
                     raise
                 await asyncio.sleep(problem.retry_after or 0)
-            except errors.Stopping:
+            except (errors.Stopping, errors.NotHere):
                 raise
             except errors.RallyChatError as exc:  # refused at the door
                 raise Refusal(problem_of(exc)) from exc

@@ -14,11 +14,12 @@ from rallychat.api.delivery import delivered
 from rallychat.api.idempotency import IdempotencyKey, KeyedRoute
 from rallychat.api.routing import EVENT_STREAM, problems
 from rallychat.api.schemas import ChatCompletionRequest
-from rallychat.api.serving import model_to_use, service_of
+from rallychat.api.serving import service_of
 from rallychat.context.strategies import strategy_named
 from rallychat.errors import InvalidRequest
 from rallychat.messages import Event
 from rallychat.pool import Priority
+from rallychat.shelf import model_to_use
 from rallychat.wishes import Asked
 
 if TYPE_CHECKING:

@@ -14,9 +14,10 @@ from rallychat.api.delivery import delivered
 from rallychat.api.idempotency import IdempotencyKey, KeyedRoute
 from rallychat.api.routing import EVENT_STREAM, problems
 from rallychat.api.schemas import CompletionRequest
-from rallychat.api.serving import model_to_use, service_of
+from rallychat.api.serving import service_of
 from rallychat.messages import Event
 from rallychat.pool import Priority
+from rallychat.shelf import model_to_use
 
 if TYPE_CHECKING:
     from rallychat.chat import ChatService

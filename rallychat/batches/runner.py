@@ -21,6 +21,7 @@ from rallychat.batches.work import AHEAD, Answer, Outcome, Progress, work
 from rallychat.chat import ChatService
 from rallychat.errors import Conflict, NotFound, RallyChatError, Stopping
 from rallychat.identity import acting_as
+from rallychat.shelf import model_to_use
 from rallychat.store import BatchStore, StoredBatch
 from rallychat.store.batches import Status
 from rallychat.store.files import row_of
@@ -212,7 +213,7 @@ class BatchRunner:
         lines, model, faults = await asyncio.to_thread(read)
         if not faults:
             try:
-                model = self._service.named(model).id
+                model = model_to_use(self._service, model).id
             except RallyChatError as exc:
                 faults = [Fault("model_not_found", str(exc), param="body.model")]
         if faults:

@@ -18,10 +18,11 @@ from rallychat.api.responses.items import items_of
 from rallychat.api.responses.pages import After, Limit, Order, page
 from rallychat.api.responses.requests import ResponseRequest
 from rallychat.api.routing import NAMED_EVENTS, json_response, problems
-from rallychat.api.serving import model_to_use, service_of
+from rallychat.api.serving import service_of
 from rallychat.errors import Forbidden, InvalidRequest, NotFound, StoreError
 from rallychat.identity import current
 from rallychat.messages import Queued
+from rallychat.shelf import model_to_use
 
 if TYPE_CHECKING:
     from rallychat.catalog import Model
