@@ -595,6 +595,42 @@ async def test_a_key_for_chat_reads_no_conversation_by_answering_in_it(tmp_path:
         assert (await world.ask("POST", "/v1/responses", json=asked, headers=both)).status_code == 200
 
 
+async def test_a_key_for_chat_reads_no_conversation_by_its_responses(tmp_path: Path) -> None:
+    question = {"input": "What does my parrot Zorro eat?"}
+    async with people(tmp_path, elsewhere=True) as world:
+        chat, both = await world.key("ben", "chat"), await world.key("ben", "chat", "conversations")
+        said = {"role": "user", "content": "My parrot Zorro eats papaya seeds every morning."}
+        made = (await world.ask("POST", "/v1/conversations", headers=both, json={"items": [said]})).json()
+        within = question | {"conversation": made["id"]}
+        once = {"idempotency-key": "once"}
+        first = await world.ask("POST", "/v1/responses", json=within, headers=both | once)
+        path = f"/v1/responses/{first.json()['id']}"
+        after = question | {"previous_response_id": first.json()["id"]}
+        for method, where, body, more in (
+            ("POST", "/v1/responses", within, once),
+            ("POST", "/v1/responses", after, {}),
+            ("POST", "/v1/responses", after | {"store": False}, {}),
+            ("POST", "/v1/responses", question | {"elsewhere": True}, {}),
+            ("GET", path, None, {}),
+            ("GET", f"{path}?stream=true", None, {}),
+            ("GET", f"{path}/input_items", None, {}),
+            ("POST", f"{path}/cancel", None, {}),
+            ("DELETE", path, None, {}),
+        ):
+            refused = await world.ask(method, where, headers=chat | more, json=body)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden"), (
+                method,
+                where,
+            )
+        assert (await world.ask("GET", path, headers=both)).json() == first.json()
+        quoted = await world.ask("POST", "/v1/responses", json=question, headers=both)
+        assert quoted.json()["context"]["elsewhere"]
+        own = await world.ask("POST", "/v1/responses", json=question, headers=chat)
+        assert own.json()["context"]["elsewhere"] == []
+        follows = question | {"previous_response_id": own.json()["id"]}
+        assert (await world.ask("POST", "/v1/responses", json=follows, headers=chat)).status_code == 200
+
+
 async def test_a_page_whose_database_is_away_says_when_to_come_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from rallychat.chat import ChatService
     from rallychat.runs import Run
     from rallychat.store import StoredResponse
+    from rallychat.wishes import Wish
 
 router = APIRouter(route_class=StatefulRoute, tags=["responses"])
 _STREAMED: dict[int | str, dict[str, Any]] = {
@@ -47,12 +49,12 @@ async def create_response(
     """Answers what was said. Stored answers belong to the server: hanging up does not end them, cancel does."""
     service = service_of(request)
     if (known := response_of(request)) is not None:
+        await _refuse_unless_open(service, known)
         return await _given(service, asked, *await viewing.to_watch(service, known), again=True)
-    if asked.conversation_id is not None and not current().may("conversations"):
-        raise Forbidden(
-            "This API key is not for 'conversations'.", hint="leave 'conversation' out, or use another key"
-        )
+    wish = _wish(asked)
     said = asked.messages()
+    if asked.previous_response_id is not None:
+        await _refuse_unless_open(service, asked.previous_response_id)
     at = await responding.place(
         service, conversation=asked.conversation_id, previous=asked.previous_response_id
     )
@@ -68,12 +70,39 @@ async def create_response(
         sampling=sampling,
         instructions=asked.instructions,
         request=asked.echo(at.sampling(service, model, sampling)),
-        wish=asked.wish,
+        wish=wish,
         key=key_of(request),
         patience=asked.timeout,
     )
     announce(request)
     return await _given(service, asked, stored, run)
+
+
+def _wish(asked: ResponseRequest) -> Wish:
+    """How the context is to be kept. A key that is not for conversations answers in none, and quotes none."""
+    if current().may("conversations"):
+        return asked.wish
+    for name in ("conversation", "elsewhere"):
+        if getattr(asked, name):
+            raise _not_for_conversations(f"leave '{name}' out, or use another key")
+    return replace(asked.wish, elsewhere=False)
+
+
+async def _refuse_unless_open(service: ChatService, response_id: str) -> None:
+    """Refuses a response in a conversation of the list to a key that is not for conversations.
+
+    Raises:
+        NotFound: there is none. Forbidden: it is not open to this key.
+    """
+    if current().may("conversations"):
+        return
+    stored = await service.store.responses.get(response_id)
+    if (await service.store.get(stored.answer.conversation_id)).listed:
+        raise _not_for_conversations(f"'{response_id}' is in a conversation: use another key")
+
+
+def _not_for_conversations(hint: str) -> Forbidden:
+    return Forbidden("This API key is not for 'conversations'.", hint=hint)
 
 
 async def _given(
@@ -148,6 +177,7 @@ async def retrieve_response(
 ) -> Response:
     """A response as it is now, or its events."""
     service = service_of(request)
+    await _refuse_unless_open(service, response_id)
     if not stream:
         if starting_after is not None:
             raise InvalidRequest("'starting_after' needs 'stream=true'.", param="starting_after")
@@ -165,6 +195,7 @@ async def retrieve_response(
 async def cancel_response(request: Request, response_id: str) -> Response:
     """Ends an answer where it is; what was said is kept. One that has ended stays as it is."""
     service = service_of(request)
+    await _refuse_unless_open(service, response_id)
     _, run = await responding.followed(service, response_id)
     if run is not None:
         await run.stop()
@@ -178,7 +209,9 @@ async def cancel_response(request: Request, response_id: str) -> Response:
 )
 async def delete_response(request: Request, response_id: str) -> Response:
     """Forgets a response, ending it first. What it added to a conversation stays there."""
-    await responding.forget(service_of(request), response_id)
+    service = service_of(request)
+    await _refuse_unless_open(service, response_id)
+    await responding.forget(service, response_id)
     return json_response({"id": response_id, "object": "response", "deleted": True})
 
 
@@ -191,7 +224,9 @@ async def list_input_items(
     request: Request, response_id: str, after: After = None, limit: Limit = 20, order: Order = "desc"
 ) -> Response:
     """The items that the request of a response brought."""
-    store = service_of(request).store
+    service = service_of(request)
+    await _refuse_unless_open(service, response_id)
+    store = service.store
     rows = await store.responses.inputs(await store.responses.get(response_id))
     items = [item for row in rows for item in items_of(row)]
     return json_response(page(items, after=after, limit=limit, order=order))
