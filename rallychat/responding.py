@@ -9,12 +9,15 @@ from typing import Any
 from rallychat.answering import FALLBACK
 from rallychat.catalog import ANY, Model, Sampling
 from rallychat.chat import ChatService
+from rallychat.context.log import as_shown
+from rallychat.context.selection import exchanges, excluded
 from rallychat.errors import Conflict, InvalidRequest
 from rallychat.messages import Event, Message
 from rallychat.pool import Priority
 from rallychat.runs import Run
 from rallychat.store import Conversation, StoredMessage, StoredResponse
 from rallychat.titles import first_title
+from rallychat.turns import turns_of
 from rallychat.unset import UNSET, Unset
 from rallychat.wishes import AS_EVER, Wish
 
@@ -120,11 +123,10 @@ async def unstored(
     patience: float | None = None,
 ) -> AsyncGenerator[Event, None]:
     """The same, with nothing kept: closing it ends the answer. What does not fit the window is refused."""
-    before = [row.message for row in await _before(service, at)]
     if at.conversation is not None:
-        instructions = instructions or at.conversation.system
+        instructions = at.conversation.system if instructions is None else instructions
         sampling = sampling.over(at.conversation.sampling)
-    messages = [*before, *said]
+    messages = [*_shown(await _before(service, at)), *said]
     told = [instructions] if instructions else []
     while messages[0].role == "system":
         told.append(messages.pop(0).text)
@@ -132,6 +134,12 @@ async def unstored(
     return service.complete(
         [*head, *messages], model=model.id, sampling=sampling, priority=priority, patience=patience
     )
+
+
+def _shown(before: Sequence[StoredMessage]) -> list[Message]:
+    """The messages as a model sees them, without those that are excluded."""
+    stay = {turn.id for group in exchanges(turns_of(before)) if not excluded(group) for turn in group}
+    return [as_shown(row, "", blank=row.mark == "exclude") for row in before if row.id in stay]
 
 
 async def _before(service: ChatService, at: Place) -> list[StoredMessage]:
