@@ -25,9 +25,11 @@ from hypothesis import strategies as st
 from openai import OpenAI
 from sqlalchemy import update
 
-from rallychat.batches import Turns, check
+from rallychat.api.batch_lines import BatchLines
+from rallychat.batches import Line, Turns, check
 from rallychat.bench.scripted import scripted
-from rallychat.errors import StorageFull, StoreUnavailable
+from rallychat.chat import ChatService
+from rallychat.errors import NotHere, StorageFull, StoreUnavailable
 from rallychat.identity import acting_as
 from rallychat.store import BatchStore, ConversationStore, FileStore
 from rallychat.store.batch_tables import batches
@@ -71,6 +73,9 @@ async def test_a_file_is_kept_whole_listed_and_deleted(tmp_path: Path) -> None:
         only = (await http.get("/v1/files?purpose=user_data")).json()["data"]
         assert [each["id"] for each in only] == [first]
         assert (await http.delete(f"/v1/files/{first}")).json()["deleted"]
+        page = (await http.get(f"/v1/files?order=asc&after={first}")).json()
+        assert [each["id"] for each in page["data"]] == [second]
+        assert (await http.get("/v1/files?after=file-x")).status_code == 404
         assert (await http.get(f"/v1/files/{first}/content")).status_code == 404
         assert [path.name for path in (tmp_path / "files").iterdir()] == [second]
 
@@ -294,6 +299,10 @@ BAD_FILES: dict[str, tuple[bytes, list[tuple[str, int | None]]]] = {
     ),
     "two models": (jsonl([line("a"), line("b", body={"model": "slow"})]), [("mismatched_model", 2)]),
     "no such model": (jsonl([line("a", body={"model": "gpt-oops"})]), [("model_not_found", None)]),
+    "a model that is not here": (
+        jsonl([line("a", model="smollm2-135m-instruct")]),
+        [("model_not_found", None)],
+    ),
     "an unknown key": (jsonl([line("a", extra=1)]), [("unknown_parameter", 1)]),
     "a number as name": (jsonl([line("a", custom_id=3)]), [("invalid_custom_id", 1)]),
     "too many": (jsonl([line(str(n)) for n in range(31)]), [("too_many_requests", None)]),
@@ -307,6 +316,13 @@ async def test_what_is_wrong_with_a_file_is_told_line_by_line(tmp_path: Path, na
         done = await ended(http, await begun(http, data))
         assert (done["status"], done["output_file_id"]) == ("failed", None)
         assert [(each["code"], each["line"]) for each in done["errors"]["data"]] == wrong
+
+
+async def test_weights_that_vanish_amid_a_batch_are_no_line_s_fault(tmp_path: Path) -> None:
+    async with ChatService.open(settings(tmp_path)) as service:
+        lines = BatchLines(service, model="smollm2-135m-instruct", longest=1000)
+        with pytest.raises(NotHere):
+            await lines.answer(Line(1, orjson.dumps(line("a"))))
 
 
 @given(st.lists(st.one_of(st.binary(max_size=40), st.builds(jsonl, st.lists(st.just(line("a")))))))

@@ -161,6 +161,26 @@ async def test_taking_one_item_out_renames_no_other_of_its_answer(tmp_path: Path
             assert done == left
 
 
+@pytest.mark.parametrize("order", ["asc", "desc"])
+async def test_a_list_goes_on_where_an_item_stood_that_was_taken_out_since(
+    tmp_path: Path, order: str
+) -> None:
+    async with world(tmp_path) as (http, _):
+        body = {"items": [user("1"), THOUGHT, SAID, user("2"), user("3"), THOUGHT, SAID]}
+        made = (await http.post("/v1/conversations", json=body)).json()["id"]
+        path, seen = f"/v1/conversations/{made}/items", 0
+        query: dict[str, Any] = {"order": order, "limit": 2}
+        while True:
+            got = (await http.get(path, params=query)).json()
+            for item in got["data"]:
+                assert (await http.delete(f"{path}/{item['id']}")).status_code == 200
+            seen += len(got["data"])
+            if not got["has_more"]:
+                break
+            query["after"] = got["last_id"]
+        assert (seen, await items(http, made)) == (7, [])
+
+
 async def test_an_empty_text_of_a_client_is_an_item_as_any_other(tmp_path: Path) -> None:
     async with world(tmp_path) as (http, _):
         silent = {"role": "assistant", "content": ""}

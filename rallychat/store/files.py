@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -35,6 +36,7 @@ UPLOADING: Final = 24 * 3600
 """Seconds after which a file that nobody adds to, or a folder of such, counts as left by a crash."""
 UNKNOWN: Final = 600
 """Seconds after which a whole file without a row is one of a crash, or of a user who was erased."""
+_NAME: Final = re.compile(r"file-[0-9a-f]{23}", re.ASCII)
 OPEN: Final = ("validating", "in_progress", "finalizing", "cancelling")
 """States of a batch that still reads its file."""
 
@@ -154,19 +156,20 @@ class FileStore:
     async def list(
         self, *, purpose: str | None = None, limit: int, after: str | None = None, newest: bool = True
     ) -> Sequence[StoredFile]:
-        """The current person's files.
+        """The current person's files. Where `after` is gone they go on from where it stood.
 
         Raises:
-            NotFound: there is none called `after`.
+            NotFound: none can be called `after`.
         """
         asked = select(files).where(_mine(), _alive()).limit(limit)
         asked = asked.order_by(files.c.id.desc() if newest else files.c.id)
         if purpose is not None:
             asked = asked.where(files.c.purpose == purpose)
+        if after is not None:
+            if not _NAME.fullmatch(after):
+                raise NotFound("file", after)
+            asked = asked.where(files.c.id < after if newest else files.c.id > after)
         async with self._database.read() as db:
-            if after is not None:
-                await _file(db, after)
-                asked = asked.where(files.c.id < after if newest else files.c.id > after)
             return [StoredFile(**row) for row in (await db.execute(asked)).mappings()]
 
     @whole

@@ -38,6 +38,16 @@ def place_of(item_id: str) -> Place:
     return Place(f"msg_{tail}", "rs" if kind == "rs" else "msg", int(number or 1))
 
 
+def age_of(item_id: str) -> tuple[str, int, bool]:
+    """Sorts items by age, as far as names tell it: what is thought comes before what is said.
+
+    Raises:
+        NotFound: no item can be called so.
+    """
+    place = place_of(item_id)
+    return place.message_id, place.number, place.kind == "msg"
+
+
 def name_of(message_id: str, kind: type[Part], number: int) -> str:
     """The name of the `number`th thought or saying of an answer; the first saying is called as its message."""
     prefix = "rs" if kind is Reasoning else "msg"
