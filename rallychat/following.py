@@ -74,7 +74,7 @@ class Followed(Run):
 def _end(answer: StoredMessage) -> End:
     reason = answer.finish_reason or "interrupted"
     if reason == "error":
-        return Failed("engine_error", answer.error or "The answer failed.")
+        return Failed(answer.error_code or "engine_error", answer.error or "The answer failed.")
     known = {name: value for name in ("usage", "timings") if (value := getattr(answer, name)) is not None}
     return Finished(reason, report=answer.report, **known)
 

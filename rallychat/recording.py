@@ -75,6 +75,7 @@ class Recorder:
         for delta in growth.parser.finish():  # held back in case it was the beginning of a tag
             if tell is not None:
                 tell(delta)
+        failed = end if isinstance(end, Failed) else None
         plan = growth.plan
         if plan is not None:
             others = {key: span for key, span in plan.spans.items() if key != answer.id}
@@ -85,7 +86,8 @@ class Recorder:
             answer.id,
             parts=growth.parts,
             reason=_reason(end),
-            error=str(RallyChatError(end.message, hint=end.hint)) if isinstance(end, Failed) else None,
+            error=str(RallyChatError(failed.message, hint=failed.hint)) if failed else None,
+            error_code=failed.code if failed else None,
             usage=growth.usage,
             timings=growth.timings,
             report=plan.report if plan else None,

@@ -32,6 +32,8 @@ HARMLESS: dict[str, list[Any]] = {
     "reasoning_effort": [None],
     "verbosity": ["medium", None],
     "web_search_options": [None],
+    "moderation": [None],
+    "prompt_cache_options": [None],
     "service_tier": ["auto", "default", None],
     "store": [False, None],
 }
@@ -53,6 +55,8 @@ REFUSED: dict[str, list[Any]] = {
     "reasoning_effort": ["low"],
     "verbosity": ["high"],
     "web_search_options": [{}],
+    "moderation": [{"model": "omni-moderation-latest"}],
+    "prompt_cache_options": [{"mode": "explicit"}],
     "service_tier": ["flex"],
     "store": [True],
 }

@@ -35,6 +35,18 @@ async def test_a_response_is_answered_and_can_be_retrieved(tmp_path: Path) -> No
         assert (await http.get(f"/v1/responses/{made['id']}")).json() == made
 
 
+async def test_a_response_says_of_tools_what_was_asked(tmp_path: Path) -> None:
+    async with world(tmp_path) as (http, _):
+        given: dict[str, Any] = {"tool_choice": "none", "parallel_tool_calls": False}
+        for asks, says in (
+            ({}, ("auto", True)),
+            (given, ("none", False)),
+            (given | {"store": False}, ("none", False)),
+        ):
+            made = await asked(http, "Hello", **asks)
+            assert (made["tool_choice"], made["parallel_tool_calls"]) == says
+
+
 async def test_a_database_that_is_away_once_a_response_is_begun_leaves_none_that_nobody_makes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,6 +326,7 @@ async def test_a_background_response_that_cannot_begin_is_failed(tmp_path: Path)
         "failed",
     ]
     assert "window" in seen[-1]["response"]["error"]["message"]
+    assert seen[-1]["response"]["error"]["code"] == "invalid_prompt"
 
 
 @pytest.mark.sqlite
@@ -329,6 +342,23 @@ async def test_what_is_not_to_be_stored_is_nowhere(tmp_path: Path, stream: bool)
         assert (await http.get(f"/v1/responses/{made['id']}")).status_code == 404
         path = service.settings.database
     assert b"secret" not in path.read_bytes()
+
+
+async def test_what_is_excluded_stays_out_of_an_answer_that_is_not_stored_too(tmp_path: Path) -> None:
+    async with world(tmp_path) as (http, service):
+        conversation = (await http.post("/v1/conversations", json={})).json()["id"]
+        await service.store.update(conversation, system="Be brief.")
+        for text in ("zebra", "lion"):
+            last = await asked(http, text, conversation=conversation)
+        zebra, _, lion, answer = await service.store.path(conversation)
+        for row in (zebra, lion):
+            await service.store.contexts.mark(row.id, "exclude")
+        await service.store.contexts.mark(answer.id, "pin")
+        ask = {"previous_response_id": last["id"], "store": False}
+        seen = text_of(await asked(http, "!recall 500", **ask))
+        assert seen == "Be brief.\n…\nlion\n!recall 500\n"
+        seen = text_of(await asked(http, "!recall 500", instructions="", **ask))
+        assert seen == "…\nlion\n!recall 500\n"
 
 
 async def test_what_is_not_stored_ends_with_its_connection(tmp_path: Path) -> None:

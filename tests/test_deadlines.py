@@ -84,6 +84,7 @@ async def test_a_response_nobody_watches_fails_when_its_turn_did_not_come(tmp_pa
                 await asyncio.sleep(0.01)
                 seen = (await http.get(f"/v1/responses/{made['id']}")).json()
     assert seen["status"] == "failed"
+    assert seen["error"]["code"] == "rate_limit_exceeded"
     assert "within 0.5 s, which is its timeout" in seen["error"]["message"]
 
 

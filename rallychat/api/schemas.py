@@ -38,6 +38,8 @@ ACCEPTED_ONLY: Mapping[str, str] = {
     "reasoning_effort": "leave it out",
     "verbosity": "only 'medium' is accepted",
     "web_search_options": "leave it out",
+    "moderation": "answers are not moderated",
+    "prompt_cache_options": "prefixes are always reused; leave it out",
     "service_tier": "only 'auto' and 'default' are accepted",
     "store": "chat completions are not stored",
     "echo": "the answer does not repeat the prompt",
@@ -278,6 +280,8 @@ class ChatCompletionRequest(Generation):
     reasoning_effort: None = None
     verbosity: Literal["medium"] | None = None
     web_search_options: None = None
+    moderation: None = None
+    prompt_cache_options: None = None
     service_tier: Literal["auto", "default"] | None = None
     store: Off = None
     metadata: dict[str, str] | None = Field(None, description="Accepted, not used.")

@@ -123,7 +123,8 @@ class AnswerStore:
             return bool((await queries.message_row(db, message_id))["status"] == "running")
 
     async def _resume(self, message_id: str, key: str | None, *, alone: bool) -> StoredMessage:
-        running = {"status": "running", "finish_reason": None, "error": None, "stop_at": None}
+        running = {"status": "running", "stop_at": None}
+        running |= dict.fromkeys(("finish_reason", "error", "error_code"))
         this, children = messages.c.id == message_id, messages.c.parent_id == message_id
         async with self._database.write() as db:
             row = await queries.message_row(db, message_id)
@@ -179,6 +180,7 @@ class AnswerStore:
         parts: tuple[Part, ...],
         reason: FinishReason,
         error: str | None = None,
+        error_code: str | None = None,
         usage: Usage | None,
         timings: Timings | None,
         report: ContextReport | None = None,
@@ -198,6 +200,7 @@ class AnswerStore:
         """
         ended: dict[str, Any] = {
             "status": "complete",
+            "error_code": error_code,
             "parts": codec.parts_mended(parts),
             **codec.ending_columns(Ending(reason, error, usage, timings)),
             "report": codec.report_json(report),

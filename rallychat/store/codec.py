@@ -242,6 +242,7 @@ def message_from(row: Mapping[Any, Any]) -> StoredMessage:
             span=_span(row["span_key"], row["span_ids"], row["span_quoted"]),
             created_at=row["created_at"],
             mark=row["mark"],
+            error_code=row["error_code"],
         )
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
         raise StoreError(f"Message '{row['id']}' in the database is damaged: {exc!r}.") from exc

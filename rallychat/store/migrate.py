@@ -8,7 +8,7 @@ from sqlalchemy import Connection, inspect
 
 from rallychat.errors import StoreError
 
-HEAD = "0011"
+HEAD = "0012"
 """The newest revision under migrations/versions; a test compares the two."""
 FOLDER = Path(__file__).parent / "migrations"
 

@@ -129,6 +129,7 @@ messages = Table(
     Column("span_quoted", Text),
     # When a person asked another process than its owner to end it.
     Column("stop_at", UtcDateTime),
+    Column("error_code", Text),
     Index("ix_messages_conversation", "conversation_id", "id"),
     Index("ix_messages_parent", "parent_id"),
     Index("ix_messages_owner", "owner"),

@@ -106,6 +106,8 @@ class StoredMessage:
     span: TokenSpan | None
     created_at: datetime
     mark: Mark | None = None
+    error_code: str | None = None
+    """The code of the error, of those in `rallychat.errors`."""
 
     @classmethod
     def unstored(

@@ -75,7 +75,7 @@ class ItemList(_Answer):
 class ErrorOfResponse(_Answer):
     """Why a response failed."""
 
-    code: Literal["server_error"]
+    code: Literal["server_error", "invalid_prompt", "rate_limit_exceeded"]
     message: str
 
 
@@ -162,7 +162,7 @@ class ResponseOut(_Answer):
     store: bool
     temperature: float | None
     text: TextSettings
-    tool_choice: Literal["auto"]
+    tool_choice: Literal["none", "auto"]
     tools: list[Any]
     top_p: float | None
     truncation: Literal["auto", "disabled"]

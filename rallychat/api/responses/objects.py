@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+from rallychat import errors
 from rallychat.api.chunks import context_of
 from rallychat.api.responses.items import output_of, status_of
 from rallychat.messages import ContextReport, Part, Queued, Usage
@@ -13,6 +14,13 @@ from rallychat.store import StoredMessage, StoredResponse
 
 ResponseStatus = Literal["completed", "failed", "in_progress", "cancelled", "queued", "incomplete"]
 UNKNOWN = "The answer could not be made."
+_INVALID = (errors.InvalidRequest, errors.ContextOverflow, errors.TemplateError, errors.EngineRefused)
+_LIMITED = (errors.Busy, errors.Full, errors.Late, errors.Limited)
+_CODES: dict[str | None, str] = {
+    **{kind.code: "invalid_prompt" for kind in _INVALID},
+    **{kind.code: "rate_limit_exceeded" for kind in _LIMITED},
+}
+"""OpenAI's words for errors: asked again the first fails again, the second may not; all others are the server's."""
 
 
 def response_object(
@@ -30,7 +38,7 @@ def response_object(
         status=status,
         output=output_of(answer.id, answer.parts, status=status_of(answer)),
         completed=created + took if status == "completed" else None,
-        error=answer.error or UNKNOWN if status == "failed" else None,
+        error=error_of(answer) if status == "failed" else None,
         usage=answer.usage if answer.status == "complete" else None,
         report=answer.report if answer.status == "complete" else None,
         queue=queue_of(place) if status == "queued" and place is not None else None,
@@ -51,6 +59,11 @@ def begins_queued(stored: StoredResponse) -> bool:
 def queue_of(place: Queued) -> dict[str, Any]:
     """Our extension: a place in line."""
     return {"position": place.position, "seconds": place.seconds}
+
+
+def error_of(answer: StoredMessage) -> dict[str, str]:
+    """Why an answer failed."""
+    return {"code": _CODES.get(answer.error_code, "server_error"), "message": answer.error or UNKNOWN}
 
 
 def status_of_response(answer: StoredMessage) -> ResponseStatus:
@@ -74,7 +87,7 @@ def _described(
     status: ResponseStatus,
     output: list[dict[str, Any]] | None = None,
     completed: float | None = None,
-    error: str | None = None,
+    error: dict[str, str] | None = None,
     usage: Usage | None = None,
     report: ContextReport | None = None,
     queue: Mapping[str, Any] | None = None,
@@ -88,20 +101,20 @@ def _described(
         "status": status,
         "background": request["background"],
         "completed_at": None if completed is None else int(completed),
-        "error": None if error is None else {"code": "server_error", "message": error},
+        "error": error,
         "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
         "instructions": request["instructions"],
         "max_output_tokens": request["max_output_tokens"],
         "model": stored.answer.model,
         "output": output or [],
-        "parallel_tool_calls": True,
+        "parallel_tool_calls": request.get("parallel_tool_calls", True),
         "previous_response_id": request["previous_response_id"],
         "conversation": None if conversation is None else {"id": conversation},
         "reasoning": {"effort": None, "summary": None},
         "store": request["store"],
         "temperature": request["temperature"],
         "text": {"format": {"type": "text"}},
-        "tool_choice": "auto",
+        "tool_choice": request.get("tool_choice", "auto"),
         "tools": [],
         "top_p": request["top_p"],
         "truncation": "auto" if request["store"] else "disabled",

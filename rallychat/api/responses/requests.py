@@ -24,10 +24,8 @@ RESPONSES_ACCEPTED_ONLY: Mapping[str, str] = {
     "reasoning": "models think as they were trained to; leave it out",
     "include": "what there is to include is always included; leave it out",
     "max_tool_calls": "tool calls are not built yet",
-    "moderation": "answers are not moderated",
     "context_management": "the server manages the context by itself; leave it out",
     "background_options": "leave it out",
-    "prompt_cache_options": "prefixes are always reused; leave it out",
     "access_programs": "leave it out",
     "image": "answers are text",
 }
@@ -315,6 +313,8 @@ class ResponseRequest(Asked):
         given = {name: getattr(self, name) for name in names}
         facts: dict[str, Any] = {"background": bool(self.background), "store": self.kept}
         facts |= {"temperature": used.temperature, "top_p": used.top_p}
+        facts |= {"tool_choice": self.tool_choice or "auto"}
+        facts |= {"parallel_tool_calls": self.parallel_tool_calls is not False}
         return given | facts | {"conversation": self.conversation_id}
 
     def _consistent(self) -> None:

@@ -100,5 +100,6 @@ def _ended(response: StoredResponse, parts: Sequence[Part], end: End) -> StoredR
         answer = replace(answer, report=end.report)
     else:
         reason: FinishReason = "interrupted" if end.code == EngineInterrupted.code else "error"
-        answer = replace(answer, finish_reason=reason, error=str(RallyChatError(end.message, hint=end.hint)))
+        error = str(RallyChatError(end.message, hint=end.hint))
+        answer = replace(answer, finish_reason=reason, error=error, error_code=end.code)
     return replace(response, answer=answer)

@@ -65,7 +65,7 @@ async def _ended(service: ChatService, stored: StoredResponse, run: Run | None) 
         error = str(RallyChatError(run.end.message, hint=run.end.hint))
         parts = objects.joined([*run.before, *_parts(run.events)])
         ended = replace(stored.answer, status="complete", finish_reason="error", error=error, parts=parts)
-        stored = replace(stored, answer=ended)
+        stored = replace(stored, answer=replace(ended, error_code=run.end.code))
     return objects.response_object(stored)
 
 
