@@ -16,7 +16,7 @@ from rallychat.api.app import ROUTERS
 from rallychat.api.idempotency import takes_key
 from rallychat.store import ConversationStore, Memory, idempotency
 from tests.api_world import chat
-from tests.responses_world import events_of, items, next_run, said_something, text_of, told, world
+from tests.responses_world import ENDLESS, events_of, items, next_run, said_something, text_of, told, world
 
 CREATING: dict[str, dict[str, Any]] = {
     "/v1/responses": {"input": "Hi"},
@@ -65,6 +65,20 @@ async def test_the_same_request_gets_the_same_answer_after_a_restart_too(tmp_pat
     assert first.headers["content-type"] == again.headers["content-type"] == later.headers["content-type"]
     assert other.text != first.text or path == "/v1/completions"
     assert count == (2 if path == "/v1/conversations" else 0)
+
+
+async def test_another_request_with_the_key_of_one_that_is_being_answered_is_refused_at_once(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path) as (http, service):
+        run = next_run(service)
+        first = asyncio.create_task(post(http, "/v1/responses", ENDLESS | {"store": False}))
+        await run
+        other = await post(http, "/v1/responses", {"input": "Hi"})
+        assert (other.status_code, other.json()["error"]["code"]) == (409, "idempotency_key_reused")
+        assert not first.done()
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
 
 
 async def test_copies_links_and_personas_are_made_once(tmp_path: Path) -> None:

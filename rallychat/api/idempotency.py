@@ -137,6 +137,7 @@ class _Taken:
 
     user: str
     key: str
+    fingerprint: str
     pending: MutableMapping[tuple[str, str], _Taken]
     gone: asyncio.Event
     announced: bool = False
@@ -154,7 +155,7 @@ async def answered_once(
     """The answer to the first request of this key, which must have had the same fingerprint."""
     scope = request.scope
     keys = service_of(request).store.keys
-    taken = await _turn(scope["app"].state.pending_keys, key)
+    taken = await _turn(scope["app"].state.pending_keys, key, fingerprint)
     try:
         claim = await _claimed(request, keys, key, fingerprint)
         if claim is not None and claim.response_id is None:
@@ -181,20 +182,26 @@ async def answered_once(
     return _Recorded(response, keys, taken)
 
 
-async def _turn(pending: MutableMapping[tuple[str, str], _Taken], key: str) -> _Taken:
+async def _turn(pending: MutableMapping[tuple[str, str], _Taken], key: str, fingerprint: str) -> _Taken:
     user = current().id
     while (other := pending.get((user, key))) is not None:
+        _check(key, other.fingerprint, fingerprint)
         await other.gone.wait()
-    taken = pending[user, key] = _Taken(user, key, pending, asyncio.Event())
+    taken = pending[user, key] = _Taken(user, key, fingerprint, pending, asyncio.Event())
     return taken
+
+
+def _check(key: str, first: str, now: str) -> None:
+    """Refuses another request than the first one of a key."""
+    if now != first:
+        raise KeyReused(f"The idempotency key '{key}' belongs to another request.", hint="use a new key")
 
 
 async def _claimed(request: Request, keys: KeyStore, key: str, fingerprint: str) -> Claim | None:
     claim = await keys.claim(key, fingerprint)
     if claim is None:
         return None
-    if claim.fingerprint != fingerprint:
-        raise KeyReused(f"The idempotency key '{key}' belongs to another request.", hint="use a new key")
+    _check(key, claim.fingerprint, fingerprint)
     if claim.owner is None:
         return claim
     if keys.is_mine(claim):  # of a request that could not even free it
