@@ -130,6 +130,13 @@ class Run:
         async with aclosing(self.attach()) as events:
             return await anext(events)
 
+    async def speaking(self) -> None:
+        """Returns when there is a first word, or the answer has ended."""
+        async with aclosing(self.attach()) as events:
+            async for event in events:
+                if isinstance(event, TextDelta | ReasoningDelta | Finished | Failed):
+                    return
+
     @property
     def events(self) -> tuple[Event, ...]:
         """Everything so far."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from rallychat.api import delivery
 from rallychat.errors import StoreError, StoreUnavailable
 from rallychat.store import Conversation
 from tests.responses_world import (
@@ -313,6 +314,19 @@ async def test_a_response_that_cannot_begin_is_refused_and_leaves_nothing(
         assert await items(http, conversation) == ["One", "One"]
         assert len(await service.store.list()) == 1
         await asked(http, "Two", conversation=conversation)
+
+
+@pytest.mark.parametrize("more", [{}, {"store": False}])
+async def test_a_stream_that_fails_before_its_first_word_is_refused_and_leaves_nothing(
+    tmp_path: Path, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "SOON", 60)
+    async with world(tmp_path) as (http, service):
+        run = next_run(service)
+        refused = await http.post("/v1/responses", json={"input": "!fail 0", "stream": True, **more})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_interrupted")
+        if not more:
+            assert (await http.get(f"/v1/responses/resp_{(await run).message_id[4:]}")).status_code == 404
 
 
 async def test_a_background_response_that_cannot_begin_is_failed(tmp_path: Path) -> None:

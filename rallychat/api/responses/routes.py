@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +29,7 @@ from rallychat.shelf import model_to_use
 if TYPE_CHECKING:
     from rallychat.catalog import Model
     from rallychat.chat import ChatService
+    from rallychat.messages import Event
     from rallychat.runs import Run
     from rallychat.store import StoredResponse
     from rallychat.wishes import Wish
@@ -118,7 +120,7 @@ async def _given(
     One that could not even begin is undone and refused; but not when it is asked for again: somebody was told of it.
     """
     if run is not None and not asked.background:
-        first = await (run.begun() if asked.stream else run.wait())
+        first = await (_begun(run) if asked.stream else run.wait())
         if not again and (failed := viewing.said_nothing(run)) is not None:
             with suppress(NotFound):
                 await service.store.responses.delete(stored.id, undo=True)
@@ -128,6 +130,15 @@ async def _given(
     if asked.stream:
         return delivery.FrameStream(viewing.watched(service, stored, run))
     return json_response(await viewing.seen(service, stored.id))
+
+
+async def _begun(run: Run) -> Event:
+    """The first event there is. Who stands in no line is waited for a little: before the first word it may fail."""
+    first = await run.begun()
+    if not isinstance(first, Queued):
+        with suppress(TimeoutError):
+            await asyncio.wait_for(run.speaking(), delivery.SOON)
+    return first
 
 
 async def _queued(service: ChatService, stored: StoredResponse, place: Queued) -> StoredResponse:

@@ -20,6 +20,7 @@ from rallychat.messages import (
     Failed,
     Finished,
     FinishReason,
+    Loading,
     Part,
     Queued,
     Reasoning,
@@ -61,6 +62,8 @@ async def streamed(response: StoredResponse, events: AsyncGenerator[Event]) -> A
     parts: list[Part] = []
     async with aclosing(events):
         async for event in events:
+            if telling is None and isinstance(event, Loading | Started):
+                continue  # it may still fail before its first word
             if telling is None:
                 telling = _telling(response, event)
                 for said in telling.opening():
