@@ -134,6 +134,8 @@ class ContextReport:
     diverged_at: int | None = None
     """Tokens up to which it is the same as the previous one; None where it continues it, or is the first."""
     compacted: tuple[str, ...] = ()
+    left_tokens: tuple[int, ...] = ()
+    """Of each of `compacted`, then of `dropped`, as far as it was counted before; 0: it was not."""
     excluded: tuple[str, ...] = ()
     pinned: tuple[str, ...] = ()
     retrieved: tuple[str, ...] = ()

@@ -116,7 +116,7 @@ async def plan_turn(
     spans = {e.message_id: e.span for e in sized.entries if e.message_id and e.span}
     return Plan(
         ids=ids,
-        report=report_of(path, sized, strategy, budget, previous or [], ids),
+        report=report_of(path, turns, sized, strategy, budget, previous or [], ids),
         key=token_log.said_key(_base(voice, path, sized.selection.memory)),
         spans={name: span for name, span in spans.items() if span != known.get(name)},
         fresh=sized.selection.memory if sized.selection.fresh else None,

@@ -8,7 +8,7 @@ from typing import Literal
 
 from rallychat.context import log as token_log
 from rallychat.context.retrieval import Quote
-from rallychat.context.types import Budget, Selection, Strategy
+from rallychat.context.types import Budget, Selection, Strategy, Turn
 from rallychat.engines.slots import shared_prefix
 from rallychat.messages import ContextReport, Segment
 from rallychat.store import StoredMessage
@@ -30,6 +30,7 @@ class Sized:
 
 def report_of(
     path: Sequence[StoredMessage],
+    turns: Sequence[Turn],
     sized: Sized,
     strategy: Strategy,
     budget: Budget,
@@ -40,12 +41,16 @@ def report_of(
 
     Args:
         path: the whole branch it was made of.
+        turns: its messages as strategies see them.
         previous: the ids of the conversation's prompt before; `ids`: of this one.
     """
     selection = sized.selection
     shared = shared_prefix(previous, ids)
     diverged = shared if previous and shared < len(previous) else None
     memory = selection.memory
+    left = (*selection.compacted, *selection.dropped)
+    said = zip(turns, path, strict=True) if left else ()
+    counted = {turn.id: turn.tokens for turn, row in said if row.span is not None}
     return ContextReport(
         strategy=strategy.name,
         window=budget.window,
@@ -57,6 +62,7 @@ def report_of(
         divergence=_divergence(path, sized, diverged),
         diverged_at=diverged,
         compacted=selection.compacted,
+        left_tokens=tuple(counted.get(name, 0) for name in left),
         excluded=selection.excluded,
         pinned=tuple(row.id for row in path if row.mark == "pin"),
         retrieved=tuple(dict.fromkeys(quote.id for quote in sized.quotes if quote.of is None)),

@@ -155,7 +155,8 @@ def test_who_waits_in_line_is_told_so_in_the_stream_and_when_asked(client: OpenA
         while behind.queue is None:
             assert behind.status == "queued"
             behind = client.responses.retrieve(in_background.id)
-        assert (behind.status, behind.queue["position"]) == ("queued", 2)
+        assert behind.status == "queued"
+        assert behind.queue["position"] > 1  # what the server prepares for later may stand there, too
     finally:
         for name in names[:2]:
             client.responses.cancel(name)
@@ -256,6 +257,25 @@ def test_system_prompt_model_and_sampling_of_a_conversation_are_changed(client: 
     assert client.conversations.retrieve(made.id).to_dict() == kept
     with pytest.raises(openai.NotFoundError):
         client.conversations.create(extra_body={"persona": "persona_none"})
+
+
+def test_the_context_tells_the_tokens_of_what_was_left_out(client: OpenAI) -> None:
+    made = client.conversations.create()
+    short: dict[str, Any] = {"strategy": "last_n", "budget": 64}
+    counted: dict[str, int] = {}
+    left: dict[str, int] = {}
+    for n in range(8):
+        text = "One more word of it. " * (n + 1)
+        answer: Any = client.responses.create(
+            model="echo", input=text, conversation=made.id, extra_body=short
+        )
+        context = answer.context
+        assert set(context["left_tokens"]) == {*context["compacted"], *context["dropped"]}
+        left |= context["left_tokens"]
+        counted |= {part["message"]: part["tokens"] for part in context["segments"] if part["message"]}
+    seen = left.keys() & counted.keys()  # but for answers that were in no prompt
+    assert len(seen) > 3
+    assert {name: left[name] for name in seen} == {name: counted[name] for name in seen}
 
 
 def test_an_empty_conversation_has_an_empty_list(client: OpenAI) -> None:

@@ -80,6 +80,7 @@ class ContextOut(_Answer):
     retrieved: list[str]
     elsewhere: list[str]
     dropped: list[str]
+    left_tokens: dict[str, int]
     excluded: list[str]
     pinned: list[str]
     why: str

@@ -80,6 +80,7 @@ def context_of(report: ContextReport) -> dict[str, Any]:
         "retrieved": report.retrieved,
         "elsewhere": report.elsewhere,
         "dropped": report.dropped,
+        "left_tokens": _counted(report),
         "excluded": report.excluded,
         "pinned": report.pinned,
         "why": report.why,
@@ -88,6 +89,12 @@ def context_of(report: ContextReport) -> dict[str, Any]:
         "memory": report.memory,
         "background_ms": report.background_ms,
     }
+
+
+def _counted(report: ContextReport) -> dict[str, int]:
+    """Tokens of what was left out, where they are known."""
+    left = zip((*report.compacted, *report.dropped), report.left_tokens, strict=False)
+    return {message: tokens for message, tokens in left if tokens}
 
 
 def _reason(finished: Finished) -> str:
