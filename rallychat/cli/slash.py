@@ -17,8 +17,9 @@ from rallychat.catalog.types import SamplingFacts
 from rallychat.cli import slash_context
 from rallychat.cli.export import write_one
 from rallychat.cli.options import literal, printable
+from rallychat.cli.slash_context import begun
 from rallychat.errors import InvalidRequest, NotFound
-from rallychat.store import Conversation, StoredMessage
+from rallychat.store import StoredMessage
 
 if TYPE_CHECKING:
     from rallychat.cli.chat import Talk
@@ -112,13 +113,13 @@ async def show_path(talk: Talk) -> None:
 
 async def title(talk: Talk, text: str) -> None:
     """Rename the conversation."""
-    current = await _stored(talk)
+    current = begun(talk)
     talk.conversation = await talk.service.store.update(current.id, title=text)
 
 
 async def delete(talk: Talk, _: str) -> None:
     """Move the conversation to the trash."""
-    current = await _stored(talk)
+    current = begun(talk)
     await talk.service.store.library.discard(current.id)
     talk.conversation, talk.discarded = None, current.id
     talk.console.print("Moved to the trash. /restore takes it back.", style="dim")
@@ -229,20 +230,14 @@ async def edit(talk: Talk, _: str) -> None:
 
 async def export(talk: Talk, name: str) -> None:
     """Write the conversation to a file: the branch in view as Markdown, or all of it for .json."""
-    current, branch = await _stored(talk), await _rows(talk)
+    current, branch = begun(talk), await _rows(talk)
     entire = await talk.service.store.library.entire(current.id)
     path = write_one(name or f"{current.id}.md", entire, branch)
     talk.console.print(f"Written to {literal(str(path))}", style="dim")
 
 
-async def _stored(talk: Talk) -> Conversation:
-    if talk.conversation is None:
-        raise InvalidRequest("This conversation has no messages yet.")
-    return talk.conversation
-
-
 async def _rows(talk: Talk) -> list[StoredMessage]:
-    rows = await talk.service.store.path((await _stored(talk)).id)
+    rows = await talk.service.store.path(begun(talk).id)
     if not rows:
         raise InvalidRequest("This conversation has no messages yet.")
     return rows

@@ -28,7 +28,7 @@ _MOST = 20
 
 async def context(talk: Talk, text: str) -> None:
     """What the model saw for the last answer: its report, or the exact text."""
-    current = _said(talk)
+    current = begun(talk)
     if text == "full":
         seen = await talk.service.inspect(current.id)
         talk.console.print(printable(seen.text), markup=False, highlight=False, soft_wrap=True)
@@ -88,7 +88,8 @@ def _print_lines(console: Console, title: str, lines: Sequence[MessageLine]) -> 
     console.print(table)
 
 
-def _said(talk: Talk) -> Conversation:
+def begun(talk: Talk) -> Conversation:
+    """The conversation. Raises InvalidRequest where nothing was said in it yet."""
     if talk.conversation is None:
         raise InvalidRequest("This conversation has no messages yet.")
     return talk.conversation
@@ -152,8 +153,9 @@ async def memory(talk: Talk, asked: str) -> None:
         raise InvalidRequest(f"/memory does not know '{what}'.", hint=hint)
     held = await contexts.memory(current.id)
     if held is None:
-        said = "Nothing is remembered: older turns stand in the prompt itself, as far as they fit."
-        talk.console.print(said, style="dim")
+        talk.console.print(
+            "Nothing is remembered: older turns stand in the prompt itself, as far as they fit.", style="dim"
+        )
         return
     if what == "undo":
         held = await contexts.revert_memory(current.id, version=held.version)
