@@ -32,6 +32,8 @@ from rallychat.wishes import AS_EVER, Asked, Wish
 
 REMEMBERED = 256
 """Conversations whose last prompt is kept, to tell where the next one leaves it."""
+BUDGETS = range(64, 2**31)
+"""Tokens that somebody may give a conversation's prompts; as many as every database can keep."""
 SAFETY = 0.01
 """Share of the window kept free for what counting cannot know."""
 
@@ -382,8 +384,10 @@ class Contexts:
 
     async def set_budget(self, conversation_id: str, budget: int | None) -> Conversation:
         """Most tokens of this conversation's prompts; None: what the window allows."""
-        if budget is not None and budget < 64:
-            raise InvalidRequest("A budget is at least 64 tokens.", param="budget")
+        if budget is not None and budget not in BUDGETS:
+            raise InvalidRequest(
+                f"A budget is at least {BUDGETS[0]} tokens, and at most {BUDGETS[-1]:,}.", param="budget"
+            )
         return await self._store.update(conversation_id, budget=budget)
 
     async def set_elsewhere(self, conversation_id: str, wanted: bool | None) -> Conversation:

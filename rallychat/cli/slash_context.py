@@ -113,7 +113,7 @@ async def budget(talk: Talk, tokens: str) -> None:
         if tokens != "default" and not (tokens.isascii() and tokens.isdecimal()):
             raise InvalidRequest(f"/budget does not know '{tokens}'.", hint="a number of tokens, or default")
         current = await talk.stored()
-        chosen = None if tokens == "default" else int(tokens[:9])
+        chosen = None if tokens == "default" else int(tokens[:12])  # as refused as all of its digits
         talk.conversation = await talk.service.contexts.set_budget(current.id, chosen)
     now = talk.conversation.budget if talk.conversation else None
     said = f"At most {now:,} tokens" if now else "What the window and this machine allow"
