@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
 
 from rallychat.api import create_app
 from rallychat.chat import ChatService
@@ -194,6 +194,22 @@ def say(page: Page, text: str) -> None:
     """Writes a message and sends it with Enter."""
     page.get_by_label("Message", exact=True).fill(text)
     page.keyboard.press("Enter")
+
+
+def lose_a_reply(page: Page, path: str) -> None:
+    """The next POST to this path arrives; what it is answered does not."""
+
+    lost: list[Route] = []
+
+    def lose(route: Route) -> None:
+        if lost or route.request.method != "POST":
+            route.fallback()
+            return
+        lost.append(route)
+        route.fetch()
+        route.abort()
+
+    page.route(path, lose)
 
 
 def answered(page: Page, count: int = 1, *, seconds: float = 20) -> None:

@@ -5,7 +5,7 @@ import re
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from tests.browser.conftest import Served, Visiting, answered, say, use_model
+from tests.browser.conftest import Served, Visiting, answered, lose_a_reply, say, use_model
 
 pytestmark = pytest.mark.browser
 
@@ -269,16 +269,6 @@ def test_a_chat_that_is_begun_before_another_answer_has_begun_stays_a_new_one(pa
     say(page, "Said in the new chat")
     answered(page)
     expect(page.locator(".said")).to_have_text(["Said in the new chat"])
-
-
-def lose_a_reply(page: Page, path: str) -> None:
-    """The next request of this path arrives; what it is answered does not."""
-
-    def lose(route: Route) -> None:
-        route.fetch()
-        route.abort()
-
-    page.route(path, lose, times=1)
 
 
 def test_a_first_message_whose_reply_was_lost_is_sent_again_and_said_once(page: Page, served: Served) -> None:

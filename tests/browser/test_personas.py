@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from tests.browser.conftest import PHONE, Served, Visiting, answered, say
+from tests.browser.conftest import PHONE, Served, Visiting, answered, lose_a_reply, say
 
 pytestmark = pytest.mark.browser
 
@@ -36,6 +36,19 @@ def test_a_persona_is_written_chosen_and_is_who_answers_in_the_new_chat(page: Pa
     page.locator("#rc-confirm").get_by_role("button", name="Delete").click()
     expect(page.get_by_role("button", name="New persona")).to_have_text("New persona")
     assert served.do(served.service.store.personas.list()) == []
+
+
+def test_a_persona_whose_reply_was_lost_is_kept_once(page: Page, served: Served) -> None:
+    page.get_by_role("button", name="New persona").click()
+    dialog = page.locator("#rc-persona")
+    dialog.get_by_label("Name").fill("Kept once")
+    lose_a_reply(page, "**/v1/personas")
+    dialog.get_by_role("button", name="Save").click()
+    expect(dialog.get_by_role("alert")).to_contain_text("The server does not answer.")
+    dialog.get_by_role("button", name="Save").click()
+    expect(page.get_by_role("button", name="Kept once", exact=True)).to_have_count(1)
+    (only,) = served.do(served.service.store.personas.list())
+    served.do(served.service.store.personas.delete(only.id))
 
 
 def test_a_list_of_models_that_comes_late_leaves_a_persona_its_model(page: Page, served: Served) -> None:

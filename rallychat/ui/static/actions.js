@@ -48,7 +48,7 @@ function told(action) {
 const keys = new Map();
 
 /** As `post`, for what makes something. @param {string} path @param {object} [body] */
-async function make(path, body = {}) {
+export async function make(path, body = {}) {
   const asked = `${path} ${JSON.stringify(body)}`;
   const key = keys.get(asked) ?? newKey();
   keys.set(asked, key);

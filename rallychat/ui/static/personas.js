@@ -1,5 +1,6 @@
 // @ts-check
 /** Personas: who the model is to be in a new chat. Chosen on the start page, written in a dialog. */
+import { make } from "./actions.js";
 import { get, latest, post, remove } from "./api.js";
 import { byId, confirmed, entered, onAction, toast, use } from "./dom.js";
 import { field, hint, read, write } from "./fields.js";
@@ -110,7 +111,7 @@ async function save() {
     const name = field(form(), "name").value.trim();
     if (!name) throw new Error("A persona needs a name.");
     const given = { name, system: field(form(), "system").value, model: field(form(), "model").value || null, sampling: read(form()) };
-    const kept = await post(edited ? `/v1/personas/${edited}` : "/v1/personas", given);
+    const kept = await (edited ? post(`/v1/personas/${edited}`, given) : make("/v1/personas", given));
     dialog().close();
     await refresh();
     if (chat.id !== null) toast("Kept. It is offered where a new chat begins.");
