@@ -34,14 +34,14 @@ from tests.served import DONE, END, Answering, Asked, Served, chunk, event, repl
 OURS = EngineInfo(engine="llamacpp", window=64, slots=2, slot_affinity=True).model_dump()
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 1}}
 EVENTS = (
-    event({"choices": [], "prompt_progress": {"total": 3, "cached": 1, "processed": 3}})
+    event({"choices": [], "prompt_progress": {"total": 3, "cached": 1, "processed": 3, "ms": 4.5}})
     + event({"choices": [{"index": 0, "text": "Grüß", "token_ids": [7], "finish_reason": None}]})
     + event({"choices": [{"index": 0, "text": " dich 🦜", "token_ids": [8, 9], "finish_reason": None}]})
     + event({"choices": [{"index": 0, "text": "", "token_ids": [], "finish_reason": "length"}]})
     + event({"choices": [], "usage": USAGE})
     + DONE
 )
-ANSWER = [Prefill(3, 1, 3), Tokens("Grüß", (7,)), Tokens(" dich 🦜", (8, 9)), Done("length", 3, 2, 1)]
+ANSWER = [Prefill(3, 1, 3, 4.5), Tokens("Grüß", (7,)), Tokens(" dich 🦜", (8, 9)), Done("length", 3, 2, 1)]
 
 
 def worker(completion: Sequence[bytes]) -> Answering:

@@ -148,12 +148,12 @@ async def test_a_request_is_said_in_llama_cpps_words(weights: Path) -> None:
 
 
 async def test_chunks_become_events_and_neighbours_are_joined(weights: Path) -> None:
-    progress = {"prompt_progress": {"total": 2, "cache": 1, "processed": 2}}
+    progress = {"prompt_progress": {"total": 2, "cache": 1, "processed": 2, "time_ms": 5}}
     FakeServer.script = staticmethod(
         saying(chunk("", None, 0) | progress, chunk("a", 2, 1), chunk("b", 3, 2), final("length", 2))
     )
     events = await answered(opened(weights))
-    assert events[0] == Prefill(2, 1, 2)
+    assert events[0] == Prefill(2, 1, 2, 5)
     assert joined(events) == Step("ab", (2, 3), 2)
     assert events[-1] == Done("length", 2, 2, 1)
 

@@ -26,7 +26,7 @@ from rallychat.identity import acting_as
 from rallychat.messages import Finished
 from rallychat.pool import Engine, Priority
 from rallychat.pool.fairness import Costs
-from rallychat.pool.offload import LEAST, NEARLY, Offload
+from rallychat.pool.offload import LEAST, NEARLY, TRIES, Offload
 from rallychat.pool.slots import SlotQueue
 from rallychat.settings import Settings
 
@@ -239,6 +239,40 @@ async def test_what_is_read_as_fast_as_it_is_copied_is_not_copied(
     for turn in range(20):
         await world.say(LONG if turn % 2 else OTHER, str(turn % 2))
     assert world.offload.saved == 0
+
+
+@pytest.mark.parametrize("waits", [1, 7])
+async def test_a_copy_that_waited_for_the_answers_of_others_does_not_end_copying(
+    waits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was so for minutes after one of them: the engine was in the midst of a step when it was asked for."""
+    now = 1000.0
+    monkeypatch.setattr("rallychat.pool.offload.time.monotonic", lambda: now)
+    world, made = World(), 0
+
+    def step() -> None:
+        nonlocal now, made
+        now, made = now + (1.0 if made < waits else 0.001), made + 1
+
+    world.store.meanwhile = step
+    for turn in range(20):
+        there = await world.say([*(LONG if turn % 2 else OTHER), *range(turn)], str(turn % 2))
+        assert (there >= LEAST) is (turn >= 2)
+
+
+async def test_where_copying_itself_is_slow_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("rallychat.pool.offload.time.monotonic", lambda: now)
+    world = World()
+
+    def step() -> None:
+        nonlocal now
+        now += 1.0
+
+    world.store.meanwhile = step
+    for turn in range(20):
+        await world.say(list(range(turn * LEAST, (turn + 1) * LEAST)), str(turn))
+    assert world.offload.saved == TRIES
 
 
 async def test_before_any_prompt_was_read_nothing_is_copied() -> None:

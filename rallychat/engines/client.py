@@ -270,7 +270,8 @@ class _Reader:
                 found.append(Tokens(text, tuple(ids)))
             self._reason = choice.get("finish_reason") or self._reason
         if progress := chunk.get("prompt_progress"):
-            found.append(Prefill(progress["total"], progress["cached"], progress["processed"]))
+            ms = progress.get("ms")
+            found.append(Prefill(progress["total"], progress["cached"], progress["processed"], ms))
         if (usage := chunk.get("usage")) and self._reason is not None:
             cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
             reason: Final = "length" if self._reason == "length" else "stop"

@@ -259,7 +259,7 @@ class _Answer:
             self.done = True
             return self._done(choice["finish_reason"], chunk["usage"])
         if progress := chunk.get("prompt_progress"):
-            return Prefill(progress["total"], progress["cache"], progress["processed"])
+            return Prefill(progress["total"], progress["cache"], progress["processed"], progress["time_ms"])
         if self._request.max_tokens == 0:  # llama.cpp still samples one token, which nobody wants
             return None
         count = chunk["timings"]["predicted_n"]

@@ -14,7 +14,7 @@ A worker answers over HTTP on a Unix socket (loopback with a key where there are
 `POST /slots/discard`   `{"names": [str]}` deletes copies
 
 A streamed chunk is `{"choices": [{"index": 0, "text", "token_ids", "finish_reason"}]}`; before the first token
-ours also sends `{"choices": [], "prompt_progress": {"total", "cached", "processed"}}`; the last chunk is
+ours also sends `{"choices": [], "prompt_progress": {"total", "cached", "processed", "ms"}}`; the last chunk is
 `{"choices": [], "usage": {…, "prompt_tokens_details": {"cached_tokens"}}}`; a failure after streaming began is
 `{"error": {"message", "code"}}`. A single chunk never ends in half a character.
 """
@@ -92,11 +92,15 @@ class EngineInfo(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """The prompt is being evaluated: `processed` of `total` tokens, `cached` of them reused."""
+    """The prompt is being evaluated: `processed` of `total` tokens, `cached` of them reused.
+
+    `ms` is what the others took so far by the engine's own clock; None: it does not say.
+    """
 
     total: int
     cached: int
     processed: int
+    ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping, Sequence
 from contextlib import aclosing
+from dataclasses import asdict
 from typing import Any, Final, TypeVar, assert_never
 
 import orjson
@@ -267,8 +268,7 @@ class _Answer:
             case Prefill():
                 self._cached = event.cached
                 self._held = self._request.prompt[: event.processed]
-                progress = {"total": event.total, "cached": event.cached, "processed": event.processed}
-                return _data({"choices": [], "prompt_progress": progress})
+                return _data({"choices": [], "prompt_progress": asdict(event)})
             case Step():
                 self._remember(event)
                 text = self._stops.feed(event.text)

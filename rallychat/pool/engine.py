@@ -143,7 +143,7 @@ class Engine:
             Preempted: somebody who goes first wants the engine, or this slot.
         """
         held = request.prompt[: reusable(slot.ids, request.prompt, rollback=self.info.rollback)]
-        begun, told_at = len(held), time.monotonic()
+        begun, clock = len(held), _Clock()
         slot.ids = request.prompt
         where = slot.index if self.info.slot_affinity else None
         try:
@@ -156,14 +156,14 @@ class Engine:
                         case Prefill():
                             fresh = event.processed - max(event.cached, len(held))
                             held = request.prompt[: event.processed]
-                            self._read(slot, fresh, time.monotonic() - told_at)
+                            if fresh > 0:
+                                self._read(slot, fresh, clock.read(event))
                         case Tokens():
-                            self._said(slot, max(1, len(event.ids)), time.monotonic() - told_at)
+                            self._said(slot, max(1, len(event.ids)), clock.said())
                             held = held if len(held) >= len(request.prompt) else list(request.prompt)
                             held.extend(event.ids)
                         case Done():
                             held = held if len(held) >= len(request.prompt) else list(request.prompt)
-                    told_at = time.monotonic()
                     yield event
                     if person and slot.wanted.is_set() and not isinstance(event, Done):
                         raise Preempted
@@ -173,16 +173,15 @@ class Engine:
             slot.ids = held
 
     def _read(self, slot: Slot, tokens: int, seconds: float) -> None:
-        if tokens > 0:
-            self.queue.costs.read(tokens, seconds)
-            self.queue.charge(slot, tokens * self.queue.costs.of_prompt)
+        self.queue.costs.read(tokens, seconds)
+        self.queue.charge(slot, tokens * self.queue.costs.of_prompt)
 
     def _said(self, slot: Slot, tokens: int, seconds: float) -> None:
-        if slot.reading:
+        if slot.reading:  # the first is part of what reading gives
             self.queue.begun(slot)
         else:
             self.queue.spoke(slot, seconds / tokens)
-        self.queue.costs.say(tokens, seconds)
+            self.queue.costs.say(tokens, seconds)
         self.queue.charge(slot, tokens, said=tokens)
 
     async def warm(self, ids: list[int], slot: Slot, *, adapter: str = "", most: int | None = None) -> int:
@@ -315,6 +314,29 @@ class Engine:
             self.queue.refuse(error)
         async with self._changed:
             self._changed.notify_all()
+
+
+class _Clock:
+    """What reading and saying take in one request."""
+
+    def __init__(self) -> None:
+        self._told_at, self._read_ms = time.monotonic(), 0.0
+
+    def read(self, event: Prefill) -> float:
+        """Seconds for the tokens that were read since it was last asked: by the engine's own clock, where it has one.
+
+        llama.cpp tells of a short prompt together with its first token, when all of it is over.
+        """
+        since = self.said()
+        if event.ms is None:
+            return since
+        took, self._read_ms = event.ms - self._read_ms, event.ms
+        return took / 1000
+
+    def said(self) -> float:
+        """Seconds since it was last asked."""
+        before, self._told_at = self._told_at, time.monotonic()
+        return self._told_at - before
 
 
 async def _answers(process: WorkerProcess) -> bool:

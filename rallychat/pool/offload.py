@@ -7,6 +7,7 @@ instead of for a prompt that is read anew.
 from __future__ import annotations
 
 import logging
+import math
 import time
 import uuid
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from rallychat.engines.client import EngineClient
 from rallychat.engines.slots import reusable, shared_prefix
 from rallychat.errors import EngineRefused
 from rallychat.pool.affinity import Cache, Slot
-from rallychat.pool.fairness import Costs, smooth
+from rallychat.pool.fairness import Costs
 from rallychat.recent import Recent
 
 log = logging.getLogger(__name__)
@@ -33,8 +34,11 @@ SLOW = 200e6
 MOST = 1024
 """Users remembered."""
 PRESSED = 300.0
-"""Seconds after a conversation had to leave its slot in which others are copied before they have to; and for which it
-holds what copying was measured to take."""
+"""Seconds after a conversation had to leave its slot in which others are copied before they have to."""
+TRIES = 8
+"""Copies after which it is believed how long they take."""
+ANEW = 300.0
+"""Seconds after which that is measured anew: it may have been a bad time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,25 @@ class _Copy:
 
     name: str
     cache: Cache
+
+
+class _Pace:
+    """What a token takes to be copied: as long as it took at the quickest.
+
+    A copy is made between two steps of the engine. How long it waits for the one that goes on says nothing of copying,
+    and whoever reads a prompt waits as well.
+    """
+
+    def __init__(self) -> None:
+        self._times, self._quickest = 0, math.inf
+
+    def took(self, seconds: float, tokens: int) -> None:
+        """So many tokens were copied."""
+        self._times, self._quickest = self._times + 1, min(self._quickest, seconds / tokens)
+
+    def of(self, tokens: int) -> float:
+        """Seconds for so many; 0 as long as it is not believed."""
+        return self._quickest * tokens if self._times >= TRIES else 0.0
 
 
 class Offload:
@@ -56,9 +79,9 @@ class Offload:
         self._costs = costs
         self._copies: dict[str, _Copy] = {}
         self._coming: dict[str, _Copy] = {}  # those that are being made: they can be forgotten already
-        self._saving = self._restoring = 0.0
+        self._saving, self._restoring = _Pace(), _Pace()
         self._bytes = 0
-        self._left_at = self._measured_at = -PRESSED
+        self._left_at, self._measured_since = -PRESSED, time.monotonic()
         self._returning: Recent[str, None] = Recent(MOST)  # users whose requests without a conversation go on
         self.saved = 0
         """Caches copied out of slots so far."""
@@ -143,11 +166,12 @@ class Offload:
         there = self.of(cache.session)
         if len(cache.ids) < LEAST or (there and len(cache.ids) - shared_prefix(there, cache.ids) < NEARLY):
             return False
-        reading = self._costs.reading * len(cache.ids)
-        if time.monotonic() - self._measured_at > PRESSED:  # it may have been a bad moment
-            self._saving = self._restoring = 0.0
-        seconds = self._restoring + (self._saving if saving else 0.0)
-        return reading >= FELT and (seconds or len(cache.ids) * self._bytes / SLOW) <= WORTH * reading
+        tokens = len(cache.ids)
+        reading = self._costs.reading * tokens
+        if time.monotonic() - self._measured_since > ANEW:
+            self._saving, self._restoring, self._measured_since = _Pace(), _Pace(), time.monotonic()
+        seconds = self._restoring.of(tokens) + (self._saving.of(tokens) if saving else 0.0)
+        return reading >= FELT and (seconds or tokens * self._bytes / SLOW) <= WORTH * reading
 
     def _best(self, slot: Slot, ids: list[int], *, rollback: bool) -> _Copy | None:
         """The copy that spares more of the prompt than what the slot holds, and is worth being brought back for it."""
@@ -176,8 +200,7 @@ class Offload:
                 self._copies.pop(gone, None)
         if name not in self._copies and name not in dropped:
             await client.discard([name])  # it was forgotten meanwhile
-        self._measured_at = time.monotonic()
-        self._saving = smooth(self._saving, self._measured_at - began, 0.2)
+        self._saving.took(time.monotonic() - began, len(cache.ids))
         self.saved += 1
 
     async def _restore(self, mine: _Copy, slot: Slot, client: EngineClient, *, salt: str | None) -> None:
@@ -188,6 +211,5 @@ class Offload:
             self._copies.pop(mine.name, None)
             raise
         slot.ids = mine.cache.ids  # the copy stays good until there is a newer one
-        self._measured_at = time.monotonic()
-        self._restoring = smooth(self._restoring, self._measured_at - began, 0.2)
+        self._restoring.took(time.monotonic() - began, len(mine.cache.ids))
         self.restored += 1
