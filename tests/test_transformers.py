@@ -95,6 +95,21 @@ async def test_sharded_weights_are_the_same_weights(llama: Path, tmp_path: Path)
     assert found[0] == found[1]
 
 
+async def test_no_prompt_has_cudnn_plan_its_attention(llama: Path) -> None:
+    """On a GPU a plan takes 80 ms for each length there was not before; a captured step has one for ever."""
+    import torch
+    from torch.backends.cuda import cudnn_sdp_enabled
+
+    from rallychat.engines.hf_graphs import planned
+
+    torch.backends.cuda.enable_cudnn_sdp(enabled=True)
+    await answered(unread(opened(llama)), PROMPT)
+    assert not cudnn_sdp_enabled()
+    with planned():
+        assert cudnn_sdp_enabled()
+    assert not cudnn_sdp_enabled()
+
+
 # --- tokens -----------------------------------------------------------------------------------------------
 
 

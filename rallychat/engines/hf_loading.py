@@ -216,6 +216,7 @@ def _model(
     goes to the device layer by layer.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    torch.backends.cuda.enable_cudnn_sdp(enabled=False)  # see `hf_graphs.planned`
     auto = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
     spread = options.multi_gpu and machine.device == "cuda" and len(machine.memory) > 1
     quantised = choice.quantize != "none" and not spread
