@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,8 +33,11 @@ class Served:
         return f"http://127.0.0.1:{self.port}"
 
 
-Answering = Callable[[Asked], Sequence[bytes]]
-"""The raw pieces of the answer to a request; each is sent on its own. An empty last one: stay silent, stay open."""
+Answering = Callable[[Asked], Iterable[bytes | asyncio.Event]]
+"""The raw pieces of the answer to a request; each is sent on its own, and what follows an event when that is set.
+
+An empty last one: stay silent, stay open.
+"""
 
 
 @asynccontextmanager
@@ -46,6 +49,9 @@ async def served(answering: Answering) -> AsyncIterator[Served]:
             asked = await _read(reader)
             state.asked.append(asked)
             for piece in answering(asked):
+                if isinstance(piece, asyncio.Event):
+                    await piece.wait()
+                    continue
                 if not piece:
                     await reader.read()
                 writer.write(piece)

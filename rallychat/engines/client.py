@@ -48,7 +48,8 @@ class EngineClient:
         socket: Unix socket of a worker; or give `base_url`.
         base_url: `http://host:port`, with or without a path; the routes are appended.
         key: sent as `Authorization: Bearer`.
-        stall_timeout: seconds the engine may send nothing before it counts as hung.
+        stall_timeout: seconds the engine may send nothing, in none of its answers, before it counts as hung. One
+            answer may be silent ten times as long while others go on: it may wait until their prompts are read.
     """
 
     def __init__(
@@ -64,6 +65,8 @@ class EngineClient:
         self._address = wire.Address(socket=socket) if base_url is None else wire.Address.of_url(base_url)
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._stall_timeout = stall_timeout
+        self._pulse = wire.Pulse()
+        """Of its answers alone: what a hung engine's process still replies to other requests is no sign of life."""
         self._info: EngineInfo | None = None
         self._foreign = False
         self._model = ""
@@ -124,13 +127,13 @@ class EngineClient:
             Busy: no slot is free; nothing was evaluated.
             EngineRefused: the engine rejects the request.
             EngineUnavailable: it cannot be reached.
-            EngineInterrupted: it died, failed, or sent nothing for `stall_timeout` during this answer.
+            EngineInterrupted: it died, failed, or hung during this answer.
         """
         await self.info()
         body = self._body(request)
         headers = {"X-Session-ID": session} if session else {}
         reader = _Reader(warming=request.max_tokens == 0)
-        async with self._sent("POST", "/v1/completions", body, headers) as response:
+        async with self._sent("POST", "/v1/completions", body, headers, pulse=self._pulse) as response:
             async for data in wire.events(response):
                 if data == b"[DONE]":
                     break
@@ -214,6 +217,7 @@ class EngineClient:
         headers: Mapping[str, str],
         *,
         allow: int = 200,
+        pulse: wire.Pulse | None = None,
     ) -> AsyncGenerator[wire.Response]:
         """A response with status 200 (or `allow`); everything else is raised as one of our errors."""
         try:
@@ -227,6 +231,7 @@ class EngineClient:
             body=content,
             headers=self._headers | _ask_as() | dict(headers),
             patience=self._stall_timeout,
+            pulse=pulse,
         )
         try:
             async with sent as response:

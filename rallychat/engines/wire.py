@@ -18,6 +18,13 @@ from urllib.parse import urlsplit
 _MAX_HEAD: Final = 64 * 1024
 _MAX_BODY: Final = 256 * 1024 * 1024
 
+_TICKS: Final = 10
+"""Looks at a connection within its patience."""
+_LATE: Final = 5.0
+"""Seconds after which a look is too late to tell anything: this process stood still, perhaps with its peer."""
+_BEHIND: Final = 10
+"""Times the patience that one answer may be silent while the peer says something in others."""
+
 
 class WireError(Exception):
     """The peer cannot be reached, went away, or does not speak HTTP."""
@@ -29,6 +36,13 @@ class Unreachable(WireError):
 
 class Stalled(WireError):
     """The peer was silent for too long."""
+
+
+@dataclass(slots=True)
+class Pulse:
+    """How often a peer was heard, over all requests that share this."""
+
+    beats: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +122,7 @@ async def request(
     body: bytes = b"",
     headers: Mapping[str, str] | None = None,
     patience: float = 60,
+    pulse: Pulse | None = None,
 ) -> AsyncGenerator[Response]:
     """Send one request; leaving the block closes its connection, whatever was read by then.
 
@@ -118,13 +133,14 @@ async def request(
         body: JSON.
         headers: more of them.
         patience: seconds to wait for the connection, the head, and each piece of the body.
+        pulse: while the peer is heard in other requests that share this, ten times as long.
 
     Raises:
         Unreachable: no connection could be made.
-        Stalled: nothing came for `patience` seconds.
+        Stalled: nothing came for so long.
         WireError: the connection broke, or the answer is not HTTP.
     """
-    connection = await _Connection.open(address, patience)
+    connection = await _Connection.open(address, patience, pulse or Pulse())
     try:
         connection.write(_head(address, method, path, len(body), headers or {}) + body)
         yield await _response(connection)
@@ -146,29 +162,33 @@ async def events(response: Response) -> AsyncGenerator[bytes]:
 class _Connection:
     """A connection that gives up when the peer is silent for too long.
 
-    One timer a connection, looked at when it fires: one around every read would cost more than the read.
+    One timer a connection, looked at when it fires: one around every read would cost more than the read. Silence is
+    counted in its ticks, not read off a clock, which runs on while this process is stopped.
     """
 
     def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, patience: float, address: Address
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, patience: float, pulse: Pulse
     ) -> None:
         self._reader = reader
         self._writer = writer
-        self._patience = patience
-        self._address = address
+        self._tick = patience / _TICKS
+        self._pulse = pulse
         self._loop = asyncio.get_running_loop()
-        self._waiting_since: float | None = None
+        self._waiting = self._heard = False
+        self._beats = pulse.beats
+        self._silent = self._unheard = 0
+        """Ticks in a row in which nothing came here, and in which the peer was not heard at all."""
         self._stalled = False
-        self._timer = self._loop.call_later(patience, self._look)
+        self._timer = self._loop.call_later(self._tick, self._look)
 
     @classmethod
-    async def open(cls, address: Address, patience: float) -> _Connection:
+    async def open(cls, address: Address, patience: float, pulse: Pulse) -> _Connection:
         try:
             async with asyncio.timeout(patience):
                 reader, writer = await address.connect()
         except TimeoutError as exc:
             raise Unreachable(f"no connection in {patience:g} seconds") from exc
-        return cls(reader, writer, patience, address)
+        return cls(reader, writer, patience, pulse)
 
     def write(self, data: bytes) -> None:
         self._writer.write(data)
@@ -193,25 +213,33 @@ class _Connection:
         self._writer.transport.abort()
 
     async def _awaited(self, arriving: Coroutine[Any, Any, bytes]) -> bytes:
-        self._waiting_since = self._loop.time()
+        piece, self._waiting = b"", True
         try:
             piece = await arriving
         except OSError as exc:
             raise WireError(str(exc) or "it was closed") from exc
         finally:
-            self._waiting_since = None
-            if self._stalled:
-                raise Stalled(f"silent for {self._patience:g} seconds")
+            self._waiting = False
+            if self._stalled and not piece:
+                raise Stalled(f"silent for {self._silent * self._tick:g} seconds")
+        self._heard = True
+        self._pulse.beats += 1
         return piece
 
     def _look(self) -> None:
-        now = self._loop.time()
-        silent = now - (self._waiting_since or now)
-        if silent < self._patience:
-            self._timer = self._loop.call_later(self._patience - silent, self._look)
-            return
-        self._stalled = True
-        self._writer.transport.abort()
+        if self._loop.time() - self._timer.when() < _LATE:
+            self._count()
+        self._stalled = self._unheard >= _TICKS or self._silent >= _TICKS * _BEHIND
+        if self._stalled:
+            self._writer.transport.abort()
+        else:
+            self._timer = self._loop.call_later(self._tick, self._look)
+
+    def _count(self) -> None:
+        beats = self._pulse.beats
+        self._silent = self._silent + 1 if self._waiting and not self._heard else 0
+        self._unheard = self._unheard + 1 if self._silent and beats == self._beats else 0
+        self._heard, self._beats = False, beats
 
 
 class _Chunked:
