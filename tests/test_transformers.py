@@ -180,6 +180,58 @@ async def test_a_model_that_cannot_share_a_cache_has_one_per_slot(
     assert (ids, done.cached_tokens) == (plain.answer(PROMPT[:30]), 29 if backend.info.rollback else 0)
 
 
+# --- where rows lie ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slot", [0, 2])
+async def test_turns_of_one_conversation_move_no_row(
+    llama: Path, monkeypatch: pytest.MonkeyPatch, slot: int
+) -> None:
+    from rallychat.engines.hf_cache import SlotCache
+
+    moved: list[tuple[int, int]] = []
+    swap = SlotCache.swap
+
+    def noted(cache: SlotCache, one: int, other: int, columns: int) -> None:
+        moved.append((one, other))
+        swap(cache, one, other, columns)
+
+    monkeypatch.setattr(SlotCache, "swap", noted)
+    backend, plain, prompt = unread(opened(llama, prefill=16)), Plain(llama), PROMPT
+    for turn in range(3):
+        ids, _ = await answered(backend, prompt, slot)
+        assert ids == plain.answer(prompt)
+        prompt = [*prompt, *ids, 7 + turn]
+    assert not moved
+
+
+async def test_scores_that_are_in_order_are_not_copied(llama: Path) -> None:
+    """An index in the machine's memory makes a GPU's step wait for its end."""
+    import torch
+
+    from rallychat.engines.hf_decoder import Work
+
+    backend, given = unread(opened(llama)), []
+    runner: Any = backend._steps._runner
+    forward = runner._forward
+
+    class Recorded:
+        def __call__(self, *said: Any) -> Any:
+            given.append(forward(*said))
+            return given[-1]
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(forward, name)
+
+    runner._forward = Recorded()
+    with torch.inference_mode():
+        assert runner.evaluate([Work(3, PROMPT)]) is given[-1]
+        runner.evaluate([Work(0, PROMPT[:9])])
+        there, back = (runner.evaluate([Work(slot, [7]) for slot in order]) for order in ((0, 3), (3, 0)))
+    assert there.shape == back.shape == given[-1].shape
+    assert [each is one for each, one in zip((there, back), given[-2:], strict=True)].count(True) == 1
+
+
 # --- failing and leaving ----------------------------------------------------------------------------------
 
 

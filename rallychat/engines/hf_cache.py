@@ -1,7 +1,7 @@
 """The slots' keys and values: one tensor per layer, allocated once, behind Transformers' `Cache`.
 
 A step runs on neighbouring rows and sees their first `length` columns, so nothing is gathered or copied for it. Rows
-are swapped when answers come and go: that costs less than one step. The last column takes what is padding.
+are swapped where several answers come and go: that costs less than one step. The last column takes what is padding.
 """
 
 from __future__ import annotations

@@ -114,9 +114,15 @@ class SlotDecoder:
         return kept
 
     def evaluate(self, work: Sequence[Work]) -> Any:
-        """See `Runner`. Single tokens go to the first rows, prompts to the last, so neither displaces the other."""
+        """See `Runner`. One alone runs where its row lies, unless its step is captured.
+
+        Of several, single tokens go to the first rows, prompts to the last, so neither displaces the other.
+        """
         single = all(len(one.ids) == 1 for one in work)
+        captured = single and self._graphs is not None
         first = 0 if single else self._slots - len(work)
+        if len(work) == 1 and not captured:
+            first = self._row[work[0].slot]
         self._gather([one.slot for one in work], first)
         ordered = sorted(work, key=lambda one: self._row[one.slot])
         begins = [len(self._held[one.slot].ids) for one in ordered]
@@ -134,6 +140,8 @@ class SlotDecoder:
             )
         for one in work:
             self._held[one.slot].ids.extend(one.ids)
+        if ordered == list(work):
+            return logits  # an index would have the device's work waited for
         place = {one.slot: row for row, one in enumerate(ordered)}
         return logits[[place[one.slot] for one in work]]
 

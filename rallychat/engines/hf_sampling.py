@@ -50,7 +50,7 @@ class Wish:
 
 
 def choose(logits: Any, wishes: Sequence[Wish]) -> list[int]:
-    """The next token of each row of `logits` [rows, vocabulary]."""
+    """The next token of each row of `logits` [rows, vocabulary], which are changed: the next step writes its own."""
     logits = logits.float()
     for row, wish in enumerate(wishes):
         if wish.penalty != 1:
