@@ -1,7 +1,7 @@
 """The engine's thread: in each round one step of prompts being read and one of answers being written.
 
-No step waits for another answer: a prompt is read in bounded parts, in turns, and everybody who writes gets a token in
-between. Who has left is heard of before the next step.
+No step waits for another answer: a prompt is read in bounded parts, in turns, short ones first, and everybody who
+writes gets a token in between. Who has left is heard of before the next step.
 """
 
 from __future__ import annotations
@@ -82,6 +82,8 @@ class Steps:
         self._loop = loop
         self._new: deque[Running] = deque()
         self._running: list[Running] = []
+        self._passed = False
+        """The first of those who read was not in the last step."""
         self._errands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._work = threading.Event()
         threading.Thread(target=self._run, name="engine", daemon=True).start()
@@ -157,17 +159,26 @@ class Steps:
             self._guarded(writing, touched, lambda: self._write(writing, touched))
 
     def _together(self, reading: list[Running]) -> list[Running]:
-        """Whose prompts are read in this step: the first, and others that cost no more than a step may."""
-        if not self._runner.together:
-            return reading[:1]
-        width = max(1, min(self._chunk, len(reading[0].pending)))
-        return reading[: max(1, self._chunk // width)]
+        """Whose prompts are read in this step: a part of one, or several whole that cost no more than a step may.
+
+        The shortest comes first; but where the first in the list was passed over, the next step is its own, so a long
+        prompt goes on among ever new short ones. Others join with a like length, for what is shorter is padded.
+        """
+        ordered = sorted(reading, key=lambda one: len(one.pending))
+        group = [reading[0] if self._passed else ordered[0]]
+        size = len(group[0].pending)
+        for one in ordered if self._runner.together else ():
+            length = len(one.pending)
+            if one is group[0] or not size <= 2 * length <= 4 * size:
+                continue
+            if max(size, length) * (len(group) + 1) > self._chunk:
+                break
+            group.append(one)
+        self._passed = reading[0] not in group
+        return group
 
     def _read(self, group: list[Running], touched: list[Running]) -> None:
-        width = self._chunk
-        if not self._runner.whole and len(group) > 1:
-            width = min(self._chunk, len(group[0].pending))
-        parts = [one.pending if self._runner.whole else one.pending[:width] for one in group]
+        parts = [one.pending if self._runner.whole else one.pending[: self._chunk] for one in group]
         logits = self._runner.evaluate([Work(one.slot, part) for one, part in zip(group, parts, strict=True)])
         ready: list[tuple[int, Running]] = []
         for row, (one, part) in enumerate(zip(group, parts, strict=True)):
