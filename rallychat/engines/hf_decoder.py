@@ -7,6 +7,7 @@ from masks) is found out by `agrees` and runs in `TurnDecoder`, with a cache of 
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -16,9 +17,11 @@ from transformers import DynamicCache
 
 from rallychat.engines.hf_adapters import AdapterRows
 from rallychat.engines.hf_cache import SlotCache, masks, padded
-from rallychat.engines.hf_graphs import Graphs
+from rallychat.engines.hf_graphs import Graphs, length_of, planned
 from rallychat.engines.slots import shared_prefix
 from rallychat.errors import EngineRefused
+
+log = logging.getLogger(__name__)
 
 _STEP = 64
 """Columns are counted in these, so that attention runs on few different lengths."""
@@ -98,8 +101,9 @@ class SlotDecoder:
         self._row = list(range(slots))
         """Of each slot."""
         padding = torch.full((1, 1), window, device=self._forward.device)
-        self._forward(0, torch.zeros_like(padding), padding, 1)  # allocates the cache: it fits now or never
-        self._graphs = Graphs(self._forward, adapters, slots=slots, window=window) if graphs else None
+        # Allocates the cache: it fits now or never.
+        scores = self._forward(0, torch.zeros_like(padding), padding, 1)
+        self._graphs = self._captured(scores) if graphs else None
 
     @property
     def cache_bytes(self) -> int:
@@ -119,9 +123,9 @@ class SlotDecoder:
         Of several, single tokens go to the first rows, prompts to the last, so neither displaces the other.
         """
         single = all(len(one.ids) == 1 for one in work)
-        captured = single and self._graphs is not None
+        graphs = self._graphs if single else None
         first = 0 if single else self._slots - len(work)
-        if len(work) == 1 and not captured:
+        if len(work) == 1 and graphs is None:
             first = self._row[work[0].slot]
         self._gather([one.slot for one in work], first)
         ordered = sorted(work, key=lambda one: self._row[one.slot])
@@ -129,8 +133,8 @@ class SlotDecoder:
         chosen = [self._held[one.slot].adapter for one in ordered]
         ids = [list(one.ids) for one in ordered]
         columns = [list(range(at, at + len(row))) for at, row in zip(begins, ids, strict=True)]
-        if single and self._graphs is not None:
-            logits = self._graphs.run(ids, columns, chosen)
+        if graphs is not None:
+            logits = graphs.run(ids, columns, chosen)
         else:
             self._adapters.choose(chosen)
             device = self._forward.device
@@ -159,6 +163,24 @@ class SlotDecoder:
         self._held[slot] = Held()  # until all of it is there
         self._forward.cache.put(self._row[slot], states)
         self._held[slot] = Held(list(held.ids), held.adapter)
+
+    def _captured(self, like: Any) -> Graphs | None:
+        """Graphs, where a captured step gives what the step gives: not every model's can be captured."""
+        forward = self._forward
+        ids, last = _text(1, 9, forward.vocabulary), 8
+        length = length_of(len(ids), forward.window)
+        forward(0, *_rows([ids[:last]], [0], forward.window, forward.device), length)
+        with planned():
+            plain = forward(0, *_rows([ids[last:]], [last], forward.window, forward.device), length)
+        try:
+            graphs = Graphs(forward, self._adapters, slots=self._slots, window=forward.window, like=like)
+            if _close(graphs.run([ids[last:]], [[last]], [-1]), plain):
+                return graphs
+            why = "captured, it gives other scores"
+        except Exception as exc:
+            why = f"{type(exc).__name__}: {exc}"
+        log.warning("this model's step runs without CUDA graphs, which is slower: %s", why)
+        return None
 
     def _gather(self, slots: Sequence[int], first: int) -> None:
         """Bring these slots' rows next to each other, from `first` on."""
@@ -319,8 +341,7 @@ def agrees(model: Any, *, window: int) -> bool:
         window: tokens a row holds; at least 16.
     """
     forward = _Forward(model, 2, window)
-    step = max(1, forward.vocabulary // 23)
-    texts = [[(3 + step * n * k) % forward.vocabulary for n in range(size)] for k, size in ((1, 9), (2, 5))]
+    texts = [_text(k, size, forward.vocabulary) for k, size in ((1, 9), (2, 5))]
     device = forward.device
     try:
         forward(0, *_rows([texts[0][:4]], [0], window, device), min(16, window))
@@ -331,8 +352,19 @@ def agrees(model: Any, *, window: int) -> bool:
         )
     except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, NotImplementedError):
         return False
+    return _close(found, plain)
+
+
+def _close(found: Any, plain: Any) -> bool:
+    """The same scores but for rounding."""
     error = (found.float() - plain.float()).norm() / plain.float().norm().clamp_min(1e-6)
     return bool(error < (1e-3 if plain.dtype == torch.float32 else 5e-2))
+
+
+def _text(pace: int, size: int, vocabulary: int) -> list[int]:
+    """Tokens to try a model with."""
+    step = max(1, vocabulary // 23)
+    return [(3 + step * n * pace) % vocabulary for n in range(size)]
 
 
 def _rows(ids: list[list[int]], begins: list[int], window: int, device: Any) -> tuple[Any, Any]:

@@ -5,8 +5,7 @@ Without them a 7B spends three quarters of a token's time starting kernels, one 
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -14,23 +13,29 @@ import torch
 
 from rallychat.engines.hf_adapters import AdapterRows
 
-_MOST: Final = 64
-"""Graphs kept; the longest unused one goes first. They share one pool of memory."""
 _SHORTEST: Final = 128
 
 
 class Graphs:
-    """Runs a step of single tokens on the first rows of the cache."""
+    """Runs a step of single tokens on the first rows of the cache.
 
-    def __init__(self, forward: Any, adapters: AdapterRows, *, slots: int, window: int) -> None:
+    Args:
+        like: what `forward` gives.
+    """
+
+    def __init__(self, forward: Any, adapters: AdapterRows, *, slots: int, window: int, like: Any) -> None:
         self._forward = forward
         self._adapters = adapters
         self._slots = slots
         self._window = window
-        self._kept: OrderedDict[tuple[int, int], tuple[Any, Any]] = OrderedDict()
+        self._kept: dict[tuple[int, int], Any] = {}
+        """All of them: `rows_of` and `length_of` give few pairs. They share one pool of memory, and their scores."""
         self._ids = torch.zeros((slots, 1), dtype=torch.long, device=forward.device)
         self._columns = torch.full((slots, 1), window, dtype=torch.long, device=forward.device)
+        self._scores = torch.zeros((slots, like.shape[-1]), dtype=like.dtype, device=like.device)
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()
+        """Of all rehearsals: cuBLAS keeps a workspace for each stream."""
 
     def run(self, ids: Sequence[Sequence[int]], columns: Sequence[Sequence[int]], chosen: list[int]) -> Any:
         """The scores of each row. Rows beside them are computed too, into padding, and cut off."""
@@ -38,31 +43,38 @@ class Graphs:
         length = length_of(max(row[0] for row in columns) + 1, self._window)
         spare = rows - len(ids)
         if (rows, length) not in self._kept:
-            self._capture(rows, length)
-        self._kept.move_to_end((rows, length))
-        graph, logits = self._kept[rows, length]
+            self._kept[rows, length] = self._capture(rows, length)
         self._ids[:rows].copy_(torch.tensor([*ids, *[[0]] * spare]), non_blocking=True)
         self._columns[:rows].copy_(torch.tensor([*columns, *[[self._window]] * spare]), non_blocking=True)
         self._adapters.choose([*chosen, *[-1] * spare])
-        graph.replay()
-        return logits[: len(ids)]
+        self._kept[rows, length].replay()
+        return self._scores[: len(ids)]
 
-    def _capture(self, rows: int, length: int) -> None:
+    def _capture(self, rows: int, length: int) -> Any:
         self._columns.fill_(self._window)  # what the rehearsals write is padding
         self._adapters.choose([-1] * rows)
         ids, columns = self._ids[:rows], self._columns[:rows]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with planned(), torch.cuda.stream(stream):
+
+        def step() -> None:
+            self._scores[:rows] = self._forward(0, ids, columns, length)
+
+        return self._recorded(step)
+
+    def _recorded(self, step: Callable[[], None]) -> Any:
+        """The step as something to replay."""
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with planned(), torch.cuda.stream(self._stream):
             for _ in range(2):
-                self._forward(0, ids, columns, length)
-        torch.cuda.current_stream().wait_stream(stream)
+                step()
+        current.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with planned(), torch.cuda.graph(graph, pool=self._pool):
-            logits = self._forward(0, ids, columns, length)
-        self._kept[rows, length] = (graph, logits)
-        if len(self._kept) > _MOST:
-            self._kept.popitem(last=False)
+        try:
+            with planned(), torch.cuda.graph(graph, pool=self._pool):
+                step()
+        finally:
+            torch.cuda.set_stream(current)  # a capture that fails leaves its own behind
+        return graph
 
 
 @contextmanager
