@@ -7,6 +7,7 @@ From it follows up to which length a prompt's first token comes nearly as soon a
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import itertools
 import json
 import logging
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
 
+from rallychat import __version__
 from rallychat.context.types import Pace
 from rallychat.engines.protocol import CompletionRequest, Piece, WorkerSpec
 from rallychat.pool import Engine, Priority, Slot
@@ -39,6 +41,8 @@ _FILLER = (
     "down the hour, the wind and the colour of its sail before he went back to his book about the stars. "
 )
 
+_PACKAGES = {"llamacpp": ("xllamacpp",), "transformers": ("torch", "transformers")}
+"""What an engine's speed comes from: another version is measured anew."""
 Points = list[tuple[int, float]]
 """Cached tokens, and the milliseconds until `NEW` more were evaluated."""
 
@@ -115,7 +119,12 @@ class Latencies:
             points = self._partly.setdefault(key, [])
             async with engine.slot(ids, priority=Priority.TITLES, apart="only") as slot:
                 for length in lengths[len(points) :]:
-                    points.append((length, await _time(engine, slot, ids, length)))
+                    took = await _time(engine, slot, ids, length)
+                    if (
+                        engine.queue.busy > 1
+                    ):  # a batch has come: what is measured beside it would be kept for ever
+                        return
+                    points.append((length, took))
                     if points[-1][1] > points[0][1] * self._settings.latency_factor * 1.25:
                         break
                     if points[0][1] < FELT:
@@ -167,14 +176,22 @@ async def _filler(engine: Engine, count: int) -> list[int]:
 
 
 def key_of(spec: WorkerSpec) -> str:
-    """Names what the speed depends on: weights, how they run, and the machine."""
+    """Names what the speed depends on: weights, how they run and by which versions, and the machine."""
     weights = Path(spec.path)
     size = weights.stat().st_size if weights.is_file() else 0
     facts = [spec.engine, spec.model, size, spec.slots, spec.window, spec.threads, spec.options]
+    facts += [__version__, *(_version(package) for package in _PACKAGES.get(spec.engine, ()))]
     machine = [platform.machine(), platform.node(), os.cpu_count(), _processor()]
     return hashlib.blake2b(
         json.dumps([facts, machine], sort_keys=True, default=str).encode(), digest_size=12
     ).hexdigest()
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _processor() -> str:

@@ -94,7 +94,7 @@ class Metrics:
             self._tokens.labels(model, "generated").inc(usage.completion_tokens)
             self._first.labels(model).observe(growth.first_token_ms / 1000)
         if growth.plan is not None:
-            self._queued.labels(model).observe(growth.queued_ms / 1000)
+            self._queued.labels(model).observe((growth.queued_ms or growth.elapsed_ms()) / 1000)
         gaps = self._gap.labels(model)
         for gap in growth.gaps:
             gaps.observe(gap)

@@ -96,6 +96,19 @@ async def test_an_answer_that_fails_is_counted_under_its_code(tmp_path: Path) ->
     assert not any(name.startswith("rallychat_tokens") for name in seen)
 
 
+async def test_who_gives_up_in_line_has_waited(tmp_path: Path) -> None:
+    async with echoing(tmp_path, slots=1) as (http, service):
+        await http.post("/v1/chat/completions", json=chat())
+        (engine,) = service.pool.engines()
+        before = samples((await http.get("/metrics")).text)["rallychat_queue_seconds_sum['echo']"]
+        async with engine.slot([1]):
+            late = await http.post("/v1/chat/completions", json=chat() | {"timeout": 0.2})
+        seen = samples((await http.get("/metrics")).text)
+    assert late.json()["error"]["code"] == "queue_timeout"
+    assert seen["rallychat_queue_seconds_count['echo']"] == 2
+    assert seen["rallychat_queue_seconds_sum['echo']"] - before >= 0.2
+
+
 async def test_a_foreign_page_cannot_read_them(tmp_path: Path) -> None:
     async with echoing(tmp_path) as (http, _):
         refused = await http.get("/metrics", headers={"host": "evil.example"})

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from rallychat.bench.scripted import scripted
 from rallychat.chat import ChatService
 from rallychat.engines import offload as worker_side
+from rallychat.engines.backend import Copied
 from rallychat.engines.client import EngineClient
 from rallychat.engines.offload import Offloaded
 from rallychat.engines.protocol import EngineInfo
@@ -26,7 +27,7 @@ from rallychat.identity import acting_as
 from rallychat.messages import Finished
 from rallychat.pool import Engine, Priority
 from rallychat.pool.fairness import Costs
-from rallychat.pool.offload import LEAST, NEARLY, TRIES, Offload
+from rallychat.pool.offload import ANEW, LEAST, NEARLY, Offload
 from rallychat.pool.slots import SlotQueue
 from rallychat.settings import Settings
 
@@ -42,22 +43,25 @@ class Store:
     copies: dict[str, list[int]] = field(default_factory=dict)
     drops: list[str] = field(default_factory=list)
     fails: bool = False
+    seconds: float = 0.0
+    """What a copy takes."""
     meanwhile: Callable[[], object] = lambda: None
     """Happens while a copy is made or brought back."""
 
-    async def save(self, slot: int, name: str, prompt: list[int]) -> list[str]:
+    async def save(self, slot: int, name: str, prompt: list[int]) -> tuple[list[str], float]:
         if self.fails:
             raise EngineRefused("no room")
         self.meanwhile()
         self.copies[name] = self.slots[slot]
         dropped, self.drops = self.drops, []
-        return dropped
+        return dropped, self.seconds
 
-    async def restore(self, slot: int, name: str, *, cache_salt: str | None) -> None:
+    async def restore(self, slot: int, name: str, *, cache_salt: str | None) -> float:
         if self.fails or name not in self.copies:
             raise EngineRefused("no such copy")
         self.slots[slot] = self.copies[name]
         self.meanwhile()
+        return self.seconds
 
     async def discard(self, names: list[str]) -> None:
         for name in names:
@@ -241,29 +245,34 @@ async def test_what_is_read_as_fast_as_it_is_copied_is_not_copied(
     assert world.offload.saved == 0
 
 
-@pytest.mark.parametrize("waits", [1, 7])
-async def test_a_copy_that_waited_for_the_answers_of_others_does_not_end_copying(
-    waits: int, monkeypatch: pytest.MonkeyPatch
+async def test_where_copying_takes_as_long_as_reading_it_ends_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("rallychat.pool.offload.time.monotonic", lambda: now)
+    world = World()
+    world.store.seconds = 1.0
+
+    async def turns() -> int:
+        for turn in range(10):
+            await world.say([*(LONG if turn % 2 else OTHER), *range(turn)], str(turn % 2))
+        return world.offload.saved
+
+    assert await turns() == 1
+    assert world.offload.restored == 0  # what was copied is no quicker brought back
+    now += ANEW + 1
+    world.store.seconds = 0.01
+    assert await turns() > 5
+
+
+async def test_a_copy_that_had_to_wait_for_the_answers_of_others_does_not_end_copying(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It was so for minutes after one of them: the engine was in the midst of a step when it was asked for."""
     now = 1000.0
     monkeypatch.setattr("rallychat.pool.offload.time.monotonic", lambda: now)
-    world, made = World(), 0
-
-    def step() -> None:
-        nonlocal now, made
-        now, made = now + (1.0 if made < waits else 0.001), made + 1
-
-    world.store.meanwhile = step
-    for turn in range(20):
-        there = await world.say([*(LONG if turn % 2 else OTHER), *range(turn)], str(turn % 2))
-        assert (there >= LEAST) is (turn >= 2)
-
-
-async def test_where_copying_itself_is_slow_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 1000.0
-    monkeypatch.setattr("rallychat.pool.offload.time.monotonic", lambda: now)
     world = World()
+    world.store.seconds = 0.01
 
     def step() -> None:
         nonlocal now
@@ -271,8 +280,8 @@ async def test_where_copying_itself_is_slow_it_ends(monkeypatch: pytest.MonkeyPa
 
     world.store.meanwhile = step
     for turn in range(20):
-        await world.say(list(range(turn * LEAST, (turn + 1) * LEAST)), str(turn))
-    assert world.offload.saved == TRIES
+        there = await world.say([*(LONG if turn % 2 else OTHER), *range(turn)], str(turn % 2))
+        assert (there >= LEAST) is (turn >= 2)
 
 
 async def test_before_any_prompt_was_read_nothing_is_copied() -> None:
@@ -315,13 +324,14 @@ class Copier:
         self.files: set[str] = set()
         self.broken = False
 
-    async def save(self, slot: EngineSlot, name: str) -> int:
+    async def save(self, slot: EngineSlot, name: str) -> Copied:
         self.files.add(name)
-        return self.size
+        return Copied(self.size, 5.0)
 
-    async def restore(self, slot: EngineSlot, name: str) -> None:
+    async def restore(self, slot: EngineSlot, name: str) -> float:
         if self.broken:
             raise EngineRefused("unreadable")
+        return 3.0
 
     def discard(self, name: str) -> None:
         self.files.discard(name)
@@ -335,16 +345,17 @@ def offloaded(copier: Copier, most: int, slots: int = 2) -> tuple[Offloaded, Slo
 async def test_the_oldest_copies_go_where_there_is_no_room_for_all() -> None:
     copier = Copier(40)
     kept, _ = offloaded(copier, most=100)
-    assert [await kept.save(0, name, []) for name in ("a", "b", "c", "d")] == [[], [], ["a"], ["b"]]
+    dropped = [await kept.save(0, name, []) for name in ("a", "b", "c", "d")]
+    assert dropped == [([], 5.0), ([], 5.0), (["a"], 5.0), (["b"], 5.0)]
     assert copier.files == {"c", "d"}
-    assert await kept.save(0, "c", []) == []  # again: it is the newest now
-    assert await kept.save(0, "e", []) == ["d"]
+    assert await kept.save(0, "c", []) == ([], 5.0)  # again: it is the newest now
+    assert await kept.save(0, "e", []) == (["d"], 5.0)
 
 
 async def test_one_that_is_larger_than_all_there_is_room_for_is_not_kept() -> None:
     copier = Copier(101)
     kept, _ = offloaded(copier, most=100)
-    assert (await kept.save(0, "a", []), copier.files) == (["a"], set())
+    assert (await kept.save(0, "a", []), copier.files) == ((["a"], 5.0), set())
 
 
 async def test_a_copy_that_cannot_be_read_leaves_an_empty_slot_and_no_file() -> None:
@@ -395,7 +406,7 @@ async def test_a_copy_that_is_discarded_while_it_is_made_is_gone(monkeypatch: py
     kept, slots = offloaded(copier, most=100)
     save = copier.save
 
-    async def overtaken(slot: EngineSlot, name: str) -> int:
+    async def overtaken(slot: EngineSlot, name: str) -> Copied:
         kept.discard([name])
         return await save(slot, name)
 
@@ -406,7 +417,7 @@ async def test_a_copy_that_is_discarded_while_it_is_made_is_gone(monkeypatch: py
     with pytest.raises(NotFound):
         await kept.restore(0, "a", salt=None)
     monkeypatch.undo()
-    assert (await kept.save(0, "a", []), copier.files) == ([], {"a"})
+    assert (await kept.save(0, "a", []), copier.files) == (([], 5.0), {"a"})
     assert not (await slots.hold(0)).held
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -113,3 +116,32 @@ async def test_a_model_that_has_come_is_there_for_all_who_wait_for_it_whoever_ca
         done.set()
         await asyncio.gather(*asked)
     assert used == ["echo", "echo", "thinking"]
+
+
+async def test_a_worker_that_loads_for_long_and_then_dies_at_once_is_not_taken_for_a_healthy_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be loaded again without a pause, for ever."""
+    pauses: list[int] = []
+    enough = asyncio.Event()
+
+    class Pauses(tuple[float, ...]):
+        def __getitem__(self, failures: Any) -> Any:
+            pauses.append(failures)
+            if len(pauses) == 3:
+                enough.set()
+            return 0.0
+
+    def dies(engine: Engine) -> None:
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGKILL)
+
+    monkeypatch.setattr("rallychat.pool.engine.BACK_OFF", Pauses((0.0, 0.0, 0.0)))
+    monkeypatch.setattr("rallychat.pool.engine.HEALTHY", 0.4)
+    spec = WorkerSpec("echo", "echo", options={"load_ms": 500})
+    engine = Engine(spec, Settings(data_dir=tmp_path), loaded=dies)
+    try:
+        await enough.wait()
+        assert pauses == [0, 1, 2]
+    finally:
+        await engine.stop()

@@ -256,6 +256,14 @@ async def test_it_is_calm_when_nobody_is_served_or_waits() -> None:
     await work.leave()
 
 
+def test_where_a_step_takes_as_long_with_more_tokens_it_has_more() -> None:
+    """On a GPU that is so up to about a thousand; 32 at a time took a hundred requests to warm a conversation."""
+    size = SIP
+    for _ in range(10):
+        size = sip_after(size, 0.025)
+    assert size == SIPS[1]
+
+
 @given(st.lists(st.floats(0, 1, allow_nan=False)))
 def test_steps_of_the_background_are_as_long_as_a_person_may_have_to_wait(rates: list[float]) -> None:
     size = SIP

@@ -30,6 +30,14 @@ class Step:
 BackendEvent = Prefill | Step | Done
 
 
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """A copy of a slot's cache: its bytes, and the milliseconds it took, the wait for a step left out."""
+
+    size: int
+    ms: float
+
+
 class Backend(Protocol):
     """One loaded engine."""
 
@@ -58,16 +66,16 @@ class Backend(Protocol):
         """
         ...
 
-    async def save(self, slot: Slot, name: str) -> int:
-        """Copies what a slot's cache holds out of it, under a name; the bytes that takes. Only where `info.offload`.
+    async def save(self, slot: Slot, name: str) -> Copied:
+        """Copies what a slot's cache holds out of it, under a name. Only where `info.offload`.
 
         Raises:
             EngineRefused: there is no room for it.
         """
         ...
 
-    async def restore(self, slot: Slot, name: str) -> None:
-        """Brings a copy back: the slot's cache then holds that and nothing else.
+    async def restore(self, slot: Slot, name: str) -> float:
+        """Brings a copy back: the slot's cache then holds that and nothing else. Milliseconds, as in `Copied`.
 
         Raises:
             EngineRefused: the copy cannot be read; the slot holds nothing then.

@@ -143,8 +143,10 @@ class EngineClient:
             raise EngineInterrupted("The engine ended an answer before it was complete.")
         yield reader.done
 
-    async def save(self, slot: int, name: str, prompt: Sequence[int]) -> list[str]:
-        """Copies what a slot's cache holds out of the engine; the names of copies that had to go for it.
+    async def save(self, slot: int, name: str, prompt: Sequence[int]) -> tuple[list[str], float]:
+        """Copies what a slot's cache holds out of the engine.
+
+        Returns the names of copies that had to go for it, and the seconds it took, the wait for a step left out.
 
         Args:
             prompt: the tokens that the slot is known to hold.
@@ -153,16 +155,17 @@ class EngineClient:
             EngineRefused: this engine cannot, there is no room, or the slot holds something else.
         """
         _, answer = await self._ask("POST", "/slots/save", {"slot": slot, "name": name, "prompt": prompt})
-        return [str(gone) for gone in answer["dropped"]]
+        return [str(gone) for gone in answer["dropped"]], answer["ms"] / 1000
 
-    async def restore(self, slot: int, name: str, *, cache_salt: str | None) -> None:
-        """Brings a copy back into a slot, whose it is by its salt. The copy stays.
+    async def restore(self, slot: int, name: str, *, cache_salt: str | None) -> float:
+        """Brings a copy back into a slot, whose it is by its salt. The copy stays. Returns the seconds, as `save`.
 
         Raises:
             EngineRefused: there is no such copy, or it cannot be read; the slot may hold nothing then.
         """
         body = {"slot": slot, "name": name, "cache_salt": cache_salt}
-        await self._ask("POST", "/slots/restore", body)
+        _, answer = await self._ask("POST", "/slots/restore", body)
+        return float(answer["ms"] / 1000)
 
     async def discard(self, names: Sequence[str]) -> None:
         """Deletes copies, as far as they are there."""

@@ -22,7 +22,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rallychat.engines.backend import BackendEvent, Step
+from rallychat.engines.backend import BackendEvent, Copied, Step
 from rallychat.engines.protocol import CompletionRequest, Done, EngineInfo, Piece, Prefill, WorkerSpec
 from rallychat.engines.slots import Slot, reusable
 from rallychat.errors import EngineInterrupted, EngineUnavailable, SettingsError
@@ -140,12 +140,13 @@ class Echo:
         reason: Final = "length" if count >= request.max_tokens else "stop"
         yield Done(reason, total, count, cached)
 
-    async def save(self, slot: Slot, name: str) -> int:
+    async def save(self, slot: Slot, name: str) -> Copied:
         """See `Backend`. Nothing is kept here: what the worker knows a slot to hold is what it holds."""
-        return len(slot.held)
+        return Copied(len(slot.held), 0.0)
 
-    async def restore(self, slot: Slot, name: str) -> None:
+    async def restore(self, slot: Slot, name: str) -> float:
         """See `Backend`."""
+        return 0.0
 
     def discard(self, name: str) -> None:
         """See `Backend`."""

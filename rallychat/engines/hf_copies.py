@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from rallychat.engines.backend import Copied
 from rallychat.engines.hf_decoder import Held, Runner
 from rallychat.engines.hf_steps import Steps
 from rallychat.errors import EngineRefused
+
+_T = TypeVar("_T")
 
 
 class Copies:
@@ -23,30 +29,37 @@ class Copies:
         self._held: dict[str, Held] = {}
         folder.mkdir(exist_ok=True)
 
-    async def save(self, slot: int, name: str) -> int:
+    async def save(self, slot: int, name: str) -> Copied:
         """See `Backend`."""
-        held, states = await self._steps.between(lambda: self._runner.copied(slot))
+        (held, states), read = await self._steps.between(lambda: _timed(lambda: self._runner.copied(slot)))
         path = self._folder / name
         try:
-            await asyncio.to_thread(save_file, states, path)
+            _, written = await asyncio.to_thread(_timed, lambda: save_file(states, path))
             size = path.stat().st_size
         except (OSError, SafetensorError) as exc:
             self.discard(name)
             raise EngineRefused(f"What a slot holds cannot be written: {exc}.") from exc
         self._held[name] = held
-        return size
+        return Copied(size, read + written)
 
-    async def restore(self, slot: int, name: str) -> None:
+    async def restore(self, slot: int, name: str) -> float:
         """See `Backend`."""
         held = self._held[name]
         try:
-            states = await asyncio.to_thread(load_file, self._folder / name)
+            states, read = await asyncio.to_thread(_timed, lambda: load_file(self._folder / name))
         except (OSError, SafetensorError) as exc:
             await self._steps.between(lambda: self._runner.forget(slot))
             raise EngineRefused(f"What a slot held cannot be read: {exc}.") from exc
-        await self._steps.between(lambda: self._runner.put(slot, held, states))
+        _, written = await self._steps.between(lambda: _timed(lambda: self._runner.put(slot, held, states)))
+        return read + written
 
     def discard(self, name: str) -> None:
         """See `Backend`."""
         self._held.pop(name, None)
         (self._folder / name).unlink(missing_ok=True)
+
+
+def _timed(errand: Callable[[], _T]) -> tuple[_T, float]:
+    """What it gives, and the milliseconds it took."""
+    began = time.monotonic()
+    return errand(), (time.monotonic() - began) * 1000

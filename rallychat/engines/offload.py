@@ -46,8 +46,8 @@ class Offloaded:
         self._making: set[str] = set()
         self._aging: asyncio.TimerHandle | None = None
 
-    async def save(self, index: int, name: str, prompt: list[int]) -> list[str]:
-        """Copies what a slot holds; the names of those that had to go for it, which may be this one.
+    async def save(self, index: int, name: str, prompt: list[int]) -> tuple[list[str], float]:
+        """Copies what a slot holds: the names of those that had to go for it, which may be this one, and milliseconds.
 
         Args:
             prompt: what it is known to hold.
@@ -66,7 +66,7 @@ class Offloaded:
                 shared = shared_prefix(slot.held, prompt)
                 if slot.foreign or shared < min(len(slot.held), len(prompt)):
                     raise EngineRefused(f"Slot {index} holds something else by now.")
-                size = await self._backend.save(slot, name)
+                made = await self._backend.save(slot, name)
             finally:
                 self._slots.release(slot, slot.held, begun=False)
             if name not in self._making:
@@ -74,11 +74,11 @@ class Offloaded:
                 raise EngineRefused("This copy was discarded while it was made.")
         finally:
             self._making.discard(name)
-        self._copies[name] = _Copy(slot.held, slot.salt, size, time.monotonic())
-        return self._make_room()
+        self._copies[name] = _Copy(slot.held, slot.salt, made.size, time.monotonic())
+        return self._make_room(), made.ms
 
-    async def restore(self, index: int, name: str, *, salt: str | None) -> None:
-        """Brings a copy back into a slot.
+    async def restore(self, index: int, name: str, *, salt: str | None) -> float:
+        """Brings a copy back into a slot; the milliseconds that took.
 
         Raises:
             NotFound: there is no such copy of this salt's.
@@ -92,7 +92,7 @@ class Offloaded:
         slot.salt, slot.foreign = salt, True  # until it is known what it holds
         begun = False
         try:
-            await self._backend.restore(slot, name)
+            took = await self._backend.restore(slot, name)
             held, begun = copy.held, True
         except EngineRefused:
             begun = True
@@ -100,6 +100,7 @@ class Offloaded:
             raise
         finally:
             self._slots.release(slot, held, begun=begun)
+        return took
 
     def discard(self, names: Iterable[str]) -> None:
         """Deletes copies, as far as they are there; those that are being made, once they are."""

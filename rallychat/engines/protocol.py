@@ -9,8 +9,10 @@ A worker answers over HTTP on a Unix socket (loopback with a key where there are
 `POST /detokenize`      `{"tokens": [int]}` -> `{"prompt": str}`
 `POST /v1/completions`  `CompletionRequest`; server-sent events, `data: [DONE]` at the end; closing the stream cancels
 `POST /slots/save`      ours, where `EngineInfo.offload`: `{"slot", "name", "prompt": [int]}` copies what the slot holds
-                        out of the engine -> `{"dropped": [name]}`, the copies that had to go for it
-`POST /slots/restore`   `{"slot", "name", "cache_salt"}` brings a copy back into a slot; 404 where there is none
+                        out of the engine -> `{"dropped": [name], "ms"}`, the copies that had to go for it, and what
+                        it took, the wait for a step of the engine left out
+`POST /slots/restore`   `{"slot", "name", "cache_salt"}` brings a copy back into a slot -> `{"ms"}`; 404 where there is
+                        none
 `POST /slots/discard`   `{"names": [str]}` deletes copies
 
 A streamed chunk is `{"choices": [{"index": 0, "text", "token_ids", "finish_reason"}]}`; before the first token

@@ -128,12 +128,12 @@ class Serving:
                     await self._complete(_parse(CompletionRequest, body), receive, send)
                 case "POST", "/slots/save":
                     save = _parse(_SaveBody, body)
-                    dropped = await self._offloaded.save(save.slot, save.name, save.prompt)
-                    await _reply(send, 200, {"dropped": dropped})
+                    dropped, ms = await self._offloaded.save(save.slot, save.name, save.prompt)
+                    await _reply(send, 200, {"dropped": dropped, "ms": ms})
                 case "POST", "/slots/restore":
                     back = _parse(_RestoreBody, body)
-                    await self._offloaded.restore(back.slot, back.name, salt=back.cache_salt)
-                    await _reply(send, 200, {})
+                    ms = await self._offloaded.restore(back.slot, back.name, salt=back.cache_salt)
+                    await _reply(send, 200, {"ms": ms})
                 case "POST", "/slots/discard":
                     self._offloaded.discard(_parse(_DiscardBody, body).names)
                     await _reply(send, 200, {})

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from rallychat.engines.backend import BackendEvent, Step
+from rallychat.engines.backend import BackendEvent, Copied, Step
 from rallychat.engines.hf_options import options_of, require_libraries
 from rallychat.engines.protocol import CompletionRequest, Done, EngineInfo, Piece, Prefill, WorkerSpec
 from rallychat.engines.slots import Slot
@@ -63,13 +63,13 @@ class Transformers:
         """See `Backend`."""
         return self._tokenizer.decode(ids)
 
-    async def save(self, slot: Slot, name: str) -> int:
+    async def save(self, slot: Slot, name: str) -> Copied:
         """See `Backend`."""
         return await self._copies.save(slot.index, name)
 
-    async def restore(self, slot: Slot, name: str) -> None:
+    async def restore(self, slot: Slot, name: str) -> float:
         """See `Backend`."""
-        await self._copies.restore(slot.index, name)
+        return await self._copies.restore(slot.index, name)
 
     def discard(self, name: str) -> None:
         """See `Backend`."""

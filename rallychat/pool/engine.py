@@ -39,7 +39,7 @@ GIVE_UP = 5
 HEALTHY = 60.0
 """Seconds of life after which earlier deaths are forgotten."""
 
-SIP, SIPS = 32, (8, 256)
+SIP, SIPS = 32, (8, 1024)
 """Tokens that background work evaluates at a time: at first, and the fewest and most."""
 STEP = 0.06
 """Seconds that one such step may take, for that long a person may have to wait for it."""
@@ -143,7 +143,7 @@ class Engine:
             Preempted: somebody who goes first wants the engine, or this slot.
         """
         held = request.prompt[: reusable(slot.ids, request.prompt, rollback=self.info.rollback)]
-        begun, clock = len(held), _Clock()
+        begun, clock, said = len(held), _Clock(), False
         slot.ids = request.prompt
         where = slot.index if self.info.slot_affinity else None
         try:
@@ -156,10 +156,12 @@ class Engine:
                         case Prefill():
                             fresh = event.processed - max(event.cached, len(held))
                             held = request.prompt[: event.processed]
+                            took = clock.read(event)
                             if fresh > 0:
-                                self._read(slot, fresh, clock.read(event))
+                                self._read(slot, fresh, took)
                         case Tokens():
-                            self._said(slot, max(1, len(event.ids)), clock.said())
+                            self._said(slot, max(1, len(event.ids)), clock.said(), first=not said)
+                            said = True
                             held = held if len(held) >= len(request.prompt) else list(request.prompt)
                             held.extend(event.ids)
                         case Done():
@@ -176,12 +178,12 @@ class Engine:
         self.queue.costs.read(tokens, seconds)
         self.queue.charge(slot, tokens * self.queue.costs.of_prompt)
 
-    def _said(self, slot: Slot, tokens: int, seconds: float) -> None:
-        if slot.reading:  # the first is part of what reading gives
+    def _said(self, slot: Slot, tokens: int, seconds: float, *, first: bool) -> None:
+        if first:  # it is part of what reading gives
             self.queue.begun(slot)
         else:
             self.queue.spoke(slot, seconds / tokens)
-            self.queue.costs.say(tokens, seconds)
+            self.queue.costs.say(tokens, seconds / max(1, self.queue.writing))
         self.queue.charge(slot, tokens, said=tokens)
 
     async def warm(self, ids: list[int], slot: Slot, *, adapter: str = "", most: int | None = None) -> int:
@@ -272,7 +274,6 @@ class Engine:
         failures = 0
         while True:
             await asyncio.sleep(BACK_OFF[min(failures, len(BACK_OFF) - 1)])
-            started = time.monotonic()
             process = WorkerProcess(
                 self.spec,
                 load_timeout=self._settings.load_timeout,
@@ -284,7 +285,7 @@ class Engine:
                 failures += 1
                 await self._failed(exc, failures)
                 continue
-            self._process = process
+            self._process, began = process, time.monotonic()
             await self._become("loaded")
             self._loaded(self)
             try:
@@ -292,7 +293,7 @@ class Engine:
             finally:
                 self.queue.pause()
             await process.stop()  # frees its socket and streams
-            failures = 0 if time.monotonic() - started > HEALTHY else failures + 1
+            failures = 0 if time.monotonic() - began > HEALTHY else failures + 1
             self.restarts += 1
             log.warning("engine %s died with code %s; restart %d", self.spec.model, code, self.restarts)
             await self._become("loading")
@@ -306,6 +307,7 @@ class Engine:
     async def _become(self, state: State, error: RallyChatError | None = None) -> None:
         self.state, self.error = state, error
         if state == "loaded":
+            self._sip = SIP
             self.offload.begin(self.info.cache_bytes)
             self.queue.resume(rollback=self.info.rollback, pausing=self.info.token_ids)
         else:
@@ -355,7 +357,7 @@ def sip_after(size: int, took: float) -> int:
     least, most = SIPS
     if took > STEP:
         return max(least, size // 2)
-    return min(most, size * 2) if took < STEP / 3 else size
+    return min(most, size * 2) if took < STEP / 2 else size
 
 
 def salt() -> str | None:

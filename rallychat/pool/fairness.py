@@ -20,6 +20,10 @@ QUANTUM = 512.0
 """Tokens somebody must be ahead of who waits with nothing, before an answer of theirs is paused."""
 SLICE = 64
 """Tokens an answer says, at least, between two such pauses: to go on costs reading it again."""
+STRETCH = 16
+"""Tokens of a prompt whose time says what reading takes."""
+ODD = 10.0
+"""Times as long as usual that a stretch may take and count for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,31 +157,48 @@ def to_pause(
     )
 
 
+class Rate:
+    """Seconds a token takes, over about the last `memory` tokens: a long stretch says more than a short one."""
+
+    def __init__(self, memory: int) -> None:
+        self._memory = memory
+        self._tokens = self._seconds = 0.0
+
+    @property
+    def value(self) -> float:
+        """Seconds; 0 as long as nothing was measured."""
+        return self._seconds / self._tokens if self._tokens else 0.0
+
+    def add(self, tokens: int, seconds: float) -> None:
+        """So many tokens took so long. A process that was stopped meanwhile does not count for all it slept."""
+        if self._seconds:
+            seconds = min(seconds, ODD * self.value * tokens)
+        kept = self._memory / (self._memory + tokens)
+        self._tokens, self._seconds = self._tokens * kept + tokens, self._seconds * kept + seconds
+
+
 class Costs:
-    """What a token of a prompt costs on this engine, against one that is said; measured as both are served."""
+    """What a token of a prompt costs an engine, against one that is said; measured as both are served."""
 
     def __init__(self) -> None:
-        self._read = self._said = 0.0
+        self._read, self._said = Rate(2048), Rate(256)
 
     def read(self, tokens: int, seconds: float) -> None:
-        """A stretch of a prompt was evaluated."""
-        self._read = smooth(self._read, seconds / tokens)
+        """A stretch of a prompt was evaluated. Of a few tokens most is the price of any step: they say nothing."""
+        if tokens >= STRETCH:
+            self._read.add(tokens, seconds)
 
     def say(self, tokens: int, seconds: float) -> None:
-        """Tokens were said."""
-        self._said = smooth(self._said, seconds / tokens)
+        """Tokens were said, in so much of the engine's time."""
+        self._said.add(tokens, seconds)
 
     @property
     def reading(self) -> float:
         """Seconds that a token of a prompt takes; 0 as long as none was read."""
-        return self._read
+        return self._read.value
 
     @property
     def of_prompt(self) -> float:
         """Said tokens that one of a prompt is worth."""
-        return min(1.0, max(0.01, self._read / self._said)) if self._read and self._said else 0.25
-
-
-def smooth(before: float, now: float, weight: float = 0.05) -> float:
-    """A moving average; the first value is taken as it is."""
-    return before + weight * (now - before) if before else now
+        read, said = self._read.value, self._said.value
+        return min(1.0, max(0.01, read / said)) if read and said else 0.25

@@ -7,7 +7,6 @@ instead of for a prompt that is read anew.
 from __future__ import annotations
 
 import logging
-import math
 import time
 import uuid
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from rallychat.engines.client import EngineClient
 from rallychat.engines.slots import reusable, shared_prefix
 from rallychat.errors import EngineRefused
 from rallychat.pool.affinity import Cache, Slot
-from rallychat.pool.fairness import Costs
+from rallychat.pool.fairness import Costs, Rate
 from rallychat.recent import Recent
 
 log = logging.getLogger(__name__)
@@ -31,14 +30,14 @@ FELT = 0.1
 """Seconds: what is read in less is read again, for nobody feels it. That is so of most prompts on a GPU."""
 SLOW = 200e6
 """Bytes a second that a disk writes and reads at least, as long as nothing was measured."""
+MEMORY = 4096
+"""Tokens copied last that say what copying takes."""
 MOST = 1024
 """Users remembered."""
 PRESSED = 300.0
 """Seconds after a conversation had to leave its slot in which others are copied before they have to."""
-TRIES = 8
-"""Copies after which it is believed how long they take."""
 ANEW = 300.0
-"""Seconds after which that is measured anew: it may have been a bad time."""
+"""Seconds for which it holds what copying was measured to take: it may have been a bad time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,25 +46,6 @@ class _Copy:
 
     name: str
     cache: Cache
-
-
-class _Pace:
-    """What a token takes to be copied: as long as it took at the quickest.
-
-    A copy is made between two steps of the engine. How long it waits for the one that goes on says nothing of copying,
-    and whoever reads a prompt waits as well.
-    """
-
-    def __init__(self) -> None:
-        self._times, self._quickest = 0, math.inf
-
-    def took(self, seconds: float, tokens: int) -> None:
-        """So many tokens were copied."""
-        self._times, self._quickest = self._times + 1, min(self._quickest, seconds / tokens)
-
-    def of(self, tokens: int) -> float:
-        """Seconds for so many; 0 as long as it is not believed."""
-        return self._quickest * tokens if self._times >= TRIES else 0.0
 
 
 class Offload:
@@ -79,9 +59,9 @@ class Offload:
         self._costs = costs
         self._copies: dict[str, _Copy] = {}
         self._coming: dict[str, _Copy] = {}  # those that are being made: they can be forgotten already
-        self._saving, self._restoring = _Pace(), _Pace()
+        self._saving, self._restoring = Rate(MEMORY), Rate(MEMORY)
         self._bytes = 0
-        self._left_at, self._measured_since = -PRESSED, time.monotonic()
+        self._left_at = self._measured_at = -PRESSED
         self._returning: Recent[str, None] = Recent(MOST)  # users whose requests without a conversation go on
         self.saved = 0
         """Caches copied out of slots so far."""
@@ -166,12 +146,16 @@ class Offload:
         there = self.of(cache.session)
         if len(cache.ids) < LEAST or (there and len(cache.ids) - shared_prefix(there, cache.ids) < NEARLY):
             return False
-        tokens = len(cache.ids)
-        reading = self._costs.reading * tokens
-        if time.monotonic() - self._measured_since > ANEW:
-            self._saving, self._restoring, self._measured_since = _Pace(), _Pace(), time.monotonic()
-        seconds = self._restoring.of(tokens) + (self._saving.of(tokens) if saving else 0.0)
-        return reading >= FELT and (seconds or tokens * self._bytes / SLOW) <= WORTH * reading
+        return self._spares(len(cache.ids), len(cache.ids), saving=saving)
+
+    def _spares(self, spared: int, copied: int, *, saving: bool) -> bool:
+        """To read so many tokens is felt, and takes longer than to bring a copy of so many back, and to make it."""
+        if time.monotonic() - self._measured_at > ANEW:
+            self._saving, self._restoring = Rate(MEMORY), Rate(MEMORY)
+        reading, unmeasured = self._costs.reading * spared, self._bytes / SLOW
+        seconds = self._restoring.value or unmeasured
+        seconds += (self._saving.value or unmeasured) if saving else 0.0
+        return reading >= FELT and seconds * copied <= WORTH * reading
 
     def _best(self, slot: Slot, ids: list[int], *, rollback: bool) -> _Copy | None:
         """The copy that spares more of the prompt than what the slot holds, and is worth being brought back for it."""
@@ -179,17 +163,18 @@ class Offload:
         for copy in self._copies.values():
             if (copy.cache.user, copy.cache.session) == (slot.user, slot.session):
                 spared = reusable(copy.cache.ids, ids, rollback=rollback)
-                if spared >= max(LEAST, here + NEARLY) and spared * 2 >= len(copy.cache.ids):
+                enough = spared >= max(LEAST, here + NEARLY) and spared * 2 >= len(copy.cache.ids)
+                if enough and self._spares(spared - here, len(copy.cache.ids), saving=False):
                     here, found = spared, copy
         return found
 
     async def _save(self, cache: Cache, slot: Slot, client: EngineClient) -> None:
         before = self.forget(session=cache.session)
-        name, began = before[0] if before else uuid.uuid4().hex, time.monotonic()
+        name = before[0] if before else uuid.uuid4().hex
         coming = self._coming[name] = _Copy(name, cache)
         dropped: list[str] = []
         try:
-            dropped = await client.save(slot.index, name, cache.ids)
+            dropped, seconds = await client.save(slot.index, name, cache.ids)
         except EngineRefused:
             self._coming.pop(name, None)
             raise
@@ -200,16 +185,18 @@ class Offload:
                 self._copies.pop(gone, None)
         if name not in self._copies and name not in dropped:
             await client.discard([name])  # it was forgotten meanwhile
-        self._saving.took(time.monotonic() - began, len(cache.ids))
+        self._measured_at = time.monotonic()
+        self._saving.add(len(cache.ids), seconds)
         self.saved += 1
 
     async def _restore(self, mine: _Copy, slot: Slot, client: EngineClient, *, salt: str | None) -> None:
-        slot.ids, began = [], time.monotonic()
+        slot.ids = []
         try:
-            await client.restore(slot.index, mine.name, cache_salt=salt)
+            seconds = await client.restore(slot.index, mine.name, cache_salt=salt)
         except EngineRefused:
             self._copies.pop(mine.name, None)
             raise
         slot.ids = mine.cache.ids  # the copy stays good until there is a newer one
-        self._restoring.took(time.monotonic() - began, len(mine.cache.ids))
+        self._measured_at = time.monotonic()
+        self._restoring.add(len(mine.cache.ids), seconds)
         self.restored += 1

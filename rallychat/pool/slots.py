@@ -77,6 +77,11 @@ class SlotQueue:
         return sum(slot.busy for slot in self._slots)
 
     @property
+    def writing(self) -> int:
+        """Slots in use whose prompt is read, as far as somebody asked for it: what they say shares each step."""
+        return sum(slot.busy and not slot.reading for slot in self._slots)
+
+    @property
     def waiting(self) -> int:
         """Requests in line."""
         return len(self._line)
