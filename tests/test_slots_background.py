@@ -102,6 +102,30 @@ def measured(queue: SlotQueue, paces: dict[int, float]) -> None:
             queue._strain.said(answers, seconds)
 
 
+async def test_a_token_that_waited_for_another_s_prompt_does_not_say_what_two_answers_cost_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    queue, heard = ready(2), list[tuple[int, float]]()
+    monkeypatch.setattr(queue._strain, "said", lambda *said: heard.append(said))
+    one = Worker(queue, [1])
+    await settle()
+    assert one.slot is not None
+    queue.begun(one.slot)
+    queue.spoke(one.slot, 0.05)
+    two = Worker(queue, [2])
+    await settle()
+    assert two.slot is not None
+    queue.begun(two.slot)
+    queue.spoke(one.slot, 0.64)  # the last step of that prompt
+    queue.spoke(two.slot, 0.06)
+    queue.spoke(one.slot, 0.07)
+    await two.leave()
+    queue.spoke(one.slot, 0.08)  # partly beside it
+    queue.spoke(one.slot, 0.09)
+    assert heard == [(1, 0.05), (2, 0.06), (2, 0.07), (1, 0.09)]
+    await one.leave()
+
+
 async def test_a_batch_goes_on_beside_people_as_far_as_that_slows_nobody() -> None:
     queue = ready(4)
     measured(queue, {1: 0.01, 2: 0.01, 3: 0.02})

@@ -78,6 +78,7 @@ class Slot:
         said: tokens it has said since it was granted.
         beside: who has it goes on while people are answered.
         reading: an answer somebody asked for has it, and waits for the first token.
+        spoke_at: how often it had changed who is served when its newest token came.
         spare: a batch or a measurement had it last: nobody will come back for its cache.
         left: what it held, and somebody will come back for, when who has it was given it.
     """
@@ -94,6 +95,7 @@ class Slot:
     said: int = 0
     beside: bool = False
     reading: bool = False
+    spoke_at: int = -1
     spare: bool = False
     left: Cache | None = None
 
@@ -125,7 +127,7 @@ class Slot:
             self.user, self.ids = asked.user, []
         if self.session != asked.session:
             self.session, self.used_at = asked.session, 0.0
-        self.holder, self.asked, self.said = asked.priority, asked, 0
+        self.holder, self.asked, self.said, self.spoke_at = asked.priority, asked, 0, -1
         self.beside, self.reading = asked.beside, asked.priority.foreground
         self.spare = asked.for_nobody
         self.wanted.clear()

@@ -54,6 +54,7 @@ class SlotQueue:
         self._pausing = True
         self._pace = Pace(slots)
         self._unseen = 0.0
+        self._changes = 0  # in who is served, and who of them is told something
         self._people_at = -LATELY
         self._again: asyncio.TimerHandle | None = None  # a look at whether somebody may have a slot by now
         self._shares = Shares()
@@ -115,11 +116,15 @@ class SlotQueue:
         """The first token of an answer that somebody asked for is there."""
         if slot.reading:
             slot.reading = False
+            self._changes += 1
+            slot.spoke_at = self._changes
             self._grant()
 
     def spoke(self, slot: Slot, seconds: float) -> None:
-        """A token of an answer took so long, which was not its first."""
-        if slot.holder is Priority.CHAT and not self.pressed:
+        """A token of an answer took so long, which was not its first. It says what so many answers cost each other only
+        where all of them were written all the time."""
+        same, slot.spoke_at = slot.spoke_at == self._changes, self._changes
+        if same and slot.holder is Priority.CHAT and not self.pressed:
             self._strain.said(self.busy, seconds)
 
     @property
@@ -227,6 +232,7 @@ class SlotQueue:
     def _release(self, slot: Slot) -> None:
         if slot.holder is Priority.CHAT:
             self._people_at = time.monotonic()
+        self._changes += 1
         slot.free()
 
     async def _acquire(self, asked: Asked) -> Slot:
@@ -363,6 +369,7 @@ class SlotQueue:
         asked = waiting.asked
         home = self.home(asked.session)
         slot.take(asked)
+        self._changes += 1
         if asked.apart == "no":
             self.settle(asked.session, slot)
         elif slot is not home:

@@ -18,6 +18,8 @@ FRESH = 300.0
 """Seconds after which it is to be measured again."""
 MOST = 512
 """Arrivals of which the mean is taken; older ones weigh less and less."""
+ODD = 5.0
+"""Times as long as the mean that an arrival may take and count for: a process may have stood still."""
 
 
 @dataclass(slots=True)
@@ -41,7 +43,7 @@ class Strain:
             self._paces[answers] = _Pace(seconds, now)
             return
         pace.count = min(MOST, pace.count + 1)
-        pace.seconds += (seconds - pace.seconds) / pace.count
+        pace.seconds += (min(seconds, ODD * pace.seconds) - pace.seconds) / pace.count
         pace.at = now
 
     def room(self, people: int, most: int) -> int:
