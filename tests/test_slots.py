@@ -282,6 +282,28 @@ async def test_what_cannot_come_in_time_by_what_was_measured_is_refused_at_once(
     assert queue.idle
 
 
+async def test_an_answer_that_was_cut_off_or_paused_does_not_say_how_long_answers_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who waits was told of a second behind answers of twenty, or of minutes behind an engine that had hung."""
+    queue, heard = SlotQueue(1, limit=4), list[int]()
+    queue.resume()
+    monkeypatch.setattr(queue._pace, "answered", lambda _, tokens: heard.append(tokens))
+
+    async def dies() -> None:
+        async with queue.slot([1]) as slot:
+            queue.charge(slot, 3, said=3)
+            raise EngineUnavailable("it is gone")
+
+    with pytest.raises(EngineUnavailable):
+        await dies()
+    async with queue.slot([1], again=True) as slot:
+        queue.charge(slot, 2, said=2)
+    async with queue.slot([1]) as slot:
+        queue.charge(slot, 5, said=5)
+    assert heard == [5]
+
+
 async def test_nobody_is_refused_by_an_estimate_before_anything_was_measured() -> None:
     queue = ready(1)
     holder = Visitor(queue)

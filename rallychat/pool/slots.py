@@ -220,9 +220,9 @@ class SlotQueue:
             started = time.monotonic()
             try:
                 yield slot
-            finally:
-                if person and not slot.wanted.is_set():
+                if person and not (slot.wanted.is_set() or asked.again):  # whole, and in one go
                     self._pace.answered(time.monotonic() - started, slot.said)
+            finally:
                 self._release(slot)
         finally:
             if person:
