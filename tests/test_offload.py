@@ -213,7 +213,7 @@ async def test_a_copy_that_nobody_waited_for_to_the_end_can_be_forgotten() -> No
     await world.say(LONG, "a")
     store, save = world.store, world.store.save
 
-    async def left(slot: int, name: str, prompt: list[int]) -> list[str]:
+    async def left(slot: int, name: str, prompt: list[int]) -> tuple[list[str], float]:
         await save(slot, name, prompt)
         raise asyncio.CancelledError
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-COLOURS = ("#8a8f98", "#d9822b", "#c23b3b", "#4b7bd1", "#1b9e5a", "#7b4bd1")
+COLOURS = ("#8a8f98", "#d9822b", "#c23b3b", "#4b7bd1", "#1b9e5a", "#7b4bd1", "#c8489a")
 FINE = 2
 """Pixels drawn for each pixel of width and height: lines are smooth, and sharp on fine screens."""
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = (FINE * size for size in (1000, 560, 64, 84, 24, 52))
