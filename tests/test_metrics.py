@@ -96,7 +96,8 @@ async def test_an_answer_that_fails_is_counted_under_its_code(tmp_path: Path) ->
     assert not any(name.startswith("rallychat_tokens") for name in seen)
 
 
-async def test_who_gives_up_in_line_has_waited(tmp_path: Path) -> None:
+async def test_who_gives_up_in_line_has_waited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rallychat.pool.line.Pace.over", lambda *_: False)
     async with echoing(tmp_path, slots=1) as (http, service):
         await http.post("/v1/chat/completions", json=chat())
         (engine,) = service.pool.engines()
