@@ -330,7 +330,8 @@ async def test_a_repeated_background_request_tells_how_far_its_response_is(tmp_p
         first = (await post(http, "/v1/responses", body)).json()
         await told(http, first["id"])
         again = (await post(http, "/v1/responses", body)).json()
-    assert (first["status"], again["status"], first["id"]) == ("queued", "completed", again["id"])
+    assert first["status"] in ("queued", "in_progress")  # it may have begun already
+    assert (again["status"], again["id"]) == ("completed", first["id"])
 
 
 async def test_whoever_repeats_a_request_while_it_is_undone_is_never_told_of_it(
