@@ -43,6 +43,7 @@ _FILLER = (
 
 _PACKAGES = {"llamacpp": ("xllamacpp",), "transformers": ("torch", "transformers")}
 """What an engine's speed comes from: another version is measured anew."""
+
 Points = list[tuple[int, float]]
 """Cached tokens, and the milliseconds until `NEW` more were evaluated."""
 
@@ -120,9 +121,7 @@ class Latencies:
             async with engine.slot(ids, priority=Priority.TITLES, apart="only") as slot:
                 for length in lengths[len(points) :]:
                     took = await _time(engine, slot, ids, length)
-                    if (
-                        engine.queue.busy > 1
-                    ):  # a batch has come: what is measured beside it would be kept for ever
+                    if engine.queue.busy > 1:  # a batch has come, and this would be kept for ever
                         return
                     points.append((length, took))
                     if points[-1][1] > points[0][1] * self._settings.latency_factor * 1.25:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,20 @@ PROMPT = list(range(300))
 LONG = [Prefill(300, 0, 0, 0.0), Prefill(300, 0, 128, 640.0), Prefill(300, 0, 300, 1500.0)]
 SHORT = [Prefill(40, 0, 0, 0.0), Prefill(40, 0, 40, 200.0)]
 CLOCKLESS = [Prefill(40, 0, 40)]
+
+
+@asynccontextmanager
+async def answering(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generate: Callable[..., AsyncGenerator[EngineEvent]]
+) -> AsyncIterator[Engine]:
+    """An engine of four slots that answers so."""
+    engine = Engine(WorkerSpec("echo", "echo", slots=4), Settings(data_dir=tmp_path))
+    try:
+        await engine.ready()
+        monkeypatch.setattr(EngineClient, "generate", generate)
+        yield engine
+    finally:
+        await engine.stop()
 
 
 @pytest.mark.parametrize(("told", "reading"), [(LONG, 0.005), (SHORT, 0.005), (CLOCKLESS, 0.05)])
@@ -41,10 +55,7 @@ async def test_a_prompt_that_is_told_of_when_it_is_over_costs_what_it_took(
         yield Tokens("bc", (2, 3))
         yield Done("length", told[-1].total, 3, 0)
 
-    engine = Engine(WorkerSpec("echo", "echo", slots=1), Settings(data_dir=tmp_path))
-    try:
-        await engine.ready()
-        monkeypatch.setattr(EngineClient, "generate", generate)
+    async with answering(tmp_path, monkeypatch, generate) as engine:
         prompt = PROMPT[: told[-1].total]
         async with engine.slot(prompt) as slot:
             request = CompletionRequest(prompt=prompt, max_tokens=3)
@@ -53,8 +64,6 @@ async def test_a_prompt_that_is_told_of_when_it_is_over_costs_what_it_took(
         assert len(events) == len(told) + 3
         assert costs.reading == pytest.approx(reading)
         assert costs.of_prompt == pytest.approx(reading / 0.25)
-    finally:
-        await engine.stop()
 
 
 def test_a_long_stretch_says_more_than_a_short_one_and_a_few_tokens_nothing() -> None:
@@ -94,10 +103,7 @@ async def test_what_many_answers_wait_for_a_token_is_shared_among_them(
             now += 0.1
         yield Done("length", 40, 3, 0)
 
-    engine = Engine(WorkerSpec("echo", "echo", slots=4), Settings(data_dir=tmp_path))
-    try:
-        await engine.ready()
-        monkeypatch.setattr(EngineClient, "generate", generate)
+    async with answering(tmp_path, monkeypatch, generate) as engine:
         async with AsyncExitStack() as stack:
             slots = [await stack.enter_async_context(engine.slot(PROMPT[:40])) for _ in range(4)]
             for slot in slots:
@@ -105,5 +111,3 @@ async def test_what_many_answers_wait_for_a_token_is_shared_among_them(
             request = CompletionRequest(prompt=PROMPT[:40], max_tokens=3)
             assert [event async for event in engine.generate(request, slots[0])]
         assert engine.queue.costs.of_prompt == pytest.approx(0.005 / 0.025)
-    finally:
-        await engine.stop()

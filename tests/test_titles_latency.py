@@ -154,10 +154,8 @@ def test_what_reading_takes_is_told_by_what_is_read_of_a_prompt(
     assert pace.reading == pytest.approx(120.0 / read)
 
 
-async def test_two_conversations_at_once_measure_a_model_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    timed: list[int] = []
+def measurable(monkeypatch: pytest.MonkeyPatch, timed: list[int]) -> Any:
+    """An engine that takes a tenth of a second at any length; which lengths were timed."""
 
     async def filler(_: object, count: int) -> list[int]:
         await asyncio.sleep(0)
@@ -170,12 +168,40 @@ async def test_two_conversations_at_once_measure_a_model_once(
 
     monkeypatch.setattr(latency, "_filler", filler)
     monkeypatch.setattr(latency, "_time", took)
-    engine: Any = SimpleNamespace(
+    return SimpleNamespace(
         spec=WorkerSpec("llamacpp", "m"),
         info=SimpleNamespace(window=9000, slot_affinity=True, instant=False),
-        queue=SimpleNamespace(busy=False),
+        queue=SimpleNamespace(busy=0),
         slot=lambda *_, **__: nullcontext(),
     )
+
+
+async def test_two_conversations_at_once_measure_a_model_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[int] = []
+    engine = measurable(monkeypatch, timed)
     latencies = Latencies(Settings(data_dir=tmp_path))
     await asyncio.gather(latencies.measure(engine), latencies.measure(engine))
     assert timed == list(latency.LENGTHS)
+
+
+async def test_what_is_measured_beside_a_batch_is_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[int] = []
+    engine = measurable(monkeypatch, timed)
+    engine.slot = lambda *_, **__: nullcontext(setattr(engine.queue, "busy", 2))  # it comes meanwhile
+    latencies = Latencies(Settings(data_dir=tmp_path))
+    await latencies.measure(engine)
+    assert (timed, (tmp_path / "latency.json").exists()) == ([SHORT], False)
+    engine.queue.busy, engine.slot = 0, lambda *_, **__: nullcontext()
+    await latencies.measure(engine)
+    assert timed == [SHORT, *latency.LENGTHS]
+
+
+def test_another_version_of_the_engine_is_measured_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = WorkerSpec("llamacpp", "m")
+    before = key_of(spec)
+    monkeypatch.setattr(latency.importlib.metadata, "version", lambda _: "another")
+    assert key_of(spec) != before

@@ -121,8 +121,7 @@ class SlotQueue:
             self._grant()
 
     def spoke(self, slot: Slot, seconds: float) -> None:
-        """A token of an answer took so long, which was not its first. It says what so many answers cost each other only
-        where all of them were written all the time."""
+        """A token, not the first, took so long: that counts where nobody came or went meanwhile."""
         same, slot.spoke_at = slot.spoke_at == self._changes, self._changes
         if same and slot.holder is Priority.CHAT and not self.pressed:
             self._strain.said(self.busy, seconds)
