@@ -64,12 +64,17 @@ async def collected(events: AsyncGenerator[EngineEvent]) -> int:
     return len([event async for event in events])
 
 
+async def begun(client: EngineClient) -> asyncio.Task[int]:
+    """An answer that has begun, and then waits until the engine speaks."""
+    events = asking(client, QUIET)
+    await anext(events)
+    return asyncio.create_task(collected(events))
+
+
 async def test_a_server_that_stood_still_does_not_take_that_for_silence() -> None:
     peer = Peer()
     async with served(peer) as server:
-        events = asking(peer.client(server), QUIET)
-        await anext(events)
-        rest = asyncio.create_task(collected(events))
+        rest = await begun(peer.client(server))
         await after(peer.patience / 10).wait()
         time.sleep(1.5 * peer.patience)  # noqa: ASYNC251 - engine and server are stopped, and go on together
         peer.speak.set()
@@ -82,9 +87,7 @@ async def test_a_server_that_runs_now_and_then_knows_little_of_the_engines_silen
     monkeypatch.setattr(wire, "_LATE", 0.05)
     peer = Peer(patience=0.5)
     async with served(peer) as server:
-        events = asking(peer.client(server), QUIET)
-        await anext(events)
-        rest = asyncio.create_task(collected(events))
+        rest = await begun(peer.client(server))
         for _ in range(15):
             time.sleep(0.12)  # noqa: ASYNC251 - each tick, of 0.05 seconds, is late
             await asyncio.sleep(0)
