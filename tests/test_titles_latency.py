@@ -191,11 +191,16 @@ async def test_what_is_measured_beside_a_batch_is_measured_again(
 ) -> None:
     timed: list[int] = []
     engine = measurable(monkeypatch, timed)
-    engine.slot = lambda *_, **__: nullcontext(setattr(engine.queue, "busy", 2))  # it comes meanwhile
+
+    def crowded(*_: object, **__: object) -> Any:
+        engine.queue.busy = 2  # it comes meanwhile
+        return nullcontext()
+
+    quiet, engine.slot = engine.slot, crowded
     latencies = Latencies(Settings(data_dir=tmp_path))
     await latencies.measure(engine)
     assert (timed, (tmp_path / "latency.json").exists()) == ([SHORT], False)
-    engine.queue.busy, engine.slot = 0, lambda *_, **__: nullcontext()
+    engine.queue.busy, engine.slot = 0, quiet
     await latencies.measure(engine)
     assert timed == [SHORT, *latency.LENGTHS]
 
@@ -203,5 +208,5 @@ async def test_what_is_measured_beside_a_batch_is_measured_again(
 def test_another_version_of_the_engine_is_measured_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = WorkerSpec("llamacpp", "m")
     before = key_of(spec)
-    monkeypatch.setattr(latency.importlib.metadata, "version", lambda _: "another")
+    monkeypatch.setattr("rallychat.latency.importlib.metadata.version", lambda _: "another")
     assert key_of(spec) != before
