@@ -17,7 +17,7 @@ PACKAGE = Path(rallychat.__file__).parent
 
 LAYERS: dict[str, int] = {
     "disk": 0, "errors": 0, "identity": 0, "logs": 0, "messages": 0, "settings": 0, "signals": 0, "tracing": 1,
-    "texts": 0, "recent": 0, "unset": 0,
+    "garbage": 0, "texts": 0, "recent": 0, "unset": 0,
     "catalog": 1,
     "choices": 2, "prompts": 2, "parsing": 2, "context": 2, "store": 2,
     "accounts": 3, "sources": 3, "transfer": 3,

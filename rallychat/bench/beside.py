@@ -24,7 +24,7 @@ from rallychat.bench.heard import Heard
 from rallychat.bench.serve import QUESTION, SUBJECTS
 from rallychat.bench.talk import questions
 from rallychat.bench.turns import share, wish_to_stop
-from rallychat.bench.ways import warmed_up
+from rallychat.bench.ways import begun
 from rallychat.chat import ChatService
 from rallychat.identity import acting_as
 from rallychat.settings import Settings
@@ -74,10 +74,8 @@ async def run_beside(
         own = apart(settings, Path(made)).model_copy(update={"latency_factor": 0.0})
         if "slots" not in settings.model_fields_set:
             own = own.model_copy(update={"slots": 2 * people})
-        async with ChatService.open(own) as service:
-            tell(f"{rounds} rounds of {len(ARMS)} parts, {seconds:.1f} s each, {own.slots} slots; loading")
-            await service.pool.open(service.resolve(None))
-            await warmed_up(service)
+        tell(f"{rounds} rounds of {len(ARMS)} parts, {seconds:.1f} s each, {own.slots} slots; loading")
+        async with begun(own) as service:
             chats = [(await service.store.create()).id for _ in range(people)]
             told = questions(None)
             lines, thinks = _lines(max_tokens), _thinks(think)

@@ -22,7 +22,7 @@ from typing import Any
 from rallychat.bench.folders import apart
 from rallychat.bench.serve import QUESTION, SUBJECTS
 from rallychat.bench.turns import share, wish_to_stop
-from rallychat.bench.ways import warmed_up
+from rallychat.bench.ways import begun
 from rallychat.catalog import Sampling
 from rallychat.chat import ChatService
 from rallychat.errors import EngineInterrupted
@@ -92,10 +92,9 @@ async def run_fair(
         own = apart(settings, Path(made))
         # what this machine's budget is costs minutes to find out, and nothing here is long enough to ask
         own = own.model_copy(update={"max_queue": max(own.max_queue, flood + people), "latency_factor": 0.0})
-        async with ChatService.open(own) as service:
-            tell(f"{rounds} rounds of {PARTS} parts, {seconds:.1f} s each; loading")
+        tell(f"{rounds} rounds of {PARTS} parts, {seconds:.1f} s each; loading")
+        async with begun(own) as service:
             engine = await service.pool.open(service.resolve(None))
-            await warmed_up(service)
             scene = _Scene(service, engine.queue, stop, names, flood, max_tokens, seconds)
             for number in range(rounds):
                 for name in ARMS if number % 2 == 0 else reversed(ARMS):

@@ -20,7 +20,7 @@ from rallychat.bench.folders import apart
 from rallychat.bench.heard import Heard
 from rallychat.bench.talk import questions
 from rallychat.bench.turns import share
-from rallychat.bench.ways import warmed_up
+from rallychat.bench.ways import begun
 from rallychat.chat import ChatService
 from rallychat.errors import EngineUnavailable
 from rallychat.messages import Message
@@ -57,9 +57,7 @@ async def run_neighbours(
     """
     seen = {"alone": _Seen(), "beside compaction": _Seen()}
     with tempfile.TemporaryDirectory(prefix="rallychat-bench-") as made:
-        async with ChatService.open(apart(settings, Path(made))) as service:
-            await service.pool.open(service.resolve(None))
-            await warmed_up(service)
+        async with begun(apart(settings, Path(made))) as service:
             needed = await _compaction(service, people)
             think = min(max(THINK[0], ENOUGH * needed / turns), THINK[1])
             tell(f"a compaction takes {needed:.1f} s here: people think for {think:.1f} s")

@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 
-from rallychat import templates
+from rallychat import garbage, templates
 from rallychat.bench.folders import apart
 from rallychat.catalog import Sampling
 from rallychat.chat import ChatService
@@ -98,9 +98,8 @@ async def _ours(stack: AsyncExitStack, settings: Settings, think: float) -> Way:
     own, measured = apart(settings, folder), settings.data_dir / "latency.json"
     if measured.exists():
         shutil.copy(measured, folder)
-    service = await stack.enter_async_context(ChatService.open(own))
+    service = await stack.enter_async_context(begun(own))
     engine = await service.pool.open(service.resolve(None))
-    await warmed_up(service)
     if (folder / "latency.json").exists():
         shutil.copy(folder / "latency.json", measured)
     chat = (await service.store.create()).id
@@ -161,11 +160,16 @@ def _rate(tokens: int, seconds: float) -> float:
     return (tokens - 1) / seconds if tokens > 1 and seconds > 0 else 0.0
 
 
-async def warmed_up(service: ChatService) -> None:
-    """The first answer anybody gets, and the idle time after it: then the budget is that of this machine."""
-    other = (await service.store.create()).id
-    await (await service.turn(other, "Hello!", sampling=Sampling(max_tokens=4))).wait()
-    await service.idle.settled()
+@asynccontextmanager
+async def begun(settings: Settings) -> AsyncIterator[ChatService]:
+    """A service after the first answer anybody gets, and the idle time after it: its budget is that of this machine."""
+    async with ChatService.open(settings) as service:
+        await service.pool.open(service.resolve(None))
+        other = (await service.store.create()).id
+        await (await service.turn(other, "Hello!", sampling=Sampling(max_tokens=4))).wait()
+        await service.idle.settled()
+        with garbage.settled():
+            yield service
 
 
 # --- the naive ways ---------------------------------------------------------------------------------------

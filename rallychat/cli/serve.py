@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from rich.console import Console
 
-from rallychat import logs
+from rallychat import garbage, logs
 from rallychat.cli.imports import write_no_stubs
 from rallychat.cli.options import complain, literal
 from rallychat.errors import RallyChatError, SettingsError
@@ -298,6 +298,7 @@ def build_server(
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets=sockets)
             if self.started:
+                garbage.settle()
                 started()
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

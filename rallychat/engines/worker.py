@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import shutil
 import signal
@@ -23,7 +22,7 @@ import orjson
 import uvicorn
 from pydantic import BaseModel, ConfigDict
 
-from rallychat import logs
+from rallychat import garbage, logs
 from rallychat.engines.backend import Backend
 from rallychat.engines.protocol import WorkerSpec
 from rallychat.engines.serving import Serving
@@ -118,8 +117,7 @@ async def _serve(start: Start, answers: int) -> int:
         date_header=False,
         proxy_headers=False,
     )
-    gc.collect()
-    gc.freeze()  # what is loaded stays; collections need not walk it while tokens stream
+    garbage.settle()
     _tell(answers, Ready(port=None if start.socket else listener.getsockname()[1]))
     await _Server(config).serve(sockets=[listener])
     return 0
