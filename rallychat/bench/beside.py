@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import random
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -22,15 +21,13 @@ from rallychat.batches import Line
 from rallychat.bench.folders import apart
 from rallychat.bench.heard import Heard
 from rallychat.bench.serve import QUESTION, SUBJECTS
-from rallychat.bench.talk import questions
+from rallychat.bench.talk import questions, thinks
 from rallychat.bench.turns import share, wish_to_stop
 from rallychat.bench.ways import begun
 from rallychat.chat import ChatService
 from rallychat.identity import acting_as
 from rallychat.settings import Settings
 
-SPREAD = (0.5, 1.5)
-"""How much less or more than `think` a person thinks: people fall out of step."""
 PATIENCE = 5.0
 """Seconds that who has asked when a part ends is still waited for, at most."""
 OWNER = "batch"
@@ -78,14 +75,14 @@ async def run_beside(
         async with begun(own) as service:
             chats = [(await service.store.create()).id for _ in range(people)]
             told = questions(None)
-            lines, thinks = _lines(max_tokens), _thinks(think)
+            lines, pauses = _lines(max_tokens), thinks(think)
             for number in range(rounds):
                 for name in ARMS if number % 2 == 0 else reversed(ARMS):
                     if stop.is_set():
                         break
                     found = seen[name]
                     width = 2 * own.slots if name != ARMS[0] else 0
-                    await _part(service, chats, told, lines, found, width, seconds, max_tokens, thinks, stop)
+                    await _part(service, chats, told, lines, found, width, seconds, max_tokens, pauses, stop)
                     first = found.heard.first
                     p95 = f"p95 {share(first, 0.95):.0f} ms" if first else "nobody asked"
                     tell(f"round {number + 1} of {rounds}, {name}: {p95} so far, {found.lines} lines")
@@ -101,7 +98,7 @@ async def _part(
     width: int,
     seconds: float,
     max_tokens: int,
-    thinks: Iterator[float],
+    pauses: Iterator[float],
     stop: asyncio.Event,
 ) -> None:
     over = asyncio.Event()
@@ -116,11 +113,11 @@ async def _part(
                 found.tokens += outcome.tokens
 
     async def person(number: int, chat: str) -> None:
-        await asyncio.sleep(min(next(thinks), seconds / 2) * number / len(chats))
+        await asyncio.sleep(min(next(pauses), seconds / 2) * number / len(chats))
         while not over.is_set():
             await found.heard.turn(service, chat, next(told), max_tokens=max_tokens)
             with suppress(TimeoutError):
-                await asyncio.wait_for(over.wait(), next(thinks))
+                await asyncio.wait_for(over.wait(), next(pauses))
 
     working = [asyncio.create_task(work()) for _ in range(width)]
     talking = [asyncio.create_task(person(number, chat)) for number, chat in enumerate(chats)]
@@ -145,12 +142,6 @@ async def _first_of(stop: asyncio.Event, seconds: float, *tasks: asyncio.Task[No
     stopped.cancel()
     for task in done - {stopped}:
         task.result()
-
-
-def _thinks(seconds: float) -> Iterator[float]:
-    rng = random.Random(1)  # noqa: S311 - who thinks how long
-    while True:
-        yield seconds * rng.uniform(*SPREAD)
 
 
 def _lines(max_tokens: int) -> Iterator[Line]:

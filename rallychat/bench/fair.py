@@ -15,12 +15,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from rallychat.bench.folders import apart
 from rallychat.bench.serve import QUESTION, SUBJECTS
+from rallychat.bench.talk import thinks
 from rallychat.bench.turns import share, wish_to_stop
 from rallychat.bench.ways import begun
 from rallychat.catalog import Sampling
@@ -32,7 +34,7 @@ from rallychat.pool.slots import SlotQueue
 from rallychat.settings import Settings
 
 THINK = 2.0
-"""Seconds each of the seven thinks between an answer and the next question."""
+"""Seconds each of the seven thinks between an answer and the next question, about."""
 PATIENCE = 5.0
 """Seconds that who has asked when a part ends still waits for a first token, at most."""
 REFUSED = 0.5
@@ -63,6 +65,7 @@ class _Scene:
     max_tokens: int
     seconds: float
     numbers: Iterator[int] = field(default_factory=count)
+    thinks: Iterator[float] = field(default_factory=partial(thinks, THINK))
 
 
 async def run_fair(
@@ -133,7 +136,7 @@ async def _chats(scene: _Scene, found: _Seen, *, flood: int) -> None:
             except EngineInterrupted:
                 found.refused += 1
             waiting.pop(user, None)
-            await asyncio.sleep(THINK)
+            await asyncio.sleep(next(scene.thinks))
 
     others = [asyncio.create_task(_without_end(scene, FLOOD, 4 * scene.max_tokens)) for _ in range(flood)]
     chats: list[asyncio.Task[None]] = []

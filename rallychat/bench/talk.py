@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,15 @@ LONGEST = 240
 """Characters of a message: about 50 tokens."""
 OURS = Path(__file__).with_name("questions.txt")
 """A message a line; lines that begin with # say where they are from."""
+SPREAD = (0.5, 1.5)
+"""How much less or more than usual a person thinks: else those who are answered together would ask together."""
+
+
+def thinks(seconds: float) -> Iterator[float]:
+    """Seconds between an answer and the next question, about so many; the same ones each time."""
+    rng = random.Random(1)  # noqa: S311 - who thinks how long
+    while True:
+        yield seconds * rng.uniform(*SPREAD)
 
 
 def questions(path: Path | None) -> Iterator[str]:
