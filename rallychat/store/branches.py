@@ -80,7 +80,8 @@ def _is_longer(kept: _Kept, settled: Sequence[StoredMessage]) -> bool:
 
 
 async def _read(db: AsyncConnection, chat: str, tip: str, *, most: int | None = None) -> list[StoredMessage]:
-    rows = await db.execute(queries.path_query(chat, tip, queries.message_columns(tip), most=most))
+    asked = {"chat": chat, "tip": tip} | ({} if most is None else {"most": most})
+    rows = await db.execute(queries.branch_query(whole=most is None), asked)
     read: list[StoredMessage] = []
     for row in rows.mappings():
         read.append(codec.message_from(row))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
+    Integer,
     Select,
+    String,
     and_,
+    bindparam,
     case,
     delete,
     exists,
@@ -35,6 +39,12 @@ from rallychat.store.tables import (
 )
 from rallychat.store.types import response_id
 
+_CONVERSATION = select(conversations).where(
+    conversations.c.id == bindparam("asked"),
+    conversations.c.user_id == bindparam("person"),
+    conversations.c.deleted_at.is_(None),
+)
+"""Built once, as all that each turn of a conversation asks for."""
 _WITHOUT_REPORT = [column for column in messages.c if column is not messages.c.report]
 
 
@@ -59,10 +69,7 @@ def not_in_trash() -> ColumnElement[bool]:
 async def conversation_row(db: AsyncConnection, conversation_id: str) -> dict[str, Any]:
     """The row, or NotFound, also where it is somebody else's or in the trash."""
     if is_id(conversation_id):
-        this = conversations.c.id == conversation_id
-        found = await db.execute(
-            select(conversations).where(this, mine(), conversations.c.deleted_at.is_(None))
-        )
+        found = await db.execute(_CONVERSATION, {"asked": conversation_id, "person": current().id})
         if (row := found.mappings().one_or_none()) is not None:
             return dict(row)
     raise NotFound("conversation", conversation_id)
@@ -148,7 +155,11 @@ def with_settled(message_ids: Sequence[str]) -> ColumnElement[bool]:
 
 
 def path_query(
-    conversation_id: str, tip: str, columns: Sequence[Any], *, most: int | None = None
+    conversation_id: str | ColumnElement[str],
+    tip: str | ColumnElement[str],
+    columns: Sequence[Any],
+    *,
+    most: ColumnElement[int] | None = None,
 ) -> Select[Any]:
     """These columns of the messages from the root to `tip`, or of the `most` newest of them. One query."""
     parent = messages.alias("parent")
@@ -162,12 +173,16 @@ def path_query(
     return select(*columns).join(walk, messages.c.id == walk.c.id).order_by(messages.c.id)
 
 
-def message_columns(tip: str) -> list[Any]:
-    """Every column of messages, with the report of `tip` alone."""
-    return [
-        *_WITHOUT_REPORT,
-        case((messages.c.id == tip, messages.c.report), else_=null()).label("report"),
-    ]
+@cache
+def branch_query(*, whole: bool) -> Select[Any]:
+    """The messages, with the report of the last alone, from the root to `tip` in `chat`; else the `most` newest."""
+    chat, tip, most = (
+        bindparam("chat", type_=String),
+        bindparam("tip", type_=String),
+        bindparam("most", type_=Integer),
+    )
+    report = case((messages.c.id == tip, messages.c.report), else_=null()).label("report")
+    return path_query(chat, tip, [*_WITHOUT_REPORT, report], most=None if whole else most)
 
 
 def newest_leaf_query(message_id: str) -> Select[Any]:
