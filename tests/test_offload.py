@@ -25,7 +25,7 @@ from rallychat.engines.slots import Slots, reusable
 from rallychat.errors import EngineRefused, NotFound
 from rallychat.identity import acting_as
 from rallychat.messages import Finished
-from rallychat.pool import Engine, Priority
+from rallychat.pool import Engine, Preempted, Priority
 from rallychat.pool.fairness import Costs
 from rallychat.pool.offload import ANEW, LEAST, NEARLY, Offload
 from rallychat.pool.slots import SlotQueue
@@ -86,15 +86,23 @@ class World:
         self.store = Store()
 
     async def say(
-        self, ids: list[int], session: str = "", user: str = "ann", priority: Priority = Priority.CHAT
+        self,
+        ids: list[int],
+        session: str = "",
+        user: str = "ann",
+        priority: Priority = Priority.CHAT,
+        *,
+        paused: bool = False,
     ) -> int:
-        """An answer to a prompt of `ids`; how much of it was in the slot."""
+        """An answer to a prompt of `ids`; how much of it was in the slot. One that is `paused` raises Preempted."""
         with acting_as(user):
             async with self.queue.slot(ids, session=session, priority=priority) as slot:
                 client = cast(EngineClient, self.store)
                 await self.offload.exchange(slot, ids, client, salt=user, rollback=True)
                 there = reusable(slot.ids, ids, rollback=True)
                 slot.ids = self.store.slots[slot.index] = ids
+                if paused:
+                    raise Preempted
                 return there
 
 
@@ -148,6 +156,17 @@ async def test_requests_without_a_conversation_are_kept_for_who_goes_on_from_the
     assert await world.say(prompt(5000, 60)) == LEAST + 50
     assert await world.say(prompt(1000, 50), user="ben") == 0
     assert world.offload.saved == 3  # ben does not wait for ann's
+
+
+async def test_an_answer_that_made_way_finds_its_cache_again_without_a_conversation() -> None:
+    world = World()
+    with pytest.raises(Preempted):
+        await world.say(LONG, paused=True)
+    await world.say(OTHER, user="ben")
+    assert world.offload.saved == 1
+    assert await world.say([*LONG, 1, 2]) == len(LONG)
+    await world.say(OTHER, user="ben")
+    assert world.offload.saved == 1  # it came to its end
 
 
 async def test_a_copy_is_never_given_to_another_user_or_conversation() -> None:

@@ -56,11 +56,12 @@ class Crowded(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """What a slot's cache holds, and whose it is."""
+    """What a slot's cache holds, and whose it is; of an answer that was `paused`, it will be gone on with for sure."""
 
     user: str
     session: str
     ids: list[int]
+    paused: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -80,6 +81,7 @@ class Slot:
         reading: an answer somebody asked for has it, and waits for the first token.
         spoke_at: how often it had changed who is served when its newest token came.
         spare: a batch or a measurement had it last: nobody will come back for its cache.
+        paused: an answer that made way had it last.
         left: what it held, and somebody will come back for, when who has it was given it.
     """
 
@@ -97,6 +99,7 @@ class Slot:
     reading: bool = False
     spoke_at: int = -1
     spare: bool = False
+    paused: bool = False
     left: Cache | None = None
 
     @property
@@ -122,7 +125,8 @@ class Slot:
     def take(self, asked: Asked) -> None:
         """It is that request's from now on, and its conversation's; another user's cache is forgotten."""
         keep = self.ids and not (self.stale or self.spare)
-        self.left = Cache(self.user, self.session, self.ids) if keep else None
+        self.left = Cache(self.user, self.session, self.ids, self.paused) if keep else None
+        self.paused = False
         if self.user != asked.user:
             self.user, self.ids = asked.user, []
         if self.session != asked.session:

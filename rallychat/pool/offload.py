@@ -131,7 +131,7 @@ class Offload:
         """What the slot held is another conversation's, to be gone on with.
 
         Requests without a conversation are taken to be single ones, until one of their user's goes on from another; and
-        nobody else waits for their copies.
+        nobody else waits for their copies, unless they were paused: read anew, they would take more from everybody.
         """
         if (left.user, left.session) == (slot.user, slot.session):
             goes_on = reusable(left.ids, ids, rollback=rollback) * 2 >= len(left.ids)
@@ -139,7 +139,7 @@ class Offload:
                 self._returning[slot.user] = None
             if slot.session or goes_on:
                 return False
-        return bool(left.session) or (left.user == slot.user and left.user in self._returning)
+        return bool(left.session) or left.paused or (left.user == slot.user and left.user in self._returning)
 
     def _worth(self, cache: Cache, *, saving: bool) -> bool:
         """There is no copy yet, and to bring one back (with `saving`, to make it, too) is quicker than reading."""

@@ -22,7 +22,17 @@ from typing import Unpack
 
 from rallychat.errors import RallyChatError
 from rallychat.messages import Queued
-from rallychat.pool.affinity import Asked, Crowded, How, Priority, Slot, best, unheard, until_expendable
+from rallychat.pool.affinity import (
+    Asked,
+    Crowded,
+    How,
+    Preempted,
+    Priority,
+    Slot,
+    best,
+    unheard,
+    until_expendable,
+)
 from rallychat.pool.background import following, to_leave
 from rallychat.pool.fairness import Costs, Shares
 from rallychat.pool.line import Pace, Waiting, late, to_refuse
@@ -221,6 +231,9 @@ class SlotQueue:
                 yield slot
                 if person and not (slot.wanted.is_set() or asked.again):  # whole, and in one go
                     self._pace.answered(time.monotonic() - started, slot.said)
+            except Preempted:
+                slot.paused = asked.priority.foreground
+                raise
             finally:
                 self._release(slot)
         finally:
