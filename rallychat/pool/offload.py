@@ -200,3 +200,6 @@ class Offload:
         self._measured_at = time.monotonic()
         self._restoring.add(len(mine.cache.ids), seconds)
         self.restored += 1
+        if mine.cache.paused and not mine.cache.session:  # it goes on here; nobody else asks for it
+            self._copies.pop(mine.name, None)
+            await client.discard([mine.name])
